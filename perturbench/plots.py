@@ -50,7 +50,7 @@ class Picture(Figure):
         self.savefig(out, format='png', dpi=100, metadata={'Software': None})
         return out.getvalue()
 
-# %% ../nbs/01_plots.ipynb #ccf81672
+# %% ../nbs/01_plots.ipynb #94fefb64
 def figure(rows=1, cols=1, # panels
            width=5, height=3.2, # of one panel, inches
            **kwargs # for `Figure.subplots`, such as `sharex`
@@ -58,6 +58,7 @@ def figure(rows=1, cols=1, # panels
     "A themed figure of `rows` x `cols` panels, each `width` x `height` inches."
     with rc_context(_THEME):
         fig = Picture(figsize=(cols*width, rows*height), layout='constrained')
+        fig.get_layout_engine().set(w_pad=.06, h_pad=.08)
         return fig, fig.subplots(rows, cols, **kwargs)
 
 def label(ax, title=None, x=None, y=None):
@@ -88,7 +89,7 @@ def legend(ax, **kwargs):
     "The legend of what carries a `label` in `ax`."
     with rc_context(_THEME): return ax.legend(**kwargs)
 
-# %% ../nbs/01_plots.ipynb #ba92c3b0
+# %% ../nbs/01_plots.ipynb #5da15a4a
 def intervals(ax, labels, # a name each
               mean, lo, hi, # estimates and their intervals; missing where there is none
               colours=None, # one each; by default all alike
@@ -104,10 +105,11 @@ def intervals(ax, labels, # a name each
         for i,(m,a,b,c,n) in enumerate(zip(mean, lo, hi, colours, notes)):
             if np.isfinite([a, b]).all(): ax.plot([a, b], [i, i], color=c, lw=2, solid_capstyle='butt', alpha=.55)
             if np.isfinite(m): ax.plot(m, i, 'o', color=c, ms=5)
-            else: ax.text(.02, i, plain(n), color=FAINT, va='center', transform=ax.get_yaxis_transform())
+            else: ax.text(.02, i, plain(n), color=FAINT, va='center', transform=ax.get_yaxis_transform(), bbox=dict(fc='white', ec='none', pad=1))
         ax.set_yticks(range(len(mean)), [plain(l) for l in labels])
         ax.set_ylim(len(mean) - .5, -.5)
         ax.tick_params(axis='y', length=0)
+        ax.locator_params(axis='x', nbins=5)
 
 # %% ../nbs/01_plots.ipynb #cf8d63ea
 def thin(labels, # names along an axis

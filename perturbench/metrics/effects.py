@@ -30,12 +30,12 @@ def pseudobulk(
     n = np.bincount(codes[codes >= 0], minlength=n_groups)
     return np.divide(sums, n[:, None], out=np.full_like(sums, np.nan), where=n[:, None] > 0), n
 
-# %% ../../nbs/50_metrics.effects.ipynb #91660e20
+# %% ../../nbs/50_metrics.effects.ipynb #4ffc2ee1
 def log_fold_change(
     mean, # Mean log-normalised expression, conditions x genes
     control, # That of the controls, of a shape that fits
     pseudocount:float=.1, # Added to both
 ) -> np.ndarray: # Effects, float64, conditions x genes; 0 is no change
     "Log2 fold change of `mean` over `control`, both of them means of log-normalised values."
-    mean, control = np.asarray(mean, dtype=float), np.asarray(control, dtype=float)
-    return np.log2(mean + pseudocount) - np.log2(control + pseudocount)
+    level = lambda x: np.log2(np.maximum(np.asarray(x, dtype=float), 0) + pseudocount)
+    return level(mean) - level(control)

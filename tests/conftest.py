@@ -1,0 +1,26 @@
+"Fixtures that tests share: one small simulated screen, and the real ones where they lie beside the project."
+import os
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+from pathlib import Path
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+@pytest.fixture(scope='session')
+def real():
+    "The folder of real screens; tests that need it do without where it is absent."
+    folder = ROOT.parent/'shared'/'data'
+    if not (folder/'norman_mcfaline.h5ad').exists(): pytest.skip('the real screens are not beside the project')
+    return folder
+
+@pytest.fixture(scope='session')
+def screen():
+    "The small simulated screen that tests share."
+    from perturbench.data.simulate import simulated
+    return simulated('sim-transfer')
+
+@pytest.fixture(scope='session')
+def task(tmp_path_factory):
+    "The transfer task on it, opened."
+    from perturbench.tasks import open_task
+    return open_task('sim-transfer', tmp_path_factory.mktemp('tasks'))
