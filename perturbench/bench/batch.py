@@ -272,7 +272,7 @@ def _register_ray():
     except ImportError: raise InputError("the backend 'ray' is not installed; pip install 'perturbench[ray]', or use --backend loky") from None
     register_ray()
 
-# %% ../../nbs/61_bench.batch.ipynb #5ccc8e4d
+# %% ../../nbs/61_bench.batch.ipynb #7045a71b
 def run_grid(
     grid, # What `read_grid` takes, or a Grid
     out, # The folder of results
@@ -292,7 +292,7 @@ def run_grid(
         outcome, lost = Outcome(specs, skipped=len(specs) - len(todo)), {}
         while todo:
             try:
-                for spec, how in progress(_parallel(todo, out, jobs, backend, isolate), 'runs', len(todo)):
+                for spec, how in progress(_parallel(list(todo), out, jobs, backend, isolate), 'runs', len(todo)):
                     todo.remove(spec)
                     _settle(outcome, spec, how, out)
             except TerminatedWorkerError:

@@ -47,7 +47,7 @@ def _seen(
     dropped = {'min_cells': least, 'dropped_genes': int((~genes).sum()), 'dropped_cells': int((~cells).sum())}
     return (adata[cells][:, genes] if dropped['dropped_genes'] or dropped['dropped_cells'] else adata), dropped
 
-# %% ../../nbs/11_data.preprocess.ipynb #3d1e4497
+# %% ../../nbs/11_data.preprocess.ipynb #ba03370d
 def prepare(
     adata, # AnnData: cells x genes, `values` in X
     perturbation_key:str, # The column of obs that names what was done to a cell
@@ -63,7 +63,8 @@ def prepare(
     if values not in VALUES: raise InputError(f"the kind of values '{values}' is not known{nearest(values, VALUES)}")
     X, layer = to_csr(adata.X), adata.layers.get('counts')
     card = {'values': values, 'target_sum': target_sum if values == 'counts' else None}
-    if values == 'counts': faults = _fractions(X, 'X', "give values='lognorm' (--values lognorm) if they are log-normalised, or put raw counts in X (estimated ones rounded)")
+    if values == 'counts': faults = _fractions(X, 'X', "give values='lognorm' (--values lognorm) if they are log-normalised, or put raw counts in X "
+                                                       '(estimated ones rounded)')
     else: faults = [] if layer is None else _fractions(to_csr(layer), "layers['counts']", 'put raw counts there or remove the layer')
     if values == 'counts' and not faults and np.isfinite(X.data).all() and X.data.min(initial=0) >= 0:
         adata, dropped = _seen(adata, min_cells)
@@ -119,7 +120,7 @@ def changed_genes(
         chosen[best[np.take_along_axis(t, best, 1) > 0]] = True
     return chosen
 
-# %% ../../nbs/11_data.preprocess.ipynb #e794e0a8
+# %% ../../nbs/11_data.preprocess.ipynb #3ac5769c
 MIN_CELLS, MIN_GENES = 10, 30  # of a state, with genes that vary, for a curve (loess crashes the process on fewer than four points)
 
 def _variability(X, is_counts):
@@ -127,12 +128,11 @@ def _variability(X, is_counts):
     import scanpy as sc
     _, mean, variance = group_moments(X, np.zeros(X.shape[0], int), 1)
     if X.shape[0] < MIN_CELLS or (variance > 0).sum() < MIN_GENES: return None
-    adata, flavor = ad.AnnData(X), 'seurat_v3' if is_counts else 'seurat'
-    try:
-        with np.errstate(all='ignore'):
-            found = sc.pp.highly_variable_genes(adata, flavor=flavor, n_top_genes=1 if is_counts else None, inplace=False)
-    except (ValueError, IndexError): return None
-    return found['variances_norm' if is_counts else 'dispersions_norm'].fillna(-np.inf).to_numpy(float)
+    for options in [dict(flavor='seurat_v3', n_top_genes=1, span=s) for s in (.3, .5, .8, 1)] if is_counts else [dict(flavor='seurat')]:
+        try:
+            with np.errstate(all='ignore'): found = sc.pp.highly_variable_genes(ad.AnnData(X), inplace=False, **options)
+        except (ValueError, IndexError): continue
+        return found['variances_norm' if is_counts else 'dispersions_norm'].fillna(-np.inf).to_numpy(float)
 
 def variable_genes(
     screen:Screen, # The screen

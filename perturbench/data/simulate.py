@@ -149,7 +149,7 @@ def combine(
     if kind not in DOUBLES: return strength
     return strength + strength.prod(1, keepdims=True)*(np.array(DOUBLES[kind]) - 1)
 
-# %% ../../nbs/12_data.simulate.ipynb #662d0349
+# %% ../../nbs/12_data.simulate.ipynb #a5074998
 GENERATORS = Registry('generator')
 
 @GENERATORS.register('programmes')
@@ -176,30 +176,37 @@ class Programmes:
         self.half = 10**g.uniform(-1, 1, P)
         self.x, self.y, self.phase = g.uniform(-1, 1, P), g.uniform(-1, 1, P), g.random(P)
 
-    def gate(self, parts, z):
-        "The factor that the place of each cell puts on the effect of each part, cells x parts."
-        p = list(parts)
-        wave = np.cos(2*np.pi*(z.cycle[:, None] - self.phase[p]))
-        return 1 + self.par.dependence/2*(self.x[p]*z.continuum[:, None] + self.y[p]*wave)
+# %% ../../nbs/12_data.simulate.ipynb #ee3b114e
+@patch
+def gate(self:Programmes,
+    parts, # Perturbations
+    z:Latent, # The cells
+) -> np.ndarray: # cells x parts
+    "The factor that the place of each cell puts on the effect of each part."
+    p = list(parts)
+    wave = np.cos(2*np.pi*(z.cycle[:, None] - self.phase[p]))
+    return 1 + self.par.dependence/2*(self.x[p]*z.continuum[:, None] + self.y[p]*wave)
 
-    def shift(self,
-        state:int,
-        parts:tuple, # The perturbations; none for control
-        kind:str, # Of a double
-        strength:np.ndarray, # cells x parts
-        z:Latent=None, # None: cells in a neutral place
-    ) -> np.ndarray: # cells x genes
-        "Change of the log expression of cells."
-        if not parts: return np.zeros((len(strength), self.loadings.shape[1]))
-        weight = combine(strength, kind)*(1 if z is None else self.gate(parts, z))
-        activity = self.activity[state][list(parts)]
-        out = (weight @ activity) @ self.loadings
-        for j, p in enumerate(parts):
-            t = self.targets[p]
-            out[:, t] += np.log1p(-self.par.knockdown*np.minimum(strength[:, j], 1)) - weight[:, j]*(activity[j] @ self.loadings[:, t])
-        return out
+# %% ../../nbs/12_data.simulate.ipynb #6ddf7a8a
+@patch
+def shift(self:Programmes,
+    state:int,
+    parts:tuple, # The perturbations; none for control
+    kind:str, # Of a double
+    strength:np.ndarray, # cells x parts
+    z:Latent=None, # None: cells in a neutral place
+) -> np.ndarray: # cells x genes
+    "Change of the log expression of cells."
+    if not parts: return np.zeros((len(strength), self.loadings.shape[1]))
+    weight = combine(strength, kind)*(1 if z is None else self.gate(parts, z))
+    activity = self.activity[state][list(parts)]
+    out = (weight @ activity) @ self.loadings
+    for j, p in enumerate(parts):
+        t = self.targets[p]
+        out[:, t] += np.log1p(-self.par.knockdown*np.minimum(strength[:, j], 1)) - weight[:, j]*(activity[j] @ self.loadings[:, t])
+    return out
 
-# %% ../../nbs/12_data.simulate.ipynb #8e620cdf
+# %% ../../nbs/12_data.simulate.ipynb #808650c3
 @GENERATORS.register('network')
 class Network:
     "Effects that a regulatory network with saturating responses settles to."
@@ -217,7 +224,7 @@ class Network:
         def edges():
             W = (_some(g, (P + H, G), .15)*(np.arange(G) != self.regulators[:, None])).T
             response = np.sqrt(((expit(-self.point)[:, None]*W)**2).mean(0))*expit(self.point[self.regulators])
-            return W*size/response
+            return W*size/np.maximum(response, 1e-9)
         common, same = edges(), g.random((G, P + H)) < par.shared
         self.W = [np.where(same, common, edges()) for _ in range(S)]
         for W in self.W: W[self.regulators] /= np.maximum(np.abs(W[self.regulators]).sum(1, keepdims=True)/2, 1)
@@ -225,45 +232,49 @@ class Network:
         self.half = 10**g.uniform(-1, 1, P)
         self.x, self.y, self.phase = g.uniform(-1, 1, P + H), g.uniform(-1, 1, P + H), g.random(P + H)
 
-    def steady(self,
-        state:int,
-        move:np.ndarray, # cells x regulators: change of their thresholds
-        keep:np.ndarray, # cells x regulators: share of their transcripts that is left
-        start:float=None, # Where to start; None: the activities of neutral cells
-    ) -> np.ndarray: # cells x regulators
-        "Activities of the regulators in the steady state."
-        W, neutral = self.W[state][self.regulators], expit(self.point[self.regulators])
-        threshold = self.point[self.regulators] - W @ neutral + move
-        a = np.broadcast_to(neutral if start is None else start, move.shape)
-        for _ in range(100):
-            last, a = a, keep*expit(threshold + a @ W.T)
-            if np.abs(a - last).max() < 1e-10: break
-        return a
+# %% ../../nbs/12_data.simulate.ipynb #2e9a7b27
+@patch
+def steady(self:Network,
+    state:int,
+    move:np.ndarray, # cells x regulators: change of their thresholds
+    keep:np.ndarray, # cells x regulators: share of their transcripts that is left
+    start:float=None, # Where to start; None: the activities of neutral cells
+) -> np.ndarray: # cells x regulators
+    "Activities of the regulators in the steady state."
+    W, neutral = self.W[state][self.regulators], expit(self.point[self.regulators])
+    threshold = self.point[self.regulators] - W @ neutral + move
+    a = np.broadcast_to(neutral if start is None else start, move.shape)
+    for _ in range(100):
+        last, a = a, keep*expit(threshold + a @ W.T)
+        if np.abs(a - last).max() < 1e-10: break
+    return a
 
-    def shift(self,
-        state:int,
-        parts:tuple, # The perturbations; none for control
-        kind:str, # Has no influence here
-        strength:np.ndarray, # cells x parts
-        z:Latent=None, # None: cells in a neutral place
-    ) -> np.ndarray: # cells x genes
-        "Change of the log expression of cells against a neutral control cell."
-        n, R, reg = len(strength), len(self.regulators), self.regulators
-        move, keep = np.zeros((n, R)), np.ones((n, R))
-        if z is not None: move = self.par.dependence*(self.x*z.continuum[:, None] + self.y*np.cos(2*np.pi*(z.cycle[:, None] - self.phase)))
-        for j, p in enumerate(parts): keep[:, p] = 1 - self.par.knockdown*np.minimum(strength[:, j], 1)
-        def expression(keep):
-            change = (self.steady(state, move, keep) - expit(self.point[reg])) @ self.W[state].T
-            change[:, reg] += move
-            return np.log1p(np.exp(-self.point)) - np.log1p(np.exp(-self.point - change))
-        control = expression(np.ones((n, R)))
-        if not parts: return control
-        net = expression(keep) - control
-        out = control + (1 - self.par.stress**2)**.5*net + self.par.stress*np.sqrt((net**2).mean(1, keepdims=True))*self.stress
-        for p in parts: out[:, self.targets[p]] = (control + net)[:, self.targets[p]] + np.log(keep[:, p])
-        return out
+# %% ../../nbs/12_data.simulate.ipynb #a2b70199
+@patch
+def shift(self:Network,
+    state:int,
+    parts:tuple, # The perturbations; none for control
+    kind:str, # Has no influence here
+    strength:np.ndarray, # cells x parts
+    z:Latent=None, # None: cells in a neutral place
+) -> np.ndarray: # cells x genes
+    "Change of the log expression of cells against a neutral control cell."
+    n, R, reg = len(strength), len(self.regulators), self.regulators
+    move, keep = np.zeros((n, R)), np.ones((n, R))
+    if z is not None: move = self.par.dependence*(self.x*z.continuum[:, None] + self.y*np.cos(2*np.pi*(z.cycle[:, None] - self.phase)))
+    for j, p in enumerate(parts): keep[:, p] = 1 - self.par.knockdown*np.minimum(strength[:, j], 1)
+    def expression(keep):
+        change = (self.steady(state, move, keep) - expit(self.point[reg])) @ self.W[state].T
+        change[:, reg] += move
+        return np.log1p(np.exp(-self.point)) - np.log1p(np.exp(-self.point - change))
+    control = expression(np.ones((n, R)))
+    if not parts: return control
+    net = expression(keep) - control
+    out = control + (1 - self.par.stress**2)**.5*net + self.par.stress*np.sqrt((net**2).mean(1, keepdims=True))*self.stress
+    for p in parts: out[:, self.targets[p]] = (control + net)[:, self.targets[p]] + np.log(keep[:, p])
+    return out
 
-# %% ../../nbs/12_data.simulate.ipynb #ce3fcc9f
+# %% ../../nbs/12_data.simulate.ipynb #b045c0bc
 @dataclass
 class World:
     "All there is to know about a simulated screen before cells are drawn. S states, G genes, C conditions, B batches."
@@ -278,6 +289,7 @@ class World:
     dispersion: np.ndarray # G
     effects: object # The generator
 
+# %% ../../nbs/12_data.simulate.ipynb #e4c39885
 def _doubles(effects, par, seed):
     "Pairs of perturbations with the kind of each pair."
     acts = np.flatnonzero(effects.size > 0) if effects.size.any() else np.arange(len(effects.size))
@@ -287,6 +299,7 @@ def _doubles(effects, par, seed):
     kinds = ['emergent'] if par.generator == 'network' else list(DOUBLES)
     return [((int(acts[i[o]]), int(acts[j[o]])), kinds[n % len(kinds)]) for n, o in enumerate(order)]
 
+# %% ../../nbs/12_data.simulate.ipynb #9b98ba8b
 def layout(
     par:Parameters,
     names:list, # Of the single perturbations
@@ -306,6 +319,7 @@ def layout(
     table['batch'] = np.where(treated & par.confounded, g.integers(par.n_batches, size=len(table)), -1)
     return table
 
+# %% ../../nbs/12_data.simulate.ipynb #bb79a60e
 def world(par:Parameters, seed:int=0) -> World:
     "The biology and the conditions that belong to `par` and `seed`."
     base, (along, cycle), g = baseline(par, seed), variation(par, seed), rng('simulate', seed, 'world')
@@ -357,7 +371,7 @@ def negative_binomial(
     "Counts with variance mean + dispersion*mean**2."
     return g.poisson(g.standard_gamma(1/np.broadcast_to(dispersion, mean.shape))*dispersion*mean)
 
-# %% ../../nbs/12_data.simulate.ipynb #9d9e2045
+# %% ../../nbs/12_data.simulate.ipynb #1f2813a2
 @patch
 def draw(self:World,
     c:int, # The condition
@@ -382,8 +396,9 @@ def lognorm(
     totals:np.ndarray, # Transcripts of each cell, all genes together
 ) -> sparse.csr_matrix: # float32; shares its row and column arrays with `counts`
     "log(1 + 1e4 counts/total)."
-    scale = np.repeat(1e4/np.maximum(totals, 1), np.diff(counts.indptr))
-    return sparse.csr_matrix((np.log1p(counts.data*scale).astype(np.float32), counts.indices, counts.indptr), shape=counts.shape)
+    x = np.repeat((1e4/np.maximum(totals, 1)).astype(np.float32), np.diff(counts.indptr))
+    x *= counts.data
+    return sparse.csr_matrix((np.log1p(x, out=x), counts.indices, counts.indptr), shape=counts.shape)
 
 # %% ../../nbs/12_data.simulate.ipynb #e922c337
 def expected_lognorm(
@@ -441,7 +456,7 @@ def expected(self:World,
     batch = -1 if balanced else self.conditions.batch.iat[c]
     return look(np.log(self.shares(c, latent(spread(), self.par, batch)))).mean(0)
 
-# %% ../../nbs/12_data.simulate.ipynb #e6ffc36f
+# %% ../../nbs/12_data.simulate.ipynb #fb641bb7
 @dataclass
 class Truth:
     "What is known about a screen; rows are those of `screen.conditions`."
@@ -467,7 +482,7 @@ class Truth:
         seed:int=0,
     ) -> sparse.csr_matrix: # n x G, log-normalised
         "New cells of a condition, none of which is in the screen."
-        counts, totals, _ = self.world.draw(condition, n, rng('simulate', self.world.seed, 'truth', condition, seed))
+        counts, totals, _ = self.world.draw(int(condition), n, rng('simulate', self.world.seed, 'truth', int(condition), seed))
         return lognorm(counts, totals)
 
 @dataclass
@@ -503,7 +518,7 @@ def simulate(
     balanced = np.stack([w.expected(c, look, balanced=True) for c in C]) if par.confounded else expected
     return Simulation(screen, Truth(screen.conditions.assign(**w.conditions[['kind', 'size', 'batch']]), expected, balanced, w))
 
-# %% ../../nbs/12_data.simulate.ipynb #1086e043
+# %% ../../nbs/12_data.simulate.ipynb #0c7dd91e
 def _means(X, codes, n):
     "Means of the rows of `X` by code."
     member = sparse.csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes)))), shape=(n, len(codes)))
@@ -520,11 +535,12 @@ def _signal(X, codes, n_splits, g):
         halves = _means(X, codes*2 + (place >= (np.bincount(codes)//2)[codes]), 2*n)
         a, b, whole = halves[2::2] - halves[0], halves[3::2] - halves[1], _means(X, codes, n)[1:]
         given, true = whole - halves[0], whole - halves[1]
-        mean = (given.sum(0) - given)/(n - 2)
         r.append([np.corrcoef(i, j)[0, 1] for i, j in zip(a, b)])
+        mean = given.sum(0) - given if n > 2 else np.full_like(given, np.nan)
         like.append((mean*true).sum(1)/np.sqrt((mean**2).sum(1)*(true**2).sum(1)))
     return np.mean(r), np.mean(like)
 
+# %% ../../nbs/12_data.simulate.ipynb #7778c251
 def dispersions(
     counts:sparse.csr_matrix, # cells x genes
     totals:np.ndarray, # Transcripts of each cell
@@ -538,16 +554,17 @@ def dispersions(
         above, square = above + ((k - mean)**2 - mean).sum(0), square + (mean**2).sum(0)
     return np.asarray(counts.mean(0)).ravel(), np.divide(above, square, out=np.zeros_like(square), where=square > 0)
 
+# %% ../../nbs/12_data.simulate.ipynb #057ea017
 def fingerprint(
     screen:Screen, # With counts
     n_splits:int=20, # Random halvings
     seed:int=0,
-) -> pd.DataFrame: # A row for each state
+) -> pd.DataFrame: # A row for each state; conditions of one cell are left out, the cosine is missing with one perturbation
     "The figures by which screens are compared."
     X, counts, c, rows = screen.adata.X.astype(float), screen.adata.layers['counts'], screen.conditions, []
     value, count = np.asarray(X.expm1().sum(1)).ravel(), np.asarray(counts.sum(1)).ravel()
     for s in range(len(screen.states)):
-        i = np.flatnonzero((c.state.to_numpy()[screen.codes] == s) & (count > 0))
+        i = np.flatnonzero(((c.state == s) & (c.n_cells > 1)).to_numpy()[screen.codes] & (count > 0))
         r, like = _signal(X[i], np.unique(screen.codes[i], return_inverse=True)[1], n_splits, rng('fingerprint', seed, s))
         mean, phi = dispersions(counts[i], 1e4*count[i]/value[i], screen.codes[i])
         low, high = (np.median(phi[b]) if b.any() else np.nan for b in ((mean >= .1) & (mean < 1), mean >= 1))

@@ -43,7 +43,7 @@ class Split:
 
     def __repr__(self): return ', '.join(f'{p} {self.mask(p).sum():,}' for p in PARTS) + f' cells; {self.recipe}'
 
-# %% ../../nbs/14_data.splits.ipynb #cd235445
+# %% ../../nbs/14_data.splits.ipynb #00507d27
 def _by_state(screen, chosen):
     "(state, rows of the cells `chosen` in the order of their names) for each state."
     names, state = screen.adata.obs_names.to_numpy(str), screen.conditions.state.to_numpy()[screen.codes]
@@ -71,7 +71,8 @@ def divide_controls(
         part[rows] = TRAIN
         part[rows[:n_test]] = TEST
         part[rows[n_test:n_test + n_val]] = VAL
-    if few: raise InputError(f'a state needs 4 control cells to be split, and these have fewer: {"; ".join(few)}; leave the state out, or add controls')
+    if few: raise InputError('a state needs 4 control cells to be split, and these have fewer: '
+                             f'{"; ".join(few)}; leave the state out, or add controls')
     return part
 
 # %% ../../nbs/14_data.splits.ipynb #5dc0798f
@@ -86,7 +87,7 @@ def halve_controls(
         half[rng(seed, 'halves', *screen.states.iloc[s]).permutation(rows)] = np.arange(len(rows)) % 2
     return half
 
-# %% ../../nbs/14_data.splits.ipynb #4ab45dc5
+# %% ../../nbs/14_data.splits.ipynb #149c960b
 def _pairs(screen):
     "Each (state, perturbation), controls among them, doses together; and the pair of each condition."
     c = screen.conditions
@@ -101,7 +102,8 @@ def _faults(screen, split):
         held = c.state[(n > 0) & ~c.is_control].unique()
         bare = [state_name(screen, s) for s in held if n[(c.state == s) & c.is_control].sum() < least]
         if not len(held): faults.append(f'no perturbed cell is in {part}; put some conditions there')
-        if bare: faults.append(f"{part} has perturbed cells but fewer than {least} control{'s'[:least - 1]} in {'; '.join(bare)}; put more controls there")
+        if bare: faults.append(f"{part} has perturbed cells but fewer than {least} control{'s'[:least - 1]} in "
+                               f"{'; '.join(bare)}; put more controls there")
     return faults
 
 def _split(screen, part_of_pair, recipe):
@@ -173,7 +175,7 @@ def _transfer_pairs(pairs, n_states, fraction, seed, max_heldout, max_heldout_co
             held.append(i)
     return np.array(held, int)
 
-# %% ../../nbs/14_data.splits.ipynb #54265a8d
+# %% ../../nbs/14_data.splits.ipynb #05552da0
 def _check_number(name, value, least, most, whole=False):
     if isinstance(value, bool) or not isinstance(value, (int, np.integer) if whole else (int, float, np.number)) or not least <= value <= most:
         raise InputError(f"'{name}' of a split is {value!r}; give a {'whole ' if whole else ''}number from {least} to {most}")
@@ -193,13 +195,14 @@ def transfer(
     held = _transfer_pairs(pairs, len(screen.states), fraction, seed, max_heldout, max_heldout_covariates)
     if len(held) < 2:
         n = (~pairs.is_control).groupby(pairs.state).sum().max()
-        raise InputError(f'covariate transfer leaves nothing to test: it holds out {len(held)} pairs of state and perturbation and needs two, one to test and one to '
-                         f'validate (number of states: {len(screen.states)}; most perturbations in a state: {n}, of which int({fraction:g} x {n + 1}) may be held out, '
-                         f'but not all); {_remedy(screen, "transfer")}')
+        raise InputError(f'covariate transfer leaves nothing to test: it holds out {len(held)} pairs of state and perturbation and needs two, one to '
+                         f'test and one to validate (number of states: {len(screen.states)}; most perturbations in a state: {n}, of which '
+                         f'int({fraction:g} x {n + 1}) may be held out, but not all); {_remedy(screen, "transfer")}')
     part = _halve_held(pairs.state.to_numpy(), held, rng(seed, 'test'))
-    return _split(screen, part, {'kind': 'transfer', 'fraction': fraction, 'seed': seed, 'max_heldout': max_heldout, 'max_heldout_covariates': max_heldout_covariates})
+    return _split(screen, part, {'kind': 'transfer', 'fraction': fraction, 'seed': seed, 'max_heldout': max_heldout,
+                                 'max_heldout_covariates': max_heldout_covariates})
 
-# %% ../../nbs/14_data.splits.ipynb #5ea29a3b
+# %% ../../nbs/14_data.splits.ipynb #24b0702e
 @SPLITS.register('combination')
 def combination(
     screen:Screen, # The screen
@@ -211,8 +214,9 @@ def combination(
     pairs, held, draw = _pairs(screen)[0], [], rng(seed, 'combination')
     for _, rows in pairs.index[pairs.n_perturbations > 1].groupby(pairs.state[pairs.n_perturbations > 1]).items():
         held.extend(draw.permutation(rows)[:int(fraction*len(rows) + 1e-9)])
-    if len(held) < 2: raise InputError(f'the combination split has {len(held)} of {(pairs.n_perturbations > 1).sum()} combinations to hold out, and needs two: '
-                                       f'one to test and one to validate; raise the fraction, or {_remedy(screen, "combination")}')
+    if len(held) < 2:
+        raise InputError(f'the combination split leaves nothing to test: it holds out {len(held)} of {(pairs.n_perturbations > 1).sum()} combinations and '
+                         f'needs two, one to test and one to validate; raise the fraction, or {_remedy(screen, "combination")}')
     part = _halve_held(pairs.state.to_numpy(), np.array(held), rng(seed, 'test'))
     return _split(screen, part, {'kind': 'combination', 'fraction': fraction, 'seed': seed})
 
@@ -270,7 +274,7 @@ def transfer_folds(
     if best[1][0]: raise InputError(f'{folds} folds leave a fold of this screen empty; give fewer folds')
     return best[0]
 
-# %% ../../nbs/14_data.splits.ipynb #890b677b
+# %% ../../nbs/14_data.splits.ipynb #d0895770
 def _check_keys(recipe, known):
     for k in recipe:
         if k not in known: raise InputError(f"'{k}' is not an option of this split{nearest(k, known)}" + (
@@ -281,7 +285,8 @@ def make_splits(
     recipe:dict, # kind and its options; or kind, folds, seed (42) and fold, to pick one
 ) -> list: # of Splits: one, or one for each fold; raises InputError for a recipe that cannot be followed
     "The splits of `screen` that `recipe` asks for."
-    if not isinstance(recipe, dict) or 'kind' not in recipe: raise InputError(f"a split is a recipe with a kind ({', '.join(SPLITS)}), such as {{'kind': 'transfer'}}; it is {recipe!r}")
+    if not isinstance(recipe, dict) or 'kind' not in recipe:
+        raise InputError(f"a split is a recipe with a kind ({', '.join(SPLITS)}), such as {{'kind': 'transfer'}}; it is {recipe!r}")
     options = {k: v for k, v in recipe.items() if k != 'kind'}
     make = SPLITS[recipe['kind']]
     _check_number('seed', options.get('seed', 42), 0, 2**63 - 1, whole=True)
@@ -295,9 +300,11 @@ def _make_folds(screen, kind, options):
     _check_keys(options, ['folds', 'fold', 'seed'])
     folds, seed, assign = options['folds'], options.get('seed', 42), FOLDS[kind]
     least, most = fold_range(screen, kind)
-    if not most: raise InputError(f"this screen has too few eligible conditions ({len(eligible(screen, kind))}) for folds of kind '{kind}'; {_remedy(screen)}")
+    if not most: raise InputError(f"this screen has too few eligible conditions ({len(eligible(screen, kind))}) for folds of kind '{kind}'; "
+                                  f'{_remedy(screen)}')
     if isinstance(folds, bool) or not isinstance(folds, (int, np.integer)) or not least <= folds <= most:
-        raise InputError(f"{folds!r} folds of kind '{kind}' are not possible: this screen allows " + (f'{least} to {most}' if most > least else f'{most}') + f'; {_remedy(screen, kind)}')
+        able = f'{least} to {most}' if most > least else f'{most}'
+        raise InputError(f"{folds!r} folds of kind '{kind}' are not possible: this screen allows {able}; {_remedy(screen, kind)}")
     _check_number('fold', options.get('fold', 0), 0, folds - 1, whole=True)
     fold, splits = assign(screen, folds, seed), []
     for k in [options['fold']] if 'fold' in options else range(folds):
@@ -337,26 +344,28 @@ def leak_check(
         n_train_controls=state.map(n.train[c.is_control].groupby(c.state).sum()))
     return table.assign(leaks=(table.n_train_same > 0) | (table.n_val > 0))
 
-# %% ../../nbs/14_data.splits.ipynb #ac7f8c66
+# %% ../../nbs/14_data.splits.ipynb #313e449d
 @patch
 def write(self:Split,
     path, # A CSV file; the recipe and the hash go to the same name with `.json` behind it
 ) -> Path: # `path`
     "Write the split."
     path = Path(path)
-    for file, text in [(path.with_name(path.name + '.json'), json.dumps({'recipe': self.recipe, 'hash': self.hash}, indent=1, ensure_ascii=False) + '\n'),
-                       (path, pd.DataFrame({'cell': self.cells, 'part': self.parts}).to_csv(index=False, lineterminator='\n'))]:
+    card = json.dumps({'recipe': self.recipe, 'hash': self.hash}, indent=1, ensure_ascii=False) + '\n'
+    table = pd.DataFrame({'cell': self.cells, 'part': self.parts}).to_csv(index=False, lineterminator='\n')
+    for file, text in [(path.with_name(path.name + '.json'), card), (path, table)]:
         with atomic_path(file) as part: part.write_text(text, encoding='utf-8')
     return path
 
-# %% ../../nbs/14_data.splits.ipynb #85a57588
+# %% ../../nbs/14_data.splits.ipynb #d970992b
 _NO_PART = {'': 'unused', 'nan': 'unused', 'NaN': 'unused', 'NA': 'unused', 'None': 'unused'}
 
 def _read_table(path, names):
     "The two columns of a split table, without its header."
     try: table = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, encoding='utf-8')
     except FileNotFoundError: raise InputError(f'{path} does not exist; check the path') from None
-    except (OSError, ValueError) as e: raise InputError(f'{path} cannot be read as a table ({type(e).__name__}); a split is a CSV of two columns: cell name, part') from None
+    except (OSError, ValueError) as e:
+        raise InputError(f'{path} cannot be read as a table ({type(e).__name__}); a split is a CSV of two columns: cell name, part') from None
     if table.shape[1] != 2: raise InputError(f'{path} has {table.shape[1]} columns; a split has two: cell name, part')
     table = table.set_axis(['cell', 'part'], axis=1)
     first = table.iloc[0]
@@ -367,12 +376,13 @@ def _read_table(path, names):
 def _table_faults(table, names):
     "What is wrong with a split table for cells called `names`."
     def some(o): return f"{len(o):,} ({', '.join(map(str, o[:3]))}{', ...' if len(o) > 3 else ''})"
-    strange, absent = table.cell[~table.cell.isin(names)].tolist(), names[~names.isin(table.cell)].tolist()
-    twice, odd = table.cell[table.cell.duplicated()].tolist(), table.part[~table.part.isin(PARTS)].unique().tolist()
-    return ([f'cells that the screen does not have: {some(strange)}; take them out, or use the screen that the split was made for'] if strange else []) + (
-        [f'no row for cells of the screen: {some(absent)}; add them, with an empty part for cells that are not used'] if absent else []) + (
-        [f'cells with more than one row: {some(twice)}; keep one'] if twice else []) + (
-        [f"unknown parts: {some(odd)}; known are {', '.join(PARTS)}, or nothing for cells that are not used"] if odd else [])
+    strange, absent = table.cell[~table.cell.isin(names)], names[~names.isin(table.cell)]
+    twice, odd = table.cell[table.cell.duplicated()].unique(), table.part[~table.part.isin(PARTS)].unique()
+    return [f'{fault}: {some(list(found))}; {remedy}' for found, fault, remedy in [
+        (strange, 'cells that the screen does not have', 'take them out, or use the screen that the split was made for'),
+        (absent, 'no row for cells of the screen', 'add them, with an empty part for cells that are not used'),
+        (twice, 'cells with more than one row', 'keep one'),
+        (odd, 'unknown parts', f"known are {', '.join(PARTS)}, or nothing for cells that are not used")] if len(found)]
 
 def read_split(
     path, # A CSV file of two columns: cell name, part
@@ -383,16 +393,18 @@ def read_split(
     table = _read_table(path, names)
     if faults := _table_faults(table, names): raise InputError(f'{path} does not fit the screen:' + ''.join(f'\n- {f}' for f in faults))
     part = pd.Categorical(table.set_index('cell').part.reindex(names), categories=PARTS)
-    beside = path.with_name(path.name + '.json')
-    try: card = json.loads(beside.read_text(encoding='utf-8')) if beside.exists() else {}
-    except ValueError: raise InputError(f'{beside} is not JSON; remove it to read the split without its recipe') from None
-    recipe = card.get('recipe', {'kind': 'file', 'file': path.name})
-    split = Split(part, halve_controls(screen, part.codes, recipe.get('seed', 42)), recipe, names.to_numpy(str))
-    if card.get('hash', split.hash) != split.hash: raise InputError(f'{path} was changed after it was written; remove {beside.name} to use it as a split of its own')
+    beside, card = path.with_name(path.name + '.json'), {'recipe': {'kind': 'file', 'file': path.name}}
+    try:
+        card |= json.loads(beside.read_text(encoding='utf-8')) if beside.exists() else {}
+        seed = card['recipe'].get('seed', 42)
+    except (ValueError, TypeError, AttributeError): raise InputError(f'{beside} is not the card of a split; remove it to read the split without its recipe') from None
+    split = Split(part, halve_controls(screen, part.codes, seed), card['recipe'], names.to_numpy(str))
+    if card.get('hash', split.hash) != split.hash:
+        raise InputError(f'{path} was changed after it was written; remove {beside.name} to use it as a split of its own')
     if faults := _faults(screen, split): raise InputError(f'{path} cannot be used: {"; ".join(faults)}')
     return split
 
-# %% ../../nbs/14_data.splits.ipynb #24273741
+# %% ../../nbs/14_data.splits.ipynb #88bcacb4
 def _part_of_condition(screen, split):
     "For each condition the position in PARTS that all its cells share, or 4 where they differ."
     n = np.stack([np.bincount(screen.codes[split.mask(p)], minlength=len(screen.conditions)) for p in PARTS])
@@ -409,7 +421,8 @@ def _matrix(screen, part):
 def _table(screen, part):
     "States x perturbations, those with the same parts in all states side by side."
     pairs, pair = _pairs(screen)
-    table = pairs.assign(part=pd.Series(part).groupby(pair).max())[~pairs.is_control].pivot(index='state', columns='perturbation', values='part').fillna(-1).astype(int)
+    treated = pairs.assign(part=pd.Series(part).groupby(pair).max())[~pairs.is_control]
+    table = treated.pivot(index='state', columns='perturbation', values='part').fillna(-1).astype(int)
     table = table.iloc[:, np.lexsort(table.to_numpy()[::-1])]
     return table.to_numpy(), [state_name(screen, s) for s in table.index], list(table.columns)
 

@@ -91,7 +91,7 @@ class PerturbationModel(nn.Module):
         "What the scores of a prediction for this condition should say about it."
         return 'unseen_part' if (np.asarray(perturbation) != 0)[~self.info.seen_perturbations].any() else 'ok'
 
-# %% ../../nbs/30_models.base.ipynb #f8a35e8d
+# %% ../../nbs/30_models.base.ipynb #90a09881
 MODELS = Registry('model')
 
 def _imported(name):
@@ -106,11 +106,12 @@ def model_class(
     name:str, # A registered name, 'my_module:MyModel' or the name of an entry point
 ) -> type: # A PerturbationModel; raises InputError when there is none of that name
     "The class that `name` stands for."
-    points = {p.name: p for p in entry_points(group='perturbench.models')}
     if name in MODELS: cls = MODELS[name]
     elif ':' in name: cls = _imported(name)
-    elif name in points: cls = points[name].load()
-    else: raise InputError(f"the model '{name}' is not known{nearest(name, [*MODELS, *points])}")
+    else:
+        points = {p.name: p for p in entry_points(group='perturbench.models')}
+        if name not in points: raise InputError(f"the model '{name}' is not known{nearest(name, [*MODELS, *points])}")
+        cls = points[name].load()
     if isinstance(cls, type) and issubclass(cls, PerturbationModel): return cls
     raise InputError(f"'{name}' is no PerturbationModel; derive it from perturbench.models.base.PerturbationModel")
 

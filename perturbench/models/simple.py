@@ -49,7 +49,7 @@ class Linear(Network):
         x = batch.controls + self.effect(torch.cat([p, batch.covariates], 1) if self.inject_covariates else p)
         return F.softplus(x) if self.softplus_output else x
 
-# %% ../../nbs/33_models.simple.ipynb #23d0a6a3
+# %% ../../nbs/33_models.simple.ipynb #8c768805
 @MODELS.register('latent_additive')
 class LatentAdditive(Network):
     "Adds a code for the perturbation to the code of the control cell and decodes the sum."
@@ -61,7 +61,7 @@ class LatentAdditive(Network):
         inject_covariates_encoder:bool=True, # Whether the encoder of cells reads the covariates
         inject_covariates_decoder:bool=True, # Whether the decoder reads them
         softplus_output:bool=True, # Whether the output goes through a softplus, and so is positive
-        lr:float=1e-3, # Learning rate of Adam
+        lr:float=3e-3, # Learning rate of Adam
         weight_decay:float=1e-8, # Its weight decay
     ):
         super().__init__(info, lr, weight_decay)
@@ -81,7 +81,7 @@ class LatentAdditive(Network):
         x = self.decode(torch.cat([z, batch.covariates], 1) if self.in_decoder else z)
         return F.softplus(x) if self.softplus_output else x
 
-# %% ../../nbs/33_models.simple.ipynb #fe00230e
+# %% ../../nbs/33_models.simple.ipynb #45513f6e
 @MODELS.register('decoder_only')
 class DecoderOnly(Network):
     "Decodes perturbation and state to a profile, without a look at the control cell."
@@ -91,7 +91,7 @@ class DecoderOnly(Network):
         use_perturbations:bool=True, # Whether the perturbation goes in
         use_covariates:bool=True, # Whether the covariates go in
         softplus_output:bool=True, # Whether the output goes through a softplus, and so is positive
-        lr:float=1e-3, # Learning rate of Adam
+        lr:float=3e-3, # Learning rate of Adam
         weight_decay:float=1e-8, # Its weight decay
     ):
         super().__init__(info, lr, weight_decay)
