@@ -59,7 +59,7 @@ def tasks():
     from perturbench.tasks import TASKS
     _print_table(pd.DataFrame([dict(name=k, screen=t.screen, split=', '.join(f'{a}: {b}' for a, b in t.split.items())) for k, t in TASKS.items()]))
 
-# %% ../nbs/70_cli.ipynb #ee41390b
+# %% ../nbs/70_cli.ipynb #60a1a4df
 Keys = Annotated[list[str], typer.Option('--covariate-keys', help='A column of obs that makes up the state; repeat for several.')]
 Perturbation = Annotated[str, typer.Option('--perturbation-key', help='The column of obs that names the perturbation.')]
 Control = Annotated[str, typer.Option('--control', help='The name of unperturbed cells.')]
@@ -85,8 +85,10 @@ def prepare(
     from perturbench.data.screen import read_h5ad
     if out.suffix != '.h5ad': raise InputError(f'{out} is no h5ad file; give -o a name that ends in .h5ad')
     screen = prepare(read_h5ad(file), perturbation_key, covariate_keys, control, values, _sep(sep))
-    screen.write(out, **getattr(screen, 'card', {}), name=name or file.stem)
+    screen.write(out, **screen.card, name=name or file.stem)
     print(screen)
+    if screen.card.get('dropped_genes') or screen.card.get('dropped_cells'):
+        print(f"dropped: {screen.card['dropped_genes']} genes seen in fewer than {screen.card['min_cells']} cells, {screen.card['dropped_cells']} empty cells")
     print(f'written: {out}')
 
 # %% ../nbs/70_cli.ipynb #96eac165

@@ -124,7 +124,7 @@ def collect(
     if missing and not partial: raise InputError(f"conditions without a prediction ({len(missing)}): {'; '.join(missing[:5])}; predict each condition that the task tests")
     return out
 
-# %% ../nbs/55_evaluate.ipynb #eb74f9e6
+# %% ../nbs/55_evaluate.ipynb #0555dd7f
 def score_effects(
     task, # A Task
     profiles:Profiles, # What `collect` made of its predictions
@@ -132,7 +132,8 @@ def score_effects(
 ) -> pd.DataFrame: # A column for each covariate, perturbation (and dose), metric, value, n_true, n_pred, n_candidates, status
     "The scores of `profiles`."
     p, conditions = profiles, task.conditions.loc[profiles.condition]
-    found = score(p.pred, p.true, p.pred_control, p.true_control, conditions.state, metrics, task.protocol)
+    groups = conditions.state.to_numpy()*task.n_folds + p.fold
+    found = score(p.pred, p.true, p.pred_control, p.true_control, groups, metrics, task.protocol)
     i = found.row.to_numpy()
     said = found.value.notna() & (p.status[i] != 'ok')
     table = conditions[_labels(conditions)].iloc[i].reset_index(drop=True)

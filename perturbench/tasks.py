@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROTOCOLS', 'TASKS', 'MAX_GIVEN', 'TaskSpec', 'read_task', 'Task', 'of_fold', 'open_task', 'load_task']
 
-# %% ../nbs/24_tasks.ipynb #cca3d81c
+# %% ../nbs/24_tasks.ipynb #b18afadc
 import hashlib, json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,12 +15,12 @@ from fastcore.basics import patch
 from . import __version__
 from .core import InputError, Registry, atomic_path, digest, nearest, rng
 from .data.preprocess import select_genes
-from .data.screen import Design, read_screen
+from .data.screen import Design, read_card, read_screen
 from .data.simulate import PRESETS, simulated
-from .data.splits import PARTS, default_recipe, leak_check, make_splits, plot_split
+from .data.splits import PARTS, default_recipe, leak_check, make_splits, plot_split, read_split
 from .loaders.store import CellStore
 
-# %% ../nbs/24_tasks.ipynb #7b1d4a2d
+# %% ../nbs/24_tasks.ipynb #511fd7c1
 PROTOCOLS = ('default', 'perturbench')
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class TaskSpec:
     name:str # Stands in tables and paths
     screen:str # A simulated preset, or the path of a prepared h5ad
     where:dict = field(default_factory=dict) # Cells to keep: values of columns of obs
-    split:dict = field(default_factory=dict) # kind, fraction, seed, folds, fold; by default what the screen's card or its layout says
+    split:dict = field(default_factory=dict) # kind, fraction, seed, folds, fold; or kind `file` and the path of a CSV; by default what the screen's card or its layout says
     genes:dict = field(default_factory=dict) # hvg, de, targets: see `select_genes`
 
 TASKS = Registry('task')
@@ -37,10 +37,10 @@ def _builtin(name, screen, **kw): TASKS.register(name)(TaskSpec(name, screen, **
 
 _builtin('sim-transfer', 'sim-transfer', split=dict(kind='transfer', fraction=.3, seed=42))
 _builtin('sim-combination', 'sim-combination', split=dict(kind='combination', fraction=.7, seed=42))
-_builtin('sim-null', 'sim-null', split=dict(kind='transfer', fraction=.3, seed=42))
+_builtin('sim-null', 'sim-null', split=dict(kind='transfer', fraction=.3, seed=42, max_heldout_covariates=16))
 _builtin('sim-network', 'sim-network', split=dict(kind='transfer', fraction=.3, seed=42))
 
-# %% ../nbs/24_tasks.ipynb #3fa7b89c
+# %% ../nbs/24_tasks.ipynb #f8d35430
 def read_task(
     entry, # A built-in name, the path of a prepared h5ad, or a mapping with the fields of `TaskSpec`
     base='.', # Paths start here
@@ -61,9 +61,14 @@ def read_task(
     path = Path(base)/screen
     if screen not in PRESETS and not path.exists():
         raise InputError(f"the screen '{screen}' is neither a file ({path}) nor built in{nearest(screen, PRESETS)}")
-    name = str(entry.get('name') or Path(screen).stem)
+    name = str(entry.get('name') or read_card(path).get('name') or path.stem)
     if '/' in name or name in ('.', '..'): raise InputError(f"the task '{name}' needs a name without '/', it names a folder")
-    return TaskSpec(**{**entry, 'name': name, 'screen': screen if screen in PRESETS else str(path)})
+    split = dict(entry.get('split', {}))
+    if split.get('kind') == 'file':
+        if set(split) != {'kind', 'file'}: raise InputError("a split of kind 'file' has one field more, `file`: the path of a CSV of two columns, cell name and part")
+        split['file'] = str(Path(base)/split['file'])
+        if not Path(split['file']).exists(): raise InputError(f"the split {split['file']} does not exist; check the path")
+    return TaskSpec(**{**entry, 'name': name, 'screen': screen if screen in PRESETS else str(path), 'split': split})
 
 _EXAMPLES = dict(where='{cell_type: [k562]}', split='{kind: transfer, fraction: .3, seed: 42}', genes='{hvg: 4000, de: 25}')
 
@@ -157,7 +162,7 @@ def leaks(self:Task, fold:int=0) -> pd.DataFrame:
     "What training saw of each condition that `fold` tests."
     return pd.read_csv(self.folder/of_fold('leaks.csv', fold, self.n_folds), keep_default_na=False)
 
-# %% ../nbs/24_tasks.ipynb #e9cc3c5b
+# %% ../nbs/24_tasks.ipynb #e7674a66
 def _content(screen) -> str:
     "A hash of the cells: values, genes and labels."
     h, X = hashlib.sha256(), screen.adata.X
@@ -167,9 +172,9 @@ def _content(screen) -> str:
 
 def _key(spec, protocol) -> str:
     "A hash of the question as asked: the file as it is now, and the version of this library."
-    stat = None if spec.screen in PRESETS else Path(spec.screen).stat()
+    files = [Path(f).stat() for f in (spec.screen, spec.split.get('file')) if f and f not in PRESETS]
     asked = {k: v for k, v in asdict(spec).items() if k != 'name'}
-    return digest([asked, protocol, __version__, stat and [stat.st_size, stat.st_mtime_ns]])
+    return digest([asked, protocol, __version__, [[f.st_size, f.st_mtime_ns] for f in files]])
 
 def open_task(
     spec, # A TaskSpec, or what `read_task` takes
@@ -184,7 +189,7 @@ def open_task(
         if json.loads(f.read_text())['key'] == key: return load_task(f.parent, spec.name)
     screen = (simulated(spec.screen) if spec.screen in PRESETS else read_screen(spec.screen)).subset(spec.where)
     recipe = spec.split or getattr(screen, 'card', {}).get('split') or default_recipe(screen)
-    splits = make_splits(screen, recipe)
+    splits = [read_split(recipe['file'], screen)] if recipe.get('kind') == 'file' else make_splits(screen, recipe)
     train = np.all([s.mask('train') for s in splits], axis=0) if protocol == 'default' else np.ones(screen.n_cells, bool)
     genes = select_genes(screen, train, **spec.genes)
     task_id = digest([_content(screen), [s.hash for s in splits], genes, protocol])

@@ -174,7 +174,7 @@ def decimals(
     top = np.abs([v for v in values if np.isfinite(v)] or [0]).max()
     return int(np.clip(2 - np.floor(np.log10(top)), 2, 6)) if top > 0 else 3
 
-# %% ../../nbs/63_bench.leaderboard.ipynb #e4fc6a95
+# %% ../../nbs/63_bench.leaderboard.ipynb #16a4523d
 _BLANK = dict(row=None, mean='', interval='', mark='', sd='', reason='-') # a metric that a model was not scored with
 
 def _number(v, digits): return f'{round(v, digits) + 0.:.{digits}f}'
@@ -219,7 +219,7 @@ def text_table(
         size += take
     body = '\n\n'.join('\n'.join(''.join(line).rstrip() for line in zip([n.ljust(max(map(len, names))) for n in names], *b)) for b in blocks)
     notes = ''.join(f'\n{name}: {_one_line(text)}' for name, text in board.attrs.get('notes', {}).get(task, ()))
-    return f'{_one_line(task)}: {facts(board, task)}\n\n{body}\n\n* best, ~ not worse than the best beyond noise, [95 % interval over conditions]{left_out(part)}{notes}'
+    return f'{_one_line(task)}: {facts(board, task)}\n\n{body}\n\n* best, ~ not worse than the best beyond noise, [95 % interval over conditions, given this split and its controls]{left_out(part)}{notes}'
 
 def left_out(
     part, # The rows of one task
@@ -277,7 +277,7 @@ def plot_board(
         label(ax, k, f'{METRICS[k].better} is better')
     return fig
 
-# %% ../../nbs/63_bench.leaderboard.ipynb #84152831
+# %% ../../nbs/63_bench.leaderboard.ipynb #c9352645
 _PAGE = '''<!doctype html>
 <html lang="en">
 <head>
@@ -309,7 +309,8 @@ dd { margin: 0 0 .5rem }
 </head>
 <body>
 <h1>Leaderboard</h1>
-<p>Each number is a mean over test conditions, then over seeds; below it stands its 95 % interval over conditions. <span class="best">Bold</span> is
+<p>Each number is a mean over test conditions, then over seeds; below it stands its 95 % interval over conditions, given this split and its controls: another draw of either can
+move it further. <span class="best">Bold</span> is
 the best model of a column. <span class="near">~ Shaded</span> models are not worse than the best by more than noise: the interval of their paired
 difference reaches 0. With a single condition nothing can be told apart.</p>
 {% if tasks|length > 1 %}<ul>{% for t in tasks %}<li><a href="#task-{{ loop.index }}">{{ t.name }}</a></li>{% endfor %}</ul>{% endif %}

@@ -577,18 +577,18 @@ def fingerprint(
 REAL = pd.DataFrame({'k562': [.658, .190, .970, .232, .689], 'T98G': [.036, .030, .899, 1.089, .676]},
                     index=['split_half_r', 'cosine_with_mean', 'zeros', 'dispersion_low', 'dispersion_high'])
 
-# %% ../../nbs/12_data.simulate.ipynb #7bf534f8
+# %% ../../nbs/12_data.simulate.ipynb #b49a8e57
 PRESETS = Registry('preset')
 
 @PRESETS.register('sim-transfer')
 def sim_transfer(seed:int=0) -> Simulation:
-    "Three states x 30 perturbations, strong effects that the states largely share: the small screen of tests and of the built-in benchmark."
-    return simulate(Parameters(), seed)
+    "Three states x 66 perturbations, strong effects that the states largely share: the small screen of tests and of the built-in benchmark."
+    return simulate(Parameters(n_perturbations=66, cells=40), seed)
 
 @PRESETS.register('sim-network')
 def sim_network(seed:int=0) -> Simulation:
     "The layout of sim-transfer with effects that a saturating regulatory network settles to."
-    return simulate(Parameters(generator='network', effect_size=.8), seed)
+    return simulate(Parameters(n_perturbations=66, cells=40, generator='network', effect_size=.8), seed)
 
 K562 = dict(n_genes=500, n_states=1, cells=100, cells_sd=.1, baseline_sd=4.2, state_sd=0., panel=.008, effect_size=.9, effect_tail=.6, stress=.1, failed=.05,
             graded=.2, library=13_450, library_sd=.41, dispersion=.2, dispersion_slope=-.4, n_batches=1)
