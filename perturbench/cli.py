@@ -165,11 +165,12 @@ def evaluate(
         for note in scores.attrs.get('notes', ()): print(f'note: {note}')
         for f in [out/'scores.parquet', *files]: print(f)
 
-# %% ../nbs/70_cli.ipynb #85dd6db8
+# %% ../nbs/70_cli.ipynb #b090594f
 UsageError = typer.BadParameter.__base__  # typer brings its own click, so its errors are reached through typer
 
 def main(args=None) -> int:
     "The `perturbench` command; returns the exit status when `args` are given, else leaves with it."
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # threads that spin while they wait starve the other runs
     try: status = app(args, standalone_mode=False) or 0
     except InputError as e: status = _say(e, 2)
     except UsageError as e: status = _say(f'{e.format_message()} (perturbench --help says more)', 2)
