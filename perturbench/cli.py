@@ -13,8 +13,8 @@ from typing import Annotated, Optional
 import typer
 from .core import InputError, nearest
 
-# %% ../nbs/70_cli.ipynb #fc2d6807
-app = typer.Typer(name='perturbench', no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+# %% ../nbs/70_cli.ipynb #652d1b26
+app = typer.Typer(name='perturbench', add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help='Which model to believe: benchmarks for single-cell perturbation prediction.')
 
 def _version(asked:bool):
@@ -23,41 +23,40 @@ def _version(asked:bool):
     print(__version__)
     raise typer.Exit
 
-@app.callback()
-def _root(version:Annotated[Optional[bool], typer.Option('--version', callback=_version, is_eager=True, help='Print the version.')]=None): pass
+@app.callback(invoke_without_command=True)
+def _root(ctx:typer.Context, version:Annotated[Optional[bool], typer.Option('--version', callback=_version, is_eager=True, help='Print the version.')]=None):
+    if ctx.invoked_subcommand is None: print(ctx.get_help())
 
-# %% ../nbs/70_cli.ipynb #8d0bd2aa
-def _print_table(table):
-    "Print a DataFrame whole, however wide the terminal is."
-    import pandas as pd
-    with pd.option_context('display.width', None, 'display.max_colwidth', None): print(table.to_string(index=False, justify='left'))
+# %% ../nbs/70_cli.ipynb #328824f1
+def _print_table(rows):
+    "Print mappings as a table, whole, however wide the terminal is."
+    lines = [list(rows[0]), *([str(v) for v in r.values()] for r in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    for line in lines: print('  '.join(v.ljust(w) for v, w in zip(line, widths)).rstrip())
 
 @app.command()
 def datasets():
     "List the screens that are built in."
-    import pandas as pd
     from perturbench.data.simulate import PRESETS
-    _print_table(pd.DataFrame([dict(name=k, about=(f.__doc__ or '').split('\n')[0]) for k, f in PRESETS.items()]))
+    _print_table([dict(name=k, about=(f.__doc__ or '').split('\n')[0]) for k, f in PRESETS.items()])
 
 @app.command()
 def models():
     "List the models and their options."
     from perturbench.models.zoo import model_table
-    _print_table(model_table())
+    _print_table(model_table().to_dict('records'))
 
 @app.command()
 def metrics():
     "List the metrics."
-    import pandas as pd
     from perturbench.metrics.ranks import METRICS
-    _print_table(pd.DataFrame([dict(name=k, better=m.better, best=m.best, about=m.text) for k, m in METRICS.items()]))
+    _print_table([dict(name=k, better=m.better, best=m.best, about=m.text) for k, m in METRICS.items()])
 
 @app.command()
 def tasks():
     "List the tasks that are built in."
-    import pandas as pd
     from perturbench.tasks import TASKS
-    _print_table(pd.DataFrame([dict(name=k, screen=t.screen, split=', '.join(f'{a}: {b}' for a, b in t.split.items())) for k, t in TASKS.items()]))
+    _print_table([dict(name=k, screen=t.screen, split=', '.join(f'{a}: {b}' for a, b in t.split.items())) for k, t in TASKS.items()])
 
 # %% ../nbs/70_cli.ipynb #60a1a4df
 Keys = Annotated[list[str], typer.Option('--covariate-keys', help='A column of obs that makes up the state; repeat for several.')]

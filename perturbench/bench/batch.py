@@ -336,13 +336,12 @@ def to_report(
     def fits(r): return r['run_id'] in own or (r['task_id'] == task_id.get(r['task'], r['task_id']) and (r['task'], r['model'], r['seed']) not in mine)
     return [r['run_id'] for r in runs if fits(r)]
 
-# %% ../../nbs/61_bench.batch.ipynb #a74b4304
+# %% ../../nbs/61_bench.batch.ipynb #2aedf0f2
 def dry_runs(
     grid:Grid,
     out, # The folder of results; nothing is written there
     threads:int=1,
-) -> 'DataFrame': # task, model, seed, run_id, state ('done' or 'to do')
+) -> list: # Mappings: task, model, seed, run_id, state ('done' or 'to do')
     "The runs of `grid` and whether `out` has them."
-    import pandas as pd
     with tempfile.TemporaryDirectory() as folder: specs = expand(grid, folder, threads)
-    return pd.DataFrame([dict(task=s.task.name, model=s.label, seed=s.seed, run_id=s.run_id, state='done' if is_done(s, out) else 'to do') for s in specs])
+    return [dict(task=s.task.name, model=s.label, seed=s.seed, run_id=s.run_id, state='done' if is_done(s, out) else 'to do') for s in specs]

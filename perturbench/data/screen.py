@@ -130,7 +130,20 @@ def _name_faults(names, control, sep):
         if first != name: faults.append(f"'{first}' and '{name}' name the same perturbation; write it one way")
     return faults
 
-# %% ../../nbs/10_data.screen.ipynb #190e5a55
+# %% ../../nbs/10_data.screen.ipynb #d2199465
+@contextmanager
+def _own_words():
+    "Silence anndata's warnings about repeated names: they are reported as faults."
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='(Variable|Observation) names are not unique')
+        yield
+
+def _as_csr(adata):
+    "`adata` itself when its matrices are CSR float32, else a new one around converted matrices."
+    layers = {k: to_csr(v) for k, v in adata.layers.items() if k == 'counts'}
+    with _own_words(): return ad.AnnData(to_csr(adata.X), obs=adata.obs.copy(), var=adata.var, uns=dict(adata.uns), obsm=dict(adata.obsm), layers=layers)
+
+# %% ../../nbs/10_data.screen.ipynb #750b1779
 class Screen:
     "`adata` with the meaning of its columns; raises one InputError that lists every fault found."
     def __init__(self,
@@ -168,18 +181,6 @@ class Screen:
     def n_genes(self): return self.adata.n_vars
     @property
     def genes(self): return list(self.adata.var_names)
-
-@contextmanager
-def _own_words():
-    "Silence anndata's warnings about repeated names: they are reported as faults."
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', message='(Variable|Observation) names are not unique')
-        yield
-
-def _as_csr(adata):
-    "`adata` itself when its matrices are CSR float32, else a new one around converted matrices."
-    layers = {k: to_csr(v) for k, v in adata.layers.items() if k == 'counts'}
-    with _own_words(): return ad.AnnData(to_csr(adata.X), obs=adata.obs.copy(), var=adata.var, uns=dict(adata.uns), obsm=dict(adata.obsm), layers=layers)
 
 # %% ../../nbs/10_data.screen.ipynb #29132316
 @patch
