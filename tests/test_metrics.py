@@ -1,16 +1,16 @@
 "Metrics against exact arithmetic and scipy, what they cannot be fooled by, and the null simulation."
 from fractions import Fraction
 import numpy as np, pandas as pd, pytest, torch
-from hypothesis import assume, given, settings, strategies as st
+from hypothesis import given, settings, strategies as st
 from scipy import stats
 from scipy.spatial import distance
+import perturbench.models.zoo
 from perturbench.evaluate import evaluate_task, score
 from perturbench.metrics.accuracy import METRICS, cosine, mae, pearson, rmse
 from perturbench.metrics.calibration import bootstrap_interval
 from perturbench.metrics.effects import log_fold_change
 from perturbench.metrics.ranks import cosine_rank, rmse_rank
 from perturbench.models.base import build_model
-from perturbench.models.zoo import MODELS
 from perturbench.predict import Prediction, predict_task
 from perturbench.tasks import open_task
 from perturbench.train import fit, model_info
@@ -88,8 +88,6 @@ def test_accuracy_is_that_of_scipy(seed, a, b):
         assert f(pred, true) == pytest.approx([np.linalg.norm(p - t, order)/g**(1/order) for p, t in zip(pred, true)], rel=1e-12)
         assert f(-a*pred, -a*true) == pytest.approx(a*f(pred, true), rel=1e-9)
 
-# %% The table of scores
-
 def wide(table, n): return table.pivot(index='row', columns='metric', values='value').loc[range(n)]
 
 def screenful(seed, states=(14, 11, 10)):
@@ -115,9 +113,8 @@ def test_who_deserves_which_rank():
     for f in (rmse_rank, cosine_rank): assert f(-.5*effects, effects).tolist() == [1.]*12 and f(.5*effects, effects).tolist() == [0.]*12
     r = np.random.default_rng(2)
     for m in RANKS:
-        drawn = [wide(score(t*np.exp(.4*r.normal(size=t.shape))[r.permutation(len(t))], t, b, b, g, m), len(t))[m].mean() for t, b, g, _ in map(screenful, range(20))]
         many = [METRICS[m](r.normal(size=(12, 30)), r.normal(size=(12, 30))).mean() for _ in range(200)]
-        assert abs(np.mean(many) - .5) < 4*stats.sem(many), m
+        assert abs(np.mean(many) - .5) < 3*stats.sem(many) < .05, m
 
 @settings(few, max_examples=25)
 @given(st.integers(0, 999), st.sampled_from(['default', 'perturbench']))
@@ -153,8 +150,6 @@ def test_the_published_rank_counts_ties_in_full():
             d = {j: dist(p[j], t[i]) for j in np.flatnonzero(groups == s)}
             tie = lambda j: i < 6 and j < 6 or d[j] <= d[i]
             assert found[m][i] == pytest.approx(sum(tie(j) for j in d if j != i)/(len(d) - 1)), (m, i)
-
-# %% On simulated screens
 
 def measured(task):
     "A predictor that returns the truth."
