@@ -5,18 +5,20 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parents[1]
 
-def output_text(o):
-    "The text of an output; pictures belong into markdown cells, where a README can show them."
-    return o.get('text') or o.get('data', {}).get('text/plain', '')
+def shown(o):
+    "An output as markdown, text in a fence; pictures belong into markdown cells, where a README can show them."
+    data = o.get('data', {})
+    if 'text/markdown' in data: return data['text/markdown']
+    text = (o.get('text') or data.get('text/plain', '')).rstrip()
+    return f'```\n{text}\n```' if text else ''
 
 def cell_text(c):
     "A cell as markdown; none for a cell that is hidden."
     if c.cell_type == 'markdown': return re.sub(r'\]\((?!https?:|#)', '](nbs/', c.source).replace('](nbs/../', '](')
     if re.search(r'^#\|\s*(hide|default_exp)\b', c.source, re.M): return None
     source = '\n'.join(l for l in c.source.split('\n') if not l.startswith('#|'))
-    shown = ''.join(output_text(o) for o in c.outputs).rstrip()
     code = '' if re.search(r'^#\|\s*echo:\s*false', c.source, re.M) else f'```python\n{source}\n```'
-    return '\n\n'.join(t for t in (code, f'```\n{shown}\n```' if shown else '') if t)
+    return '\n\n'.join(t for t in (code, *map(shown, c.outputs)) if t)
 
 def readme():
     "The text of README.md."

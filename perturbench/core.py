@@ -27,8 +27,12 @@ def nearest(
     known = ', '.join(options[:20]) + (', ...' if len(options) > 20 else '')
     return f'; known: {known}' if options else '; none is known'
 
-# %% ../nbs/00_core.ipynb #fe9806d2
-def _home(o): return getattr(o, '__module__', None), getattr(o, '__qualname__', None)
+# %% ../nbs/00_core.ipynb #e99f2ba1
+def _same_home(a, b) -> bool:
+    "Whether `a` and `b` were defined under one qualified name; a notebook's `__main__` stands for any module."
+    a, b = (getattr(o, 'func', o) for o in (a, b))
+    names, modules = ({getattr(o, k, None) for o in (a, b)} for k in ('__qualname__', '__module__'))
+    return None not in names and len(names) == 1 and (len(modules) == 1 or '__main__' in modules)
 
 class Registry:
     "Things of one `kind`, by name, in the order they were registered."
@@ -40,7 +44,7 @@ class Registry:
         "A decorator that registers an object as `name`; raises ValueError if another object has it."
         def _register(o):
             taken = self._items.get(name)
-            if taken is not None and (_home(o) != _home(taken) or None in _home(o)):
+            if taken is not None and not _same_home(o, taken):
                 raise ValueError(f"the {self.kind} '{name}' is registered already; choose another name")
             self._items[name] = o
             return o

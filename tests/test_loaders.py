@@ -1,0 +1,142 @@
+"A store holds what scipy holds, and batches visit it fairly: any matrix, any sizes, from memory or from disk."
+import anndata as ad, numpy as np, pandas as pd, pytest, torch
+from hypothesis import HealthCheck, given, settings, strategies as st
+from scipy import sparse
+from perturbench.data.screen import Screen
+from perturbench.data.simulate import Parameters, simulate
+from perturbench.loaders.batches import STRATEGIES, Batches
+from perturbench.loaders.store import Cells, CellStore
+
+few = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+
+def matrix(r, n, g, counts):
+    "A compressed matrix as files bring it: unsorted, with explicit zeros and entries in two pieces, empty rows and columns, of any type."
+    density = r.choice([0, .1, .5, 1.])
+    rows, columns = np.nonzero(r.random((n, g)) < density)
+    values = r.integers(1, 9, len(rows)) if counts else r.random(len(rows))*3
+    extra = r.random(len(rows)) < .2
+    rows, columns, values = (np.r_[o, o[extra]] for o in (rows, columns, values))
+    values[r.random(len(values)) < .1] = 0
+    order = r.permutation(len(rows))
+    order = order[np.argsort(rows[order], kind='stable')]
+    indptr = np.r_[0, np.cumsum(np.bincount(rows, minlength=n))]
+    X = sparse.csr_matrix((values[order], columns[order], indptr), shape=(n, g))
+    return [X, X.astype(np.float32), X.tocsc(), X.toarray(), sparse.csr_array(X)][r.integers(5)]
+
+def make(seed):
+    "A random screen with its matrices, dense."
+    r = np.random.default_rng(seed)
+    n, g, lines = int(r.integers(12, 60)), int(r.integers(1, 30)), ['A', 'B', 'C_c'][:r.integers(1, 4)]
+    obs = pd.DataFrame(dict(what=r.choice(['control', 'x', 'y', 'x+y', 'β/,'], n), line=r.choice(lines, n), lane=r.choice(['1', '2'], n)), index=[f'c{i}' for i in range(n)])
+    obs.loc[obs.index[:len(lines)], ['what', 'line']] = [('control', o) for o in lines]
+    obs.loc[obs.index[-1], 'what'] = 'x'
+    X, counts = matrix(r, n, g, False), matrix(r, n, g, True) if r.random() < .6 else None
+    a = ad.AnnData(X, obs=obs, var=pd.DataFrame(index=[f'g{i}' for i in range(g)]), layers={} if counts is None else {'counts': counts})
+    dense = [np.asarray(o.toarray() if sparse.issparse(o) else o).astype(np.float32) for o in (X, counts) if o is not None]
+    return r, Screen(a, 'what', 'line', batch_key='lane'), *dense, *([] if len(dense) == 2 else [None])
+
+screens = st.integers(0, 2**32 - 1).map(make)
+
+def subset(r, n): return r.permutation(n)[:r.integers(1, n + 1)]
+
+@few
+@given(screens, st.booleans())
+def test_a_store_holds_what_scipy_holds(tmp_path, made, from_disk):
+    r, screen, X, counts = made
+    genes = subset(r, screen.n_genes) if r.random() < .7 else None  # some, in another order
+    store = CellStore.from_screen(screen, None if genes is None else [screen.genes[i] for i in genes])
+    if from_disk:
+        store.save(tmp_path/'store')
+        store = CellStore.load(tmp_path/'store')
+    columns, rows = slice(None) if genes is None else genes, r.integers(0, screen.n_cells, r.integers(0, 40))
+    at = store.order[rows]
+    np.testing.assert_array_equal(store.dense(rows).numpy(), X[at][:, columns])
+    np.testing.assert_array_equal(sparse.csr_matrix((store.values, store.indices, store.indptr), (screen.n_cells, store.n_genes)).toarray(), X[store.order][:, columns])
+    if counts is not None:
+        np.testing.assert_array_equal(store.dense(rows, layer='counts').numpy(), counts[at][:, columns])
+        np.testing.assert_array_equal(store.library, counts.sum(1)[store.order])  # over all genes
+    obs = screen.adata.obs.iloc[store.order]
+    assert list(store.cells) == list(obs.index) and (np.diff(store.codes) >= 0).all()
+    c = screen.conditions.loc[store.codes]
+    assert (c.perturbation.to_numpy() == obs.what.to_numpy()).all() and (c.line.to_numpy() == obs.line.to_numpy()).all()
+    assert (np.array(store.batches)[store.batch] == obs.lane.to_numpy()).all()
+    # sums of any selection of cells
+    mask = r.random(screen.n_cells) < .6
+    cells, chosen = store.select(mask), X[store.order][mask][:, columns].astype(float)
+    means = pd.DataFrame(chosen).groupby(store.codes[mask]).mean().reindex(range(len(screen.conditions)))
+    np.testing.assert_allclose(cells.means(), means, atol=1e-12)
+    assert list(cells.n) == np.bincount(store.codes[mask], minlength=len(means)).tolist()
+
+@few
+@given(screens, st.sampled_from(list(STRATEGIES)), st.integers(1, 70), st.booleans())
+def test_batches_visit_each_cell_once_with_a_control_of_its_state(tmp_path, made, strategy, batch_size, shuffle):
+    r, screen, X, counts = made
+    store = CellStore.from_screen(screen)
+    pool = store.design.is_control[store.codes] & (r.random(screen.n_cells) < .5)
+    pool[[np.flatnonzero(store.design.is_control[store.codes] & (store.design.state[store.codes] == s))[0] for s in set(store.design.state)]] = True
+    mask = r.random(screen.n_cells) < .7
+    mask[-1] = True
+    fields = ['batch'] + ['counts', 'library']*(counts is not None)
+    store.save(tmp_path/'store')
+    mapped = CellStore.load(tmp_path/'store')
+    options = dict(strategy=strategy, batch_size=batch_size, seed=int(r.integers(9)), shuffle=shuffle, fields=fields)
+    ours, theirs = (Batches(s.select(mask), s.select(pool), **options) for s in (store, mapped))
+    for epoch in (0, 3):
+        for b in (ours, theirs): b.set_epoch(epoch)
+        batches = list(ours)
+        assert len(batches) == len(ours) == -(-mask.sum()//batch_size) and {len(b) for b in batches[:-1]} <= {batch_size}
+        cells = torch.cat([b.cell for b in batches]).numpy()
+        assert sorted(cells) == list(np.flatnonzero(mask)) and (shuffle or list(cells) == sorted(cells))
+        state = store.design.state[store.codes]
+        choice = {s: {x.tobytes() for x in X[store.order[pool & (state == s)]]} for s in set(state)}
+        for a, b in zip(batches, theirs):
+            for k, v in vars(a).items(): assert (v is None) == (getattr(b, k) is None) and (v is None or torch.equal(v, getattr(b, k)))
+            np.testing.assert_array_equal(a.expression.numpy(), X[store.order[a.cell.numpy()]])
+            np.testing.assert_array_equal(a.covariates.numpy(), store.design.covariate[store.codes[a.cell.numpy()]])
+            if counts is not None: np.testing.assert_array_equal(a.counts.numpy(), counts[store.order[a.cell.numpy()]])
+            if strategy == 'matched': assert all(x.tobytes() in choice[state[i]] for x, i in zip(a.controls.numpy(), a.cell.numpy())) and a.cell_features is a.controls
+            else: assert a.controls is None and a.cell_features is a.expression
+
+def test_the_same_cells_and_controls_whatever_the_size_of_batches(task):
+    train, controls = (task.cells('train'), task.controls('train'))
+    found = []
+    for size in (1, 7, len(train) - 1, len(train), 10*len(train)):
+        batches = Batches(train, controls, batch_size=size, seed=4)
+        batches.set_epoch(2)
+        some = [b for i, b in zip(range(200 if size == 1 else 30), batches)]
+        found.append([torch.cat([getattr(b, k) for b in some])[:200] for k in ('cell', 'condition', 'perturbation', 'controls')])
+        if size == len(train) - 1: assert len(list(batches)[-1]) == 1
+    for other in found[1:]:
+        for a, b in zip(found[0], other): assert torch.equal(a, b)
+
+def test_each_control_of_a_state_is_drawn_and_pairs_change_from_epoch_to_epoch(task):
+    train, controls = task.cells('train').where(~task.design.is_control), task.controls('train')
+    batches, seen, pairs = Batches(train, controls, batch_size=len(train), seed=0), set(), []
+    rows = {x.tobytes(): i for i, x in zip(controls.rows, task.store.dense(controls.rows).numpy())}
+    for epoch in range(3):
+        batches.set_epoch(epoch)
+        b = next(iter(batches))
+        drawn = [rows[x.tobytes()] for x in b.controls.numpy()]
+        seen |= set(drawn)
+        pairs.append(dict(zip(b.cell.tolist(), drawn)))
+    assert seen == set(controls.rows)
+    assert np.mean([pairs[0][c] == pairs[1][c] for c in pairs[0]]) < .05
+
+def test_a_screen_of_300_genes():
+    screen = simulate(Parameters(n_genes=300, n_states=2, n_perturbations=4, cells=9, controls=12)).screen
+    X, genes = screen.adata.X.toarray(), list(np.random.default_rng(0).permutation(screen.genes)[:123])
+    for names in (None, genes):
+        store = CellStore.from_screen(screen, names)
+        every = np.ones(screen.n_cells, bool)
+        for b in Batches(store.select(every), batch_size=50):
+            np.testing.assert_array_equal(b.expression.numpy(), X[store.order[b.cell.numpy()]][:, screen.adata.var_names.get_indexer(store.genes)])
+        assert store.n_genes == (300 if names is None else 123)
+
+def test_a_store_leaves_its_screen_as_it_was():
+    X = sparse.csr_matrix((np.array([1.5, .5, 0., 2.], np.float32), np.array([2, 0, 1, 1]), np.array([0, 2, 4])), shape=(2, 3))
+    before = [o.copy() for o in (X.data, X.indices, X.indptr)]
+    screen = Screen(ad.AnnData(X, obs=pd.DataFrame({'what': ['x', 'control']}, index=['a', 'b']), var=pd.DataFrame(index=['g', 'h', 'i'])), 'what')
+    store = CellStore.from_screen(screen)
+    for a, b in zip(before, (X.data, X.indices, X.indptr)): np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(store.dense([0, 1]).numpy(), [[0, 2, 0], [.5, 0, 1.5]])
+    with pytest.raises(ValueError): store.values[0] = 1

@@ -1,0 +1,204 @@
+"What holds for every model, what the baselines are by plain loops, and a training that is killed."
+import subprocess, sys
+from dataclasses import replace
+import anndata as ad, numpy as np, pandas as pd, pytest, torch
+import perturbench.models.zoo
+from perturbench.data.screen import Screen
+from perturbench.data.simulate import simulated
+from perturbench.evaluate import evaluate_task
+from perturbench.models.base import MODELS, build_model, load_model, save_model
+from perturbench.predict import predict_cells, predict_task
+from perturbench.tasks import open_task
+from perturbench.train import batches, fit, model_info
+
+NAMES = list(MODELS)
+TRAINED = [k for k in NAMES if not hasattr(MODELS[k], 'fit')]
+
+def train(name, task, fold=0, budget=dict(max_epochs=2, batch_size=256), **options):
+    "A trained model and its history."
+    torch.manual_seed(0)
+    model = build_model(name, model_info(task, fold), **options)
+    return model, fit(model, task, fold, budget)
+
+def same(a, b): return a.keys() == b.keys() and all(torch.equal(v.nan_to_num(-1), b[k].nan_to_num(-1)) if v.is_floating_point() else torch.equal(v, b[k]) for k, v in a.items())
+
+@pytest.fixture(scope='module', params=NAMES)
+def trained(request, task): return train(request.param, task)
+
+def test_a_model_predicts_cells_that_scores_can_be_made_of(trained, task):
+    model, history = trained
+    assert len(history) == (0 if hasattr(model, 'fit') else 2) and history.notna().all(axis=None)
+    found = list(predict_task(model, task))
+    assert [p.condition for p in found] == task.test_conditions().tolist()
+    given = task.given()
+    for p in found:
+        n = given.n[task.design.is_control & (task.design.state == task.design.state[p.condition])].sum()
+        assert p.cells.shape == (n, len(task.genes)) and p.cells.dtype == np.float32 and np.isfinite(p.cells).all() and p.status == 'ok'
+    scores = evaluate_task(task, found)
+    assert len(scores) == 6*len(found) and np.isfinite(scores.value[scores.status == 'ok']).all()
+
+def test_saved_and_loaded_it_is_the_same_to_the_bit(trained, task, tmp_path):
+    model, _ = trained
+    save_model(model, tmp_path/'model.ckpt')
+    back = load_model(tmp_path/'model.ckpt')
+    assert same(model.state_dict(), back.state_dict()) and (back.name, back.options) == (model.name, model.options) and not back.training
+    for a, b in zip(predict_task(model, task), predict_task(back, task)): assert (a.cells == b.cells).all() and a.status == b.status
+
+def test_neither_order_nor_company_nor_the_global_generator_changes_a_prediction(trained, task):
+    model, _ = trained
+    once = {p.condition: p.cells for p in predict_task(model, task)}
+    for c in reversed(list(once)):
+        torch.manual_seed(int(c))
+        rows = task.given().where(task.design.state == task.design.state[c]).rows
+        cells = predict_cells(model, task.store.dense(rows), task.design.perturbation[c], task.design.covariate[c], 0, c)
+        assert (cells == once[c]).all()
+
+def test_trained_without_a_look_at_test_cells(trained, task):
+    "Other values in the cells that are tested, controls included, leave every weight as it was."
+    store, hidden = task.store, task.parts[0] == 2
+    values = np.where(np.repeat(hidden, np.diff(store.indptr)), 9 - np.asarray(store.values), store.values)
+    other = replace(task, store=replace(store, values=values))
+    assert (other.cells('test').means() != task.cells('test').means()).any()
+    model, history = trained
+    again, history2 = train(model.name, other)
+    assert same(model.state_dict(), again.state_dict()) and history.equals(history2)
+
+def test_a_network_ends_with_its_best_weights(task):
+    best = []
+    for name in TRAINED:
+        model, history = train(name, task, budget=dict(max_epochs=4, batch_size=512), lr=.05)
+        loss, n = 0., 0
+        for i, b in enumerate(batches(model, task, 'val', 0, 512, 0)):
+            with torch.no_grad(): loss += float(model.val_loss(b))*len(b)
+            n += len(b)
+        assert loss/n == pytest.approx(history.val_loss.min(), rel=1e-5), name
+        best.append(history.val_loss.argmin())
+    assert min(best) < 3  # and for some model that is not the last epoch
+
+def toy(folder, lines=('A', 'B', 'C'), what=('p1', 'p2', 'p3', 'p4'), n=6, keys=('line',), split=None, protocol='default', **options):
+    "A task on a small screen; `n` cells a condition, 8 controls a state."
+    r = np.random.default_rng(0)
+    rows = [(l, s, p, d) for l in lines for s in ('early', 'late')[:max(1, len(keys))] for p in ('control', *what) for d in [0.]*8 if p == 'control'] + \
+           [(l, s, p, d) for l in lines for s in ('early', 'late')[:max(1, len(keys))] for p in what for d in [1., 5.]*n]
+    rows = rows if 'dose_key' in options else [o for i, o in enumerate(rows) if o[3] < 5]
+    obs = pd.DataFrame(rows, columns=['line', 'stage', 'what', 'dose'], index=[f'c{i}' for i in range(len(rows))])
+    X = np.log1p(r.poisson(1.5, (len(obs), 30))*r.uniform(.5, 2, (len(obs), 1))).astype(np.float32)
+    Screen(ad.AnnData(X, obs=obs, var=pd.DataFrame(index=[f'g{i}' for i in range(30)])), 'what', keys, **options).write(folder/'toy.h5ad')
+    return open_task(dict(screen=str(folder/'toy.h5ad'), split=split or dict(kind='transfer', fraction=.5)), folder/'out', protocol)
+
+PAIRS = ('p1', 'p2', 'p3', 'p1+p2', 'p1+p3', 'p2+p3', 'p3+p4')
+COMBINE = dict(kind='combination', fraction=.7)
+CORNERS = {
+    'one value of the covariate, a last batch of one cell': dict(lines=('A',), what=PAIRS, split=COMBINE),
+    'no covariates, one cell a condition': dict(lines=('A',), what=PAIRS, keys=(), n=1, split=COMBINE),
+    'two covariates and a dose': dict(keys=('line', 'stage'), dose_key='dose', n=3),
+    'one perturbation, a state at a time': dict(lines=('A', 'B', 'C'), what=('p1',), split=dict(kind='transfer', folds=3)),
+}
+
+@pytest.fixture(scope='module', params=list(CORNERS))
+def corner(request, tmp_path_factory): return toy(tmp_path_factory.mktemp('corner'), **CORNERS[request.param])
+
+@pytest.mark.parametrize('name', NAMES)
+def test_corners(corner, name):
+    n = (corner.cells('train').where(~corner.design.is_control)).n.sum()
+    for fold in range(corner.n_folds):
+        model, history = train(name, corner, fold, budget=dict(max_epochs=1, batch_size=max(1, int(n) - 1)))
+        assert history.notna().all(axis=None)
+        for p in predict_task(model, corner, fold): assert np.isfinite(p.cells).all()
+    scores = evaluate_task(corner, (p for f in range(corner.n_folds) for p in predict_task(train(name, corner, f, dict(max_epochs=1))[0], corner, f)))
+    assert np.isfinite(scores.value[scores.metric == 'rmse_average']).all()
+
+def by_loop(name, means, line, what):
+    "The shift that the baseline `name` adds to the controls of `line`, by its definition, from the mean of each (line, perturbation) in training."
+    def effect(l, p): return means[l, p] - means[l, 'control']
+    treated = [o for o in means if o[1] != 'control']
+    if name == 'control_mean': return 0.
+    average = np.mean([effect(l, p) for l, p in treated if l == line], axis=0)
+    if name == 'perturbed_mean': return average
+    if name == 'condition_mean':
+        levels = [means[l, p] for l, p in treated if p == what]
+        return np.mean(levels, axis=0) - means[line, 'control'] if levels else average
+    return sum(np.mean([effect(l, p) for l, p in treated if p == part], axis=0) for part in what.split('+'))
+
+@pytest.mark.parametrize('preset', ['sim-transfer', 'sim-combination'])
+def test_baselines_are_plain_loops(preset, tmp_path, task, screen):
+    task, a = (task, screen.adata) if preset == 'sim-transfer' else (open_task(preset, tmp_path), simulated(preset).adata)
+    X, obs = a.X.toarray().astype(float), a.obs.assign(part=pd.read_csv(task.folder/'split.csv', index_col=0).part)
+    train_rows = obs.reset_index()[(obs.part == 'train').to_numpy()].astype(str).groupby(['cell_type', 'perturbation']).indices
+    X_train = X[(obs.part == 'train').to_numpy()]
+    means = {k: X_train[i].mean(0) for k, i in train_rows.items()}
+    for name in ('control_mean', 'perturbed_mean', 'condition_mean', 'additive'):
+        cell, mean = ({p.condition: p for p in predict_task(train(name, task, form=form)[0], task)} for form in ('cell', 'mean'))
+        for c in task.test_conditions():
+            line, what = task.conditions.loc[c, ['cell_type', 'perturbation']]
+            shift = by_loop(name, means, line, what)
+            np.testing.assert_allclose(mean[c].cells, np.tile(means[line, 'control'] + shift, (len(mean[c].cells), 1)), atol=2e-5)
+            rows = task.store.order[task.given().where(task.design.state == task.design.state[c]).rows]
+            assert set(obs.part.iloc[rows]) == {'test'} and set(obs.perturbation.iloc[rows]) == {'control'} and set(obs.cell_type.iloc[rows]) == {line}
+            np.testing.assert_allclose(cell[c].cells, X[rows] + shift, atol=2e-5)
+            unseen = name == 'condition_mean' and preset == 'sim-combination'
+            assert cell[c].status == mean[c].status == ('unseen_part' if unseen else 'ok')
+
+def test_linear_adds_and_under_the_published_protocol_is_positive(tmp_path):
+    for protocol in ('default', 'perturbench'):
+        opened = toy(tmp_path, protocol=protocol)
+        model, _ = train('linear', opened)
+        assert model.softplus_output == (protocol == 'perturbench')
+        rows = opened.given()
+        for p in predict_task(model, opened):
+            controls = opened.store.dense(rows.where(opened.design.state == opened.design.state[p.condition]).rows).numpy()
+            x = np.log(np.expm1(p.cells.astype(float))) if protocol == 'perturbench' else p.cells
+            assert protocol == 'default' or (p.cells > 0).all()
+            np.testing.assert_allclose(x - controls, np.tile((x - controls)[0], (len(x), 1)), atol=1e-3 if protocol == 'perturbench' else 1e-5)
+
+KILLED = '''
+import os, signal, sys
+import torch
+import perturbench.core as core, perturbench.train as train
+from perturbench.models.base import build_model
+from perturbench.models.zoo import MODELS
+from perturbench.tasks import load_task
+
+def die(): os.kill(os.getpid(), signal.SIGKILL)
+
+def die_while_writing(source, goal, replace=os.replace, done=[]):
+    if str(goal).endswith('last.ckpt'):
+        done.append(goal)
+        if len(done) == 2: die()
+    replace(source, goal)
+
+def die_in_a_step(self, batch, i, step=train.Module.training_step):
+    if self.current_epoch == 3 and i == 1: die()
+    return step(self, batch, i)
+
+def go(how):
+    if how == 'writing': core.os.replace = die_while_writing
+    else: train.Module.training_step = die_in_a_step
+    task = load_task(sys.argv[1])
+    torch.manual_seed(0)
+    train.fit(build_model('latent_additive', train.model_info(task), lr=.1), task, budget=dict(max_epochs=6, batch_size=20, lr_patience=1), folder=sys.argv[2], every=0)
+
+for how in ('writing', 'step'):
+    child = os.fork()
+    if not child: go(how)
+    print(how, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+'''
+
+def test_a_training_that_was_killed_ends_with_the_weights_of_one_that_was_not(tmp_path):
+    "Killed while it writes its second checkpoint, started again, killed in the middle of its fourth epoch, and started again."
+    task = toy(tmp_path)
+    (tmp_path/'killed.py').write_text(KILLED)
+    done = subprocess.run([sys.executable, tmp_path/'killed.py', task.folder, tmp_path/'kept'], capture_output=True, text=True)
+    assert done.stdout.split() == ['writing', '-9', 'step', '-9'], done.stderr
+    saved = torch.load(tmp_path/'kept'/'last.ckpt', weights_only=True)
+    assert saved['epoch'] == 2 and len(saved['training']['history']) == 3
+    assert saved['optimizer_states'][0]['param_groups'][0]['lr'] < .1  # cut before the second kill
+    found = []
+    for folder in ('kept', 'whole'):
+        torch.manual_seed(0)
+        model = build_model('latent_additive', model_info(task), lr=.1)
+        found.append((fit(model, task, budget=dict(max_epochs=6, batch_size=20, lr_patience=1), folder=tmp_path/folder, every=0), model.state_dict()))
+    assert found[0][0].equals(found[1][0]) and len(found[0][0]) == 6
+    assert same(found[0][1], found[1][1])
+    last = [torch.load(tmp_path/o/'last.ckpt', weights_only=True)['state_dict'] for o in ('kept', 'whole')]
+    assert same(*last)
