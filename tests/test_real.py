@@ -1,0 +1,105 @@
+"Real cells: the doubles of k562, one drug in five patients, and three lines whose effects drown in noise."
+import numpy as np, pytest
+import perturbench.models.zoo
+from perturbench.cli import main
+from perturbench.core import InputError
+from perturbench.data.screen import read_screen
+from perturbench.data.splits import default_recipe, make_splits
+from perturbench.evaluate import collect, evaluate_task
+from perturbench.metrics.accuracy import cosine
+from perturbench.metrics.calibration import paired_difference
+from perturbench.metrics.effects import log_fold_change
+from perturbench.models.base import build_model
+from perturbench.predict import predict_task
+from perturbench.tasks import open_task
+from perturbench.train import fit, model_info
+
+@pytest.fixture(scope='module')
+def prepared(real, tmp_path_factory):
+    "Both screens as `perturbench prepare` leaves them."
+    folder = tmp_path_factory.mktemp('real')
+    for name, keys in [('norman_mcfaline', ['--values', 'lognorm', '--covariate-keys', 'cell_type', '--control', 'control']),
+                       ('gbm_panobinostat', ['--covariate-keys', 'patient_id', '--control', 'ctrl'])]:
+        assert main(['prepare', str(real/f'{name}.h5ad'), '--perturbation-key', 'condition', *keys, '-o', str(folder/f'{name}.h5ad')]) == 0
+    return folder
+
+K562 = dict(screen='norman_mcfaline.h5ad', where={'cell_type': ['k562']}, split=dict(kind='combination', folds=5, seed=42))
+LINES = dict(screen='norman_mcfaline.h5ad', where={'cell_type': ['A172', 'T98G', 'U87MG']}, split=dict(kind='transfer', folds=5, seed=42))
+PATIENTS = dict(screen='gbm_panobinostat.h5ad', split=dict(kind='transfer', folds=5, seed=42))
+
+def opened(folder, spec, protocol='default'): return open_task({**spec, 'screen': str(folder/spec['screen'])}, folder/'out', protocol)
+
+def predictions(task, name, **options):
+    "Those of a baseline, each condition from the fold that tests it."
+    for fold in range(task.n_folds):
+        model = build_model(name, model_info(task, fold), **options)
+        fit(model, task, fold)
+        yield from predict_task(model, task, fold)
+
+def scores(task, name, **options): return evaluate_task(task, predictions(task, name, **options))
+
+def values(table, metric): return table[table.metric == metric].value.reset_index(drop=True)
+
+def test_k562_folds_test_the_five_doubles_whose_singles_were_measured(prepared):
+    screen = read_screen(prepared/K562['screen']).subset(K562['where'])
+    names = set(screen.adata.obs.condition.astype(str))
+    five = {p for p in names if '+' in p and set(p.split('+')) <= names}
+    assert len(five) == 5
+    splits, treated = make_splits(screen, K562['split']), (screen.adata.obs.condition != 'control').to_numpy()
+    tested = [set(screen.adata.obs.condition[s.mask('test') & treated]) for s in splits]
+    assert sorted(p for o in tested for p in o) == sorted(five)
+    for s, (double,) in zip(splits, tested):
+        trained = set(screen.adata.obs.condition[s.mask('train') & treated])
+        assert set(double.split('+')) <= trained and double not in trained and names - trained - {'control'} <= five
+
+def test_on_the_doubles_additive_beats_the_perturbed_mean(prepared):
+    task = opened(prepared, K562)
+    table = {k: scores(task, k) for k in ('additive', 'perturbed_mean', 'control_mean')}
+    mean = {k: t.groupby('metric').value.mean() for k, t in table.items()}
+    assert len(values(table['additive'], 'cosine_logfc')) == 5 and set(table['additive'].n_true) == {100}
+    for metric in ('cosine_logfc', 'pearson_logfc'): assert mean['additive'][metric] > mean['perturbed_mean'][metric] + .05, metric
+    for metric in ('rmse_average', 'mae_average'): assert mean['additive'][metric] < min(mean['perturbed_mean'][metric], mean['control_mean'][metric]), metric
+    assert table['control_mean'].query("metric == 'cosine_logfc'").status.eq('no_signal').all()
+
+def test_on_the_doubles_additive_is_as_good_as_a_replicate(prepared):
+    "A dozen control cells in each half and 97 % zeros leave little of a log fold change: half of the cells of a double predict the others no better."
+    task, r, replicate = opened(prepared, K562), np.random.default_rng(0), []
+    a, m = (collect(task, predictions(task, k)) for k in ('additive', 'perturbed_mean'))
+    for _ in range(20):
+        for i, (c, f) in enumerate(zip(a.condition, a.fold)):
+            cells = task.store.dense(task.cells('test', f).of(c)).numpy()[r.permutation(100)]
+            x, y = log_fold_change(cells[:50].mean(0), a.pred_control[i]), log_fold_change(cells[50:].mean(0), a.true_control[i])
+            replicate.append(cosine(x[None], y[None])[0])
+    effects = cosine(*a.effects())
+    assert np.mean(replicate) < .25 and effects.mean() > np.mean(replicate) - .05
+    # on the scale of the means, where genes that hardly any cell shows weigh little, the doubles are the sum of their parts
+    plain = {k: cosine(p.pred - p.pred_control, p.true - p.true_control) for k, p in (('additive', a), ('mean', m))}
+    assert plain['additive'].mean() > .5 and (plain['additive'] > plain['mean']).all()
+
+def test_panobinostat_is_refused_with_the_recipe_that_works(prepared):
+    screen = read_screen(prepared/PATIENTS['screen'])
+    with pytest.raises(InputError, match=r"leaves nothing to test.*\{'kind': 'transfer', 'folds': 5, 'seed': 42\}"): make_splits(screen, dict(kind='transfer'))
+    assert default_recipe(screen) == PATIENTS['split']
+
+def test_panobinostat_leaves_one_patient_out_and_has_no_ranks(prepared):
+    task = opened(prepared, PATIENTS)
+    assert task.n_folds == 5
+    left_out = [task.conditions.patient_id[task.test_conditions(f)].tolist() for f in range(5)]
+    assert sorted(left_out) == [[p] for p in sorted(task.conditions.patient_id.unique())]
+    for f, (patient,) in enumerate(left_out):
+        seen = task.cells('train', f).n[~task.design.is_control]
+        assert (seen > 0).sum() == 3 and seen[task.conditions.patient_id[~task.design.is_control] == patient].sum() == 0
+    table = scores(task, 'additive')
+    ranks = table[table.metric.str.contains('rank')]
+    assert ranks.value.isna().all() and set(ranks.status) == {'few_candidates'} and set(ranks.n_candidates) == {1}
+    assert values(table, 'cosine_logfc').mean() > .2 and abs(values(scores(task, 'control_mean', form='mean'), 'cosine_logfc').mean()) < .1
+    assert values(table, 'rmse_average').mean() < values(scores(task, 'control_mean'), 'rmse_average').mean()
+
+def test_on_weak_lines_a_level_looks_good_only_with_shared_controls(prepared):
+    "The published protocol rewards the perturbed mean for the noise of the controls."
+    found = {(p, f): scores(opened(prepared, LINES, p), 'perturbed_mean', form=f) for p in ('default', 'perturbench') for f in ('mean', 'cell')}
+    cosine = {k: values(v, 'cosine_logfc') for k, v in found.items()}
+    assert len(cosine['default', 'mean']) == 27
+    gain = paired_difference(cosine['perturbench', 'mean'], cosine['default', 'mean'], found['default', 'mean'].query("metric == 'cosine_logfc'").cell_type)
+    assert gain.lo > .2, gain
+    assert abs(cosine['perturbench', 'cell'].mean() - cosine['default', 'cell'].mean()) < gain.mean/2
