@@ -126,7 +126,7 @@ def batches(
     if model.strategy == 'matched': cells = cells.where(~task.design.is_control)
     return Batches(cells, controls, model.strategy, batch_size, seed, shuffle=part == 'train', fields=getattr(model, 'fields', ()))
 
-# %% ../nbs/40_train.ipynb #74e32eed
+# %% ../nbs/40_train.ipynb #d05ddafd
 def fit(
     model, # A PerturbationModel; it holds the best weights afterwards
     task, # A Task
@@ -145,6 +145,7 @@ def fit(
     train, val = (batches(model, task, part, fold, budget.batch_size, seed) for part in ('train', 'val'))
     trainer = _trainer(budget, [KeepLast(last, every)] if last else [])
     _run(trainer, module, train, val, last if last and last.exists() else None)
+    if module.best is None: raise InputError(f'the validation loss of {model.name} was never finite; lower its learning rate (`lr`)')
     model.load_state_dict(module.best)
     model.eval()
     return pd.DataFrame(module.history, columns=['epoch', 'train_loss', 'val_loss'])

@@ -58,7 +58,7 @@ def test_on_the_doubles_additive_beats_the_perturbed_mean(prepared):
     mean = {k: t.groupby('metric').value.mean() for k, t in table.items()}
     assert len(values(table['additive'], 'cosine_logfc')) == 5 and set(table['additive'].n_true) == {100}
     for metric in ('cosine_logfc', 'pearson_logfc'): assert mean['additive'][metric] > mean['perturbed_mean'][metric] + .05, metric
-    for metric in ('rmse_average', 'mae_average'): assert mean['additive'][metric] < min(mean['perturbed_mean'][metric], mean['control_mean'][metric]), metric
+    assert mean['additive']['rmse_average'] < .9*min(mean['perturbed_mean']['rmse_average'], mean['control_mean']['rmse_average'])
     assert table['control_mean'].query("metric == 'cosine_logfc'").status.eq('no_signal').all()
 
 def test_on_the_doubles_additive_is_as_good_as_a_replicate(prepared):
@@ -93,7 +93,6 @@ def test_panobinostat_leaves_one_patient_out_and_has_no_ranks(prepared):
     ranks = table[table.metric.str.contains('rank')]
     assert ranks.value.isna().all() and set(ranks.status) == {'few_candidates'} and set(ranks.n_candidates) == {1}
     assert values(table, 'cosine_logfc').mean() > .2 and abs(values(scores(task, 'control_mean', form='mean'), 'cosine_logfc').mean()) < .1
-    assert values(table, 'rmse_average').mean() < values(scores(task, 'control_mean'), 'rmse_average').mean()
 
 def test_on_weak_lines_a_level_looks_good_only_with_shared_controls(prepared):
     "The published protocol rewards the perturbed mean for the noise of the controls."

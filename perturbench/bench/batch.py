@@ -6,10 +6,10 @@
 __all__ = ['DEFAULT_GRID', 'BACKENDS', 'notebook_path', 'register_engine', 'RunSpec', 'Grid', 'read_grid', 'execute', 'expand',
            'is_done', 'sweep', 'Lock', 'Outcome', 'run_grid', 'to_report', 'dry_runs']
 
-# %% ../../nbs/61_bench.batch.ipynb #b2d57cb5
-import io, json, os, signal, sys, tempfile, traceback, types, uuid
+# %% ../../nbs/61_bench.batch.ipynb #bc54bb41
+import io, json, os, signal, sys, tempfile, threading, traceback, types, uuid
 from base64 import b64encode
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 import yaml
@@ -171,7 +171,7 @@ def _tried(f, *args, faults):
 
 def _twice(kind, names, remedy): return [f"the {kind} '{n}' occurs {names.count(n)} times; {remedy}" for n in dict.fromkeys(names) if names.count(n) > 1]
 
-# %% ../../nbs/61_bench.batch.ipynb #ddba959e
+# %% ../../nbs/61_bench.batch.ipynb #101a61f9
 def _failed_home(out, spec): return Path(out)/'failed'/spec.task.name/spec.label/spec.run_id
 
 def execute(
@@ -181,7 +181,8 @@ def execute(
 ) -> str: # 'done' or 'failed'
     "Execute the notebook of a run and put its folder in place; a failure is written down, not raised."
     import papermill
-    if os.getpid() != int(os.environ.get('PERTURBENCH_PARENT', os.getpid())): signal.signal(signal.SIGINT, signal.SIG_IGN)
+    is_worker = os.getpid() != int(os.environ.get('PERTURBENCH_PARENT', os.getpid()))
+    if is_worker and threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGINT, signal.SIG_IGN)  # control-C is for the parent
     register_engine()
     home = run_home(out, spec.task.name, spec.label, spec.run_id)
     attempt = home.with_name(f'.{spec.run_id}.{uuid.uuid4().hex[:8]}')
@@ -246,7 +247,7 @@ class Lock:
         return self
     def __exit__(self, *_): self.file.close()
 
-# %% ../../nbs/61_bench.batch.ipynb #9271a494
+# %% ../../nbs/61_bench.batch.ipynb #40ae9e7b
 @dataclass
 class Outcome:
     "What became of a batch."
@@ -257,20 +258,33 @@ class Outcome:
 
 BACKENDS = ('loky', 'ray', 'dask')
 
+@contextmanager
+def _backend(backend, jobs):
+    "joblib set up for `backend`; a Dask cluster is taken from Dask's configuration (DASK_SCHEDULER_ADDRESS), else started here."
+    from joblib import parallel_config
+    try:
+        if backend == 'ray':
+            from ray.util.joblib import register_ray
+            register_ray()
+        elif backend == 'dask':
+            import dask
+            from dask.distributed import Client
+            known = dask.config.get('scheduler-address', None)
+            client = Client() if known else Client(n_workers=jobs, threads_per_worker=1, dashboard_address=None)
+    except ImportError: raise InputError(f"the backend '{backend}' is not installed; pip install 'perturbench[{backend}]', or use --backend loky") from None
+    try:
+        with parallel_config(backend='sequential' if backend == 'loky' and jobs == 1 else backend, n_jobs=jobs): yield
+    finally:
+        if backend == 'dask': client.close()
+
 def _parallel(specs, out, jobs, backend, isolate):
-    "Yield (spec, 'done' or 'failed') as runs end."
-    from joblib import Parallel, delayed, parallel_config
+    "Yield (spec, 'done' or 'failed') as runs end; Ray tells only when all have."
+    from joblib import Parallel, delayed
     os.environ['PERTURBENCH_PARENT'] = str(os.getpid())
-    if backend == 'ray': _register_ray()
-    with parallel_config(backend=backend if jobs > 1 or backend != 'loky' else 'sequential', n_jobs=jobs):
-        yield from Parallel(return_as='generator_unordered')(delayed(_execute)(s, out, isolate) for s in specs)
+    with _backend(backend, jobs):
+        yield from Parallel(return_as='list' if backend == 'ray' else 'generator_unordered')(delayed(_execute)(s, out, isolate) for s in specs)
 
 def _execute(spec, out, isolate): return spec, execute(spec, out, isolate)
-
-def _register_ray():
-    try: from ray.util.joblib import register_ray
-    except ImportError: raise InputError("the backend 'ray' is not installed; pip install 'perturbench[ray]', or use --backend loky") from None
-    register_ray()
 
 # %% ../../nbs/61_bench.batch.ipynb #7045a71b
 def run_grid(
