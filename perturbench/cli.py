@@ -58,7 +58,7 @@ def tasks():
     from perturbench.tasks import TASKS
     _print_table([dict(name=k, screen=t.screen, split=', '.join(f'{a}: {b}' for a, b in t.split.items())) for k, t in TASKS.items()])
 
-# %% ../nbs/70_cli.ipynb #60a1a4df
+# %% ../nbs/70_cli.ipynb #5e4bcbae
 Keys = Annotated[list[str], typer.Option('--covariate-keys', help='A column of obs that makes up the state; repeat for several.')]
 Perturbation = Annotated[str, typer.Option('--perturbation-key', help='The column of obs that names the perturbation.')]
 Control = Annotated[str, typer.Option('--control', help='The name of unperturbed cells.')]
@@ -83,6 +83,7 @@ def prepare(
     from perturbench.data.preprocess import prepare
     from perturbench.data.screen import read_h5ad
     if out.suffix != '.h5ad': raise InputError(f'{out} is no h5ad file; give -o a name that ends in .h5ad')
+    if out.resolve() == file.resolve(): raise InputError(f'{out} is the input; give -o another name, so that the raw values are kept')
     screen = prepare(read_h5ad(file), perturbation_key, covariate_keys, control, values, _sep(sep))
     screen.write(out, **screen.card, name=name or file.stem)
     print(screen)
@@ -125,7 +126,7 @@ def report(out:Annotated[Path, typer.Argument(help='A folder of results.')]):
     "Write the leaderboard and its figures from the runs that are there."
     _report(out)
 
-# %% ../nbs/70_cli.ipynb #2d7bb597
+# %% ../nbs/70_cli.ipynb #10358cc6
 @app.command()
 def predict(
     run_dir:Annotated[Path, typer.Argument(help='The folder of a run: OUT/runs/TASK/LABEL/RUN_ID.')],
@@ -151,18 +152,24 @@ def evaluate(
     train:Annotated[Optional[Path], typer.Option(help='An h5ad of the training cells: baselines fitted on it are scored beside.')]=None,
     protocol:Protocol='default',
 ):
-    "Score predictions that were made elsewhere."
+    """Score predictions that were made elsewhere.
+
+    Predict from the controls that OUT/controls.csv calls half A: true effects are taken against half B, and a model that was given half B carries its noise.
+    """
+    import pandas as pd
     from perturbench.bench.batch import Lock
     from perturbench.bench.leaderboard import print_tables, write_board
     from perturbench.core import atomic_path
     from perturbench.evaluate import evaluate_files
+    if (out/'runs').exists(): raise InputError(f'{out} holds the runs of a benchmark, whose leaderboard would be lost; choose another folder with -o')
     with Lock(out):
         scores = evaluate_files(truth, predictions, perturbation_key, covariate_keys, control, values, _sep(sep), train, protocol)
         with atomic_path(out/'scores.parquet') as part: scores.to_parquet(part, index=False)
         board, files = write_board(scores, None, out)
         print_tables(board)
         for note in scores.attrs.get('notes', ()): print(f'note: {note}')
-        for f in [out/'scores.parquet', *files]: print(f)
+        with atomic_path(out/'controls.csv') as part: pd.DataFrame(scores.attrs['controls']).to_csv(part, index=False)
+        for f in [out/'scores.parquet', out/'controls.csv', *files]: print(f)
 
 # %% ../nbs/70_cli.ipynb #b090594f
 UsageError = typer.BadParameter.__base__  # typer brings its own click, so its errors are reached through typer

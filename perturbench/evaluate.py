@@ -239,7 +239,7 @@ def _file_task(name, screen, train, protocol):
     naming = dict(control=screen.control, sep=screen.sep, dose_key=None, perturbation_key=screen.perturbation_key)
     return Task(name, '', protocol, TaskSpec(name, name), None, store, whole.conditions, whole.covariate_keys, part[store.order][None], half[store.order], naming)
 
-# %% ../nbs/55_evaluate.ipynb #92c3c121
+# %% ../nbs/55_evaluate.ipynb #ed6c8d69
 def _bits(*arrays):
     "A hash of the values of `arrays`."
     h = hashlib.sha256()
@@ -265,7 +265,7 @@ def evaluate_files(
     sep='+', # What joins the parts of a combination; None when names are never split
     train=None, # An h5ad (or AnnData) of training cells with controls: baselines are fitted on it and scored beside
     protocol:str='default', # 'perturbench': one reference for both effects, and ties in full
-) -> pd.DataFrame: # The scores of each model, as a run's; `.attrs['notes']` says what was ignored. Raises one InputError for all faults
+) -> pd.DataFrame: # The scores of each model, as a run's; `.attrs['notes']` says what was ignored, `.attrs['controls']` which controls are half A and half B. Raises one InputError for all faults
     "Score predictions that were made elsewhere."
     if protocol not in PROTOCOLS: raise InputError(f"the protocol '{protocol}' is not known{nearest(protocol, PROTOCOLS)}")
     sources = _labelled(predictions)
@@ -288,5 +288,6 @@ def evaluate_files(
         if train: model.fit(task.cells('train'))
         tables.append(_scored(task, name, predict_task(model, task))[0])
     scores = pd.concat(tables, ignore_index=True)
-    scores.attrs['notes'] = notes
+    given = task.half != -1
+    scores.attrs.update(notes=notes, controls=dict(cell=task.store.cells[given].tolist(), half=['AB'[h] for h in task.half[given]]))
     return scores

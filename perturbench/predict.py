@@ -93,7 +93,7 @@ def _fold(task, p, k) -> int:
     same = (task.design.perturbation == p).all(axis=1) & (task.design.covariate == k).all(axis=1)
     return next((f for f in range(task.n_folds) if same[task.test_conditions(f)].any()), 0)
 
-# %% ../nbs/41_predict.ipynb #0569f2e8
+# %% ../nbs/41_predict.ipynb #359106d4
 def write_predictions(
     models:list, # The trained model of each fold
     task, # The task they were trained on
@@ -101,12 +101,13 @@ def write_predictions(
     path, # The h5ad file to write
     seed:int=0,
 ) -> int: # Number of cells written
-    "Predict the conditions of `table` from the controls of their states, into `path`."
+    "Predict the conditions of `table` from the controls of their states, into `path`; `obs['status']` says where a model fell back."
     rows, given = read_conditions(table, task), task.given()
     by_state = {s: given.where(task.design.state == s).rows for s in {s for _, _, s, _ in rows}}
     n = [len(by_state[s]) for _, _, s, _ in rows]
     keys = ['perturbation', *task.covariate_keys]
     obs = table[keys].astype(str).loc[table.index.repeat(n)].reset_index(drop=True)
+    obs['status'] = np.repeat([models[fold].status(p, k) for p, k, _, fold in rows], n)
     obs.index = [f'predicted_{i}' for i in range(len(obs))]
     with atomic_path(path) as part:
         ad.AnnData(obs=obs, var=pd.DataFrame(index=task.genes)).write_h5ad(part)

@@ -5,7 +5,7 @@ from scipy import sparse
 from perturbench.data.screen import Screen
 from perturbench.data.simulate import Parameters, simulate
 from perturbench.loaders.batches import STRATEGIES, Batches
-from perturbench.loaders.store import Cells, CellStore
+from perturbench.loaders.store import CellStore
 
 few = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 

@@ -202,3 +202,16 @@ def test_a_training_that_was_killed_ends_with_the_weights_of_one_that_was_not(tm
     assert same(found[0][1], found[1][1])
     last = [torch.load(tmp_path/o/'last.ckpt', weights_only=True)['state_dict'] for o in ('kept', 'whole')]
     assert same(*last)
+
+def test_a_training_that_stopped_early_and_is_started_again_does_not_go_on(tmp_path):
+    "Killed between its last checkpoint and the end of its run, it is at its end, and not an epoch before a new decision."
+    task = toy(tmp_path)
+    for min_epochs, seed in ((1, 0), (1, 1), (7, 1)):
+        found = []
+        for _ in range(2):
+            torch.manual_seed(seed)
+            model = build_model('latent_additive', model_info(task), lr=.03)
+            budget = dict(max_epochs=30, min_epochs=min_epochs, patience=2, lr_patience=1, batch_size=20)
+            found.append((fit(model, task, budget=budget, seed=seed, folder=tmp_path/f'{min_epochs}, {seed}', every=0), model.state_dict()))
+        assert min_epochs <= len(found[0][0]) < 30
+        assert found[0][0].equals(found[1][0]) and same(found[0][1], found[1][1])

@@ -6,7 +6,7 @@ from perturbench.core import InputError
 from perturbench.data.screen import Screen
 from perturbench.data.splits import PARTS, SPLITS, default_recipe, divide_controls, eligible, fold_range, leak_check, make_splits, read_split
 
-few = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+few = settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 NAMES = ['TP53', 'TGF-β', 'a/b', 'c_d', 'e, f', '"q"', 'ген', '药 1', 'nan', '0', "it's"]
 LINES = ['K562_a', 'Zürich/2', 'x+y', 'NA', '"z", 1', '7']
 

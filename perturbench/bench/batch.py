@@ -139,7 +139,7 @@ def _read_model(entry):
     check_options(name, entry)
     return name, label, entry
 
-# %% ../../nbs/61_bench.batch.ipynb #2952aa9e
+# %% ../../nbs/61_bench.batch.ipynb #ebe58f81
 def read_grid(
     grid=None, # The path of a YAML file, its content as a mapping, or None for the built-in grid
     base=None, # Paths of screens start here; by default at the grid file
@@ -149,12 +149,10 @@ def read_grid(
     base = base or (Path(grid).parent if is_file else '.')
     raw = yaml.safe_load(DEFAULT_GRID) if grid is None else _load_yaml(grid) if is_file else grid
     if not isinstance(raw, dict): raise InputError('a grid is a mapping with `tasks` and `models`')
-    raw, faults = {'seeds': [0], 'budget': 'quick', 'protocol': 'default', **raw}, []
-    for k, v in raw.items():
-        if k not in _KEYS: faults.append(f"a grid has no key '{k}'{nearest(k, _KEYS)}")
-        elif not isinstance(v, _KEYS[k]) or (_KEYS[k] is list and not v): faults.append(f"`{k}` of a grid is a {'list with at least one entry' if _KEYS[k] is list else 'name or a mapping'}")
-    faults += [f'a grid needs `{k}`, a list' for k in ('tasks', 'models') if k not in raw]
-    if faults: raise InputError('the grid cannot be used:' + ''.join(f'\n- {f}' for f in faults))
+    faults = [f"a grid has no key '{k}'{nearest(k, _KEYS)}" for k in raw if k not in _KEYS] + [f'a grid needs `{k}`, a list' for k in ('tasks', 'models') if k not in raw]
+    fits = {k: isinstance(v, _KEYS[k]) and (v or _KEYS[k] is not list) for k, v in raw.items() if k in _KEYS}
+    faults += [f"`{k}` of a grid is a {'list with at least one entry' if _KEYS[k] is list else 'name or a mapping'}" for k, ok in fits.items() if not ok]
+    raw = dict(tasks=[], models=[], seeds=[0], budget='quick', protocol='default') | {k: raw[k] for k, ok in fits.items() if ok}
     tasks = [_tried(read_task, t, base, faults=faults) for t in raw['tasks']]
     models = [_tried(_read_model, m, faults=faults) for m in raw['models']]
     budget = _tried(read_budget, raw['budget'], faults=faults)

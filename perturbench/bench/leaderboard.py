@@ -113,7 +113,7 @@ def candidates(
     lo, hi = int(n.min()), int(n.max())
     return f"ranks among {lo if lo == hi else f'{lo} to {hi}'}"
 
-# %% ../../nbs/63_bench.leaderboard.ipynb #8e695407
+# %% ../../nbs/63_bench.leaderboard.ipynb #ab73b19d
 COLUMNS = ['task', 'task_id', 'model', 'metric', 'mean', 'sd', 'lo', 'hi', 'n_conditions', 'n_undefined', 'n_seeds', 'best', 'within_noise',
            'fit_seconds', 'predict_seconds', 'peak_memory']
 COSTS = COLUMNS[-3:]
@@ -126,7 +126,8 @@ def compare(
     tested = scores.groupby('model').condition.agg(lambda c: c.unique().tolist())
     table = pd.DataFrame({m: estimate(values[m].loc[c]) for m, c in tested.items()}).T.astype(dict(n_undefined=int, n_seeds=int))
     profiles = pd.DataFrame({m: values[m].mean(axis=1) for m in tested.index})
-    verdict = judge(table['mean'], profiles, METRICS[scores.metric.iloc[0]].better)
+    whole = ~(scores.status == 'not_predicted').groupby(scores.model).any()  # what leaves the hard conditions out does not compete
+    verdict = judge(table['mean'].where(whole), profiles, METRICS[scores.metric.iloc[0]].better)
     return table.assign(n_conditions=tested.map(len)).loc[verdict.index].join(verdict).rename_axis('model').reset_index()
 
 # %% ../../nbs/63_bench.leaderboard.ipynb #bd691dbc

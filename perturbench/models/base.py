@@ -91,7 +91,7 @@ class PerturbationModel(nn.Module):
         "What the scores of a prediction for this condition should say about it."
         return 'unseen_part' if (np.asarray(perturbation) != 0)[~self.info.seen_perturbations].any() else 'ok'
 
-# %% ../../nbs/30_models.base.ipynb #90a09881
+# %% ../../nbs/30_models.base.ipynb #28d71a4a
 MODELS = Registry('model')
 
 def _imported(name):
@@ -106,6 +106,7 @@ def model_class(
     name:str, # A registered name, 'my_module:MyModel' or the name of an entry point
 ) -> type: # A PerturbationModel; raises InputError when there is none of that name
     "The class that `name` stands for."
+    importlib.import_module('perturbench.models.zoo')  # completes MODELS
     if name in MODELS: cls = MODELS[name]
     elif ':' in name: cls = _imported(name)
     else:
