@@ -1,0 +1,92 @@
+"The package as others get it: a wheel, an sdist and a bare checkout work outside the project, and importing it is cheap."
+import os, shutil, subprocess, sys, tarfile, zipfile
+from pathlib import Path
+import nbformat, perturbench, pytest
+from conftest import ROOT
+
+NOTEBOOKS = sorted((ROOT/'nbs'/'benchmarks').glob('*.ipynb'))
+HEAVY = {'anndata', 'lightning', 'matplotlib', 'numba', 'papermill', 'scanpy', 'sklearn', 'torch'}
+
+def sh(*args, cwd, **env):
+    "Run a command outside the checkout; return what it says on standard output."
+    env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'} | {'PIP_DISABLE_PIP_VERSION_CHECK': '1', **env}
+    done = subprocess.run([str(a) for a in args], cwd=cwd, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+@pytest.fixture(scope='module')
+def copy(tmp_path_factory):
+    "The files that git tracks, or would, in a folder of their own."
+    to = tmp_path_factory.mktemp('copy')/'perturbench'
+    for name in sh('git', 'ls-files', '-co', '--exclude-standard', '-z', cwd=ROOT).split('\0'):
+        if not name or not (ROOT/name).exists(): continue
+        (to/name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT/name, to/name, follow_symlinks=False)
+    return to
+
+def build_wheel(tree, to):
+    sh(sys.executable, '-m', 'pip', 'wheel', '-q', '--no-build-isolation', '--no-deps', '-w', to, tree, cwd=to)
+    wheel, = to.glob('*.whl')
+    return wheel
+
+@pytest.fixture(scope='module')
+def wheel(copy, tmp_path_factory): return build_wheel(copy, tmp_path_factory.mktemp('wheel'))
+
+def venv(folder, *wheels):
+    "A virtual environment of its own that sees the packages of the running one, but no project that is installed there to be edited."
+    sh(sys.executable, '-m', 'venv', '--without-pip', folder, cwd=folder.parent)
+    site = Path(sh(folder/'bin'/'python', '-c', "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip())
+    for w in wheels: sh(sys.executable, '-m', 'pip', '--python', folder/'bin'/'python', 'install', '-q', '--no-deps', w, cwd=folder)
+    (site/'running.pth').write_text('\n'.join(p for p in sys.path if Path(p).name in ('site-packages', 'dist-packages')))
+    return site
+
+@pytest.fixture(scope='module')
+def installed(wheel, tmp_path_factory):
+    "Where the wheel is installed, and the folder of its commands."
+    folder = tmp_path_factory.mktemp('installed')
+    return venv(folder/'venv', wheel)/'perturbench', folder/'venv'/'bin'
+
+def test_the_wheel_holds_the_notebooks_and_nothing_of_the_project_around(wheel):
+    with zipfile.ZipFile(wheel) as z:
+        names = {n for n in z.namelist() if '.dist-info/' not in n}
+        assert {n: z.read(n) for n in names if n.endswith('.ipynb')} == {f'perturbench/notebooks/{p.name}': p.read_bytes() for p in NOTEBOOKS}
+        modules = {str(p.relative_to(ROOT)) for p in (ROOT/'perturbench').rglob('*.py')}
+        assert NOTEBOOKS and names == modules | {f'perturbench/notebooks/{p.name}' for p in NOTEBOOKS}
+
+def test_the_sdist_builds_the_same_wheel(copy, wheel, tmp_path):
+    sh(sys.executable, '-c', f'from setuptools.build_meta import build_sdist; build_sdist({str(tmp_path)!r})', cwd=copy)
+    sdist, = tmp_path.glob('*.tar.gz')
+    with tarfile.open(sdist) as t: t.extractall(tmp_path, filter='data')
+    tree, = (p for p in tmp_path.iterdir() if p.is_dir())
+    assert (tree/'settings.ini').read_bytes() == (ROOT/'settings.ini').read_bytes()
+    def content(path):
+        with zipfile.ZipFile(path) as z: return {n: z.read(n) for n in z.namelist() if not n.endswith('/RECORD')}
+    (tmp_path/'wheel').mkdir()
+    assert content(build_wheel(tree, tmp_path/'wheel')) == content(wheel)
+
+def test_the_installed_command_says_its_version_and_models(installed, tmp_path):
+    home, bin = installed
+    assert sh(bin/'python', '-c', 'import perturbench; print(perturbench.__file__)', cwd=tmp_path).strip() == str(home/'__init__.py')
+    assert sh(bin/'perturbench', '--version', cwd=tmp_path).strip() == perturbench.__version__
+    assert 'latent_additive' in sh(bin/'perturbench', 'models', cwd=tmp_path)
+
+def test_the_installed_command_runs_its_own_notebook(installed, tmp_path):
+    from perturbench.data.simulate import Parameters, simulate
+    home, bin = installed
+    par = Parameters(n_genes=120, n_perturbations=12, n_programmes=6, cells=16, controls=48, panel=1, library=2000)
+    simulate(par, seed=1).screen.write(tmp_path/'mine.h5ad')
+    (tmp_path/'grid.yaml').write_text('tasks: [mine.h5ad]\nmodels: [control_mean]\n')
+    shown = sh(bin/'perturbench', 'run', 'grid.yaml', '-o', 'out', cwd=tmp_path)
+    assert 'control_mean' in shown and str(Path('out')/'leaderboard.csv') in shown
+    run, = (tmp_path/'out').glob('runs/mine/control_mean/*/notebook.ipynb')
+    assert nbformat.read(run, as_version=4).metadata.papermill.input_path == str(home/'notebooks'/'train_and_score.ipynb')
+
+def test_a_bare_checkout_finds_its_notebook(copy, tmp_path):
+    venv(tmp_path/'venv')
+    code = 'from perturbench.bench.batch import notebook_path; print(notebook_path())'
+    assert sh(tmp_path/'venv'/'bin'/'python', '-c', code, cwd=tmp_path, PYTHONPATH=str(copy)).strip() == str(copy/'nbs'/'benchmarks'/'train_and_score.ipynb')
+
+@pytest.mark.parametrize('code', ['import perturbench', "from perturbench.cli import main; assert main(['--help']) == 0", "from perturbench.cli import main; assert main(['run', '--help']) == 0"])
+def test_nothing_heavy_is_imported_before_it_is_needed(code, tmp_path):
+    loaded = sh(sys.executable, '-c', f"{code}\nimport sys; print(*sys.modules)", cwd=tmp_path, PYTHONPATH=str(ROOT)).split()
+    assert 'perturbench' in loaded and HEAVY & set(loaded) == set()
