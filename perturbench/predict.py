@@ -63,11 +63,11 @@ def predict_task(
         p, k = design.perturbation[c], design.covariate[c]
         yield Prediction(int(c), predict_cells(model, controls, p, k, seed, int(c)), fold, model.status(p, k))
 
-# %% ../nbs/41_predict.ipynb #8215c7ed
+# %% ../nbs/41_predict.ipynb #961409d4
 def read_conditions(
     table:pd.DataFrame, # Columns: perturbation and each covariate key
     task, # A Task: what is known
-) -> list: # (perturbation vector, covariate vector, state code, fold) for each row; raises InputError naming every unknown
+) -> list: # (perturbation vector, covariate vector, state code, condition code or None) for each row; raises InputError naming every unknown
     "What the rows of `table` mean to the models of `task`."
     keys, dose = list(task.covariate_keys), task.naming['dose_key']
     need = ['perturbation', *keys] + ([dose] if dose else [])
@@ -82,18 +82,29 @@ def read_conditions(
             p, k = task.design.encode(parts, {key: r[key] for key in keys}, float(r[dose]) if dose else 1.)
             match = states[(states[keys] == [r[key] for key in keys]).all(axis=1)]
             if not len(match): raise InputError(f"no controls of the state {', '.join(r[key] for key in keys)} are there to predict from")
-            rows.append((p, k, int(match.state.iloc[0]), _fold(task, p, k)))
+            rows.append((p, k, int(match.state.iloc[0]), _code(task, p, k)))
         except InputError as e: faults.append(str(e))
     if faults: raise InputError('some conditions cannot be predicted:' + ''.join(f'\n- {f}' for f in dict.fromkeys(faults)))
     return rows
 
-# %% ../nbs/41_predict.ipynb #24194f32
-def _fold(task, p, k) -> int:
-    "The fold that tested a condition; 0 if none did."
-    same = (task.design.perturbation == p).all(axis=1) & (task.design.covariate == k).all(axis=1)
-    return next((f for f in range(task.n_folds) if same[task.test_conditions(f)].any()), 0)
+# %% ../nbs/41_predict.ipynb #8b6013e6
+def _code(task, p, k):
+    "The code of a condition; None if no cell was measured in it."
+    rows = np.flatnonzero((task.design.perturbation == p).all(axis=1) & (task.design.covariate == k).all(axis=1))
+    return int(rows[0]) if len(rows) else None
 
-# %% ../nbs/41_predict.ipynb #359106d4
+def _fold(task, code) -> int:
+    "The fold that tested a condition; 0 if none did."
+    return next((f for f in range(task.n_folds) if code in task.test_conditions(f)), 0)
+
+# %% ../nbs/41_predict.ipynb #4b3d6ad7
+def _empty_matrix(file, n_cells, n_genes):
+    "X of an open h5ad, to be filled block by block."
+    if 'X' in file: del file['X']
+    X = file.create_dataset('X', (n_cells, n_genes), 'f4', chunks=(min(256, n_cells), n_genes), compression='gzip', compression_opts=1)
+    X.attrs.update({'encoding-type': 'array', 'encoding-version': '0.2.0'})
+    return X
+
 def write_predictions(
     models:list, # The trained model of each fold
     task, # The task they were trained on
@@ -105,19 +116,19 @@ def write_predictions(
     rows, given = read_conditions(table, task), task.given()
     by_state = {s: given.where(task.design.state == s).rows for s in {s for _, _, s, _ in rows}}
     n = [len(by_state[s]) for _, _, s, _ in rows]
-    keys = ['perturbation', *task.covariate_keys]
-    obs = table[keys].astype(str).loc[table.index.repeat(n)].reset_index(drop=True)
-    obs['status'] = np.repeat([models[fold].status(p, k) for p, k, _, fold in rows], n)
+    dose, folds = task.naming['dose_key'], [_fold(task, code) for *_, code in rows]
+    names = table[['perturbation', *task.covariate_keys, *([dose] if dose else [])]].astype(str).reset_index(drop=True)
+    obs = names.loc[names.index.repeat(n)].reset_index(drop=True)
+    if dose: obs[dose] = obs[dose].astype(float)
+    obs['status'] = np.repeat([models[f].status(p, k) for (p, k, *_), f in zip(rows, folds)], n)
     obs.index = [f'predicted_{i}' for i in range(len(obs))]
     with atomic_path(path) as part:
         ad.AnnData(obs=obs, var=pd.DataFrame(index=task.genes)).write_h5ad(part)
         with h5py.File(part, 'r+') as f:
-            if 'X' in f: del f['X']
-            X = f.create_dataset('X', (len(obs), task.store.n_genes), 'f4', chunks=(min(256, len(obs)), task.store.n_genes), compression='gzip', compression_opts=1)
-            X.attrs.update({'encoding-type': 'array', 'encoding-version': '0.2.0'})
-            at = 0
-            for i, (p, k, s, fold) in enumerate(rows):
-                cells = predict_cells(models[fold], task.store.dense(by_state[s]), p, k, seed, i)
+            X, at = _empty_matrix(f, len(obs), task.store.n_genes), 0
+            for i, (p, k, s, code) in enumerate(rows):
+                draw = names.loc[i].tolist() if code is None else [code]
+                cells = predict_cells(models[folds[i]], task.store.dense(by_state[s]), p, k, seed, *draw)
                 X[at:at + len(cells)] = cells.clip(min=0)
                 at += len(cells)
     return len(obs)

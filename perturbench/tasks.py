@@ -40,7 +40,7 @@ _builtin('sim-combination', 'sim-combination', split=dict(kind='combination', fr
 _builtin('sim-null', 'sim-null', split=dict(kind='transfer', fraction=.3, seed=42, max_heldout_covariates=16))
 _builtin('sim-network', 'sim-network', split=dict(kind='transfer', fraction=.3, seed=42))
 
-# %% ../nbs/24_tasks.ipynb #f8d35430
+# %% ../nbs/24_tasks.ipynb #4bb75132
 def read_task(
     entry, # A built-in name, the path of a prepared h5ad, or a mapping with the fields of `TaskSpec`
     base='.', # Paths start here
@@ -51,12 +51,14 @@ def read_task(
         if str(entry) in TASKS: return TASKS[str(entry)]
         if not str(entry).endswith('.h5ad'): TASKS[str(entry)]
         entry = dict(screen=str(entry))
+    if not isinstance(entry, dict): raise InputError(f'a task is a name, the path of an h5ad or a mapping; {entry!r} is none')
     fields = list(TaskSpec.__dataclass_fields__)
     for k in entry:
         if k not in fields: raise InputError(f"a task has no field '{k}'{nearest(k, fields)}")
     if 'screen' not in entry: raise InputError('a task needs `screen`: a built-in name or the path of a prepared h5ad')
     for k in ('where', 'split', 'genes'):
         if not isinstance(entry.get(k, {}), dict): raise InputError(f'`{k}` of a task is a mapping, such as {_EXAMPLES[k]}')
+    _check_genes(entry.get('genes', {}))
     screen = str(entry['screen'])
     path = Path(base)/screen
     if screen not in PRESETS and not path.exists():
@@ -69,6 +71,13 @@ def read_task(
         split['file'] = str(Path(base)/split['file'])
         if not Path(split['file']).exists(): raise InputError(f"the split {split['file']} does not exist; check the path")
     return TaskSpec(**{**entry, 'name': name, 'screen': screen if screen in PRESETS else str(path), 'split': split})
+
+def _check_genes(genes):
+    "Raise InputError for an option that `select_genes` does not take."
+    known = dict(hvg=int, de=int, targets=bool)
+    for k, v in genes.items():
+        if k not in known: raise InputError(f"`genes` of a task has no '{k}'{nearest(k, known)}")
+        if type(v) is not known[k] or v < 0: raise InputError(f"'{k}' of `genes` is {v!r}; give {'true or false' if known[k] is bool else 'a whole number, 0 or more'}")
 
 _EXAMPLES = dict(where='{cell_type: [k562]}', split='{kind: transfer, fraction: .3, seed: 42}', genes='{hvg: 4000, de: 25}')
 

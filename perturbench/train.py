@@ -18,7 +18,7 @@ from .core import InputError, atomic_path, nearest, seed_of
 from .loaders.batches import Batches
 from .models.base import ModelInfo
 
-# %% ../nbs/40_train.ipynb #e7a13f16
+# %% ../nbs/40_train.ipynb #c85d39fa
 @dataclass(frozen=True)
 class Budget:
     "How long a training may take."
@@ -42,7 +42,7 @@ def read_budget(
     fields = list(Budget.__dataclass_fields__)
     for k, v in budget.items():
         if k not in fields: raise InputError(f"a budget has no '{k}'{nearest(k, fields)}")
-        if not isinstance(v, int) or v < 1: raise InputError(f"the budget's '{k}' is {v!r}; give a whole number of at least 1")
+        if not isinstance(v, int) or isinstance(v, bool) or v < 1: raise InputError(f"the budget's '{k}' is {v!r}; give a whole number of at least 1")
     return Budget(**budget)
 
 # %% ../nbs/40_train.ipynb #64e026b6
@@ -53,7 +53,7 @@ def model_info(
     "What a model of `task` is built from."
     return ModelInfo(task.genes, task.design, task.cells('train', fold).n, task.protocol)
 
-# %% ../nbs/40_train.ipynb #a7b5fc6c
+# %% ../nbs/40_train.ipynb #9f6492a4
 class Module(pl.LightningModule):
     "Any `PerturbationModel` as Lightning wants it."
     def __init__(self, model, seed, budget):
@@ -94,11 +94,13 @@ class Module(pl.LightningModule):
         for s in self._as_list(self.lr_schedulers()): s.step(val)
         if val < self.best_loss: self.best_loss, self.best = val, {k: v.detach().clone() for k, v in self.model.state_dict().items()}
 
-    def on_save_checkpoint(self, ckpt): ckpt['training'] = dict(history=self.history, best=self.best, best_loss=self.best_loss)
+    def on_save_checkpoint(self, ckpt):
+        ckpt['training'] = dict(history=self.history, best=self.best, best_loss=self.best_loss, stop=self.trainer.should_stop)
 
     def on_load_checkpoint(self, ckpt):
         t = ckpt['training']
         self.history, self.best, self.best_loss = [tuple(h) for h in t['history']], t['best'], t['best_loss']
+        self.trainer.should_stop = t['stop']
 
 def _mean(losses, weights) -> float:
     "The mean over cells of batch means, read from the device once."

@@ -119,6 +119,12 @@ GRID = 'tasks: [sim-transfer]\nmodels: [control_mean]\n'
     (GRID + 'protocol: perturbnech\n', "did you mean 'perturbench'?"),
     (GRID + 'seeds: [one]\n', "the seed 'one' is not a whole number"),
     ('just text\n', 'a grid is a mapping'),
+    (GRID.replace('[sim-transfer]', '[3]'), 'a task is a name'),
+    (GRID.replace('[sim-transfer]', '[{screen: sim-transfer, genes: {hgv: 3}}]'), "did you mean 'hvg'?"),
+    (GRID.replace('[sim-transfer]', '[{screen: sim-transfer, genes: {hvg: x}}]'), 'a whole number'),
+    (GRID.replace('[sim-transfer]', '[{screen: sim-transfer, genes: {hvg: -1}}]'), 'a whole number'),
+    (GRID.replace('[sim-transfer]', '[{screen: sim-transfer, split: {kind: [a]}}]'), 'a split is a recipe'),
+    (GRID + 'budget: {max_epochs: true}\n', 'a whole number'),
 ])
 def test_run_refuses_a_grid(at, capsys, grid, says):
     Path('grid.yaml').write_text(grid)

@@ -76,9 +76,9 @@ def _position(names, name, kind):
     if name in names: return names.index(name)
     raise InputError(f"the {kind} '{name}' is not in the screen{nearest(name, names)}")
 
-# %% ../../nbs/10_data.screen.ipynb #36548023
+# %% ../../nbs/10_data.screen.ipynb #182ffbe0
 RESERVED = {'task', 'task_id', 'model', 'seed', 'run_id', 'perturbation', 'metric', 'value', 'n_true', 'n_pred', 'n_candidates', 'status',
-            'state', 'n_cells', 'n_perturbations', 'is_control'}
+            'state', 'n_cells', 'n_perturbations', 'is_control', 'is_treated'}
 
 def _column_faults(obs, perturbation_key, covariate_keys, others):
     "Faults of the columns that are named: absent, named twice, with missing values, or in the way of a column of the score table."
@@ -143,7 +143,7 @@ def _as_csr(adata):
     layers = {k: to_csr(v) for k, v in adata.layers.items() if k == 'counts'}
     with _own_words(): return ad.AnnData(to_csr(adata.X), obs=adata.obs.copy(), var=adata.var, uns=dict(adata.uns), obsm=dict(adata.obsm), layers=layers)
 
-# %% ../../nbs/10_data.screen.ipynb #750b1779
+# %% ../../nbs/10_data.screen.ipynb #647864c5
 class Screen:
     "`adata` with the meaning of its columns; raises one InputError that lists every fault found."
     def __init__(self,
@@ -161,10 +161,9 @@ class Screen:
         self.perturbation_key, self.covariate_keys, self.control, self.sep = perturbation_key, covariate_keys, str(control), sep
         self.dose_key, self.batch_key, self.replicate_key, self.targets = dose_key, batch_key, replicate_key, targets or {}
         self.adata = _as_csr(adata)
-        faults = _column_faults(adata.obs, perturbation_key, covariate_keys, [k for k in (dose_key, batch_key, replicate_key) if k])
+        faults = _column_faults(adata.obs, perturbation_key, covariate_keys, [k for k in (batch_key, replicate_key) if k])
         faults += _value_faults(self.adata)
-        if dose_key in adata.obs and not pd.api.types.is_numeric_dtype(adata.obs[dose_key]):
-            faults.append(f"the dose '{dose_key}' is not numeric; give numbers in one unit")
+        faults += self._dose_faults()
         if not any(k not in adata.obs for k in [perturbation_key, *covariate_keys]): faults += self._label_faults()
         if faults: raise InputError('the screen cannot be used:' + ''.join(f'\n- {f}' for f in faults) if len(faults) > 1
                                     else f'the screen cannot be used: {faults[0]}')
@@ -199,6 +198,19 @@ def _label_faults(self:Screen):
         if bare: faults.append(f"these states have no control cells: {'; '.join(bare[:5])}; drop their cells, or add controls")
     if is_control.all(): faults.append(f"every cell is called '{self.control}' in '{key}'; at least one perturbation is needed")
     return faults
+
+# %% ../../nbs/10_data.screen.ipynb #1455f583
+@patch
+def _dose_faults(self:Screen):
+    "Faults of the column of doses."
+    obs, key = self.adata.obs, self.dose_key
+    if key is None: return []
+    if key in RESERVED: return [f"the dose cannot be called '{key}', a column of the score table has that name; rename the column of obs"]
+    if key not in obs: return [f"'{key}' is not a column of obs{nearest(key, obs.columns)}"]
+    if not pd.api.types.is_numeric_dtype(obs[key]): return [f"the dose '{key}' is not numeric; give numbers in one unit"]
+    treated = obs[self.perturbation_key].astype(str) != self.control if self.perturbation_key in obs else True
+    n = int((obs[key].isna() & treated).sum())
+    return [f"'{key}' has no value in {n:,} perturbed cells; drop these cells or fill them in"] if n else []
 
 # %% ../../nbs/10_data.screen.ipynb #f40dd2a3
 @patch

@@ -274,7 +274,7 @@ def transfer_folds(
     if best[1][0]: raise InputError(f'{folds} folds leave a fold of this screen empty; give fewer folds')
     return best[0]
 
-# %% ../../nbs/14_data.splits.ipynb #d0895770
+# %% ../../nbs/14_data.splits.ipynb #9bd43caf
 def _check_keys(recipe, known):
     for k in recipe:
         if k not in known: raise InputError(f"'{k}' is not an option of this split{nearest(k, known)}" + (
@@ -285,7 +285,7 @@ def make_splits(
     recipe:dict, # kind and its options; or kind, folds, seed (42) and fold, to pick one
 ) -> list: # of Splits: one, or one for each fold; raises InputError for a recipe that cannot be followed
     "The splits of `screen` that `recipe` asks for."
-    if not isinstance(recipe, dict) or 'kind' not in recipe:
+    if not isinstance(recipe, dict) or not isinstance(recipe.get('kind'), str):
         raise InputError(f"a split is a recipe with a kind ({', '.join(SPLITS)}), such as {{'kind': 'transfer'}}; it is {recipe!r}")
     options = {k: v for k, v in recipe.items() if k != 'kind'}
     make = SPLITS[recipe['kind']]
