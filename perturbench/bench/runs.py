@@ -43,7 +43,7 @@ def _reset_peak():
     try: Path('/proc/self/clear_refs').write_text('5')
     except OSError: pass
 
-# %% ../../nbs/60_bench.runs.ipynb #f52d1c34
+# %% ../../nbs/60_bench.runs.ipynb #c3e35757
 @dataclass
 class Run:
     "One model on one task with one seed."
@@ -66,11 +66,15 @@ class Run:
     @property
     def home(self) -> Path: return run_home(self.out, self.task.name, self.label, self.run_id)
 
+def _source(cls):
+    "What tells a model from elsewhere from what it was before it was changed: its source, or its bytecode where a shell keeps none."
+    if cls.__module__.startswith('perturbench.'): return None
+    try: return inspect.getsource(cls)
+    except OSError: return {k: v.__code__.co_code.hex() for k, v in vars(cls).items() if hasattr(v, '__code__')}
+
 def run_id(task_id, model, options, seed, budget, threads) -> str:
     "A hash of all that decides the result; a model from elsewhere counts with its source."
-    cls = model_class(model)
-    source = None if cls.__module__.startswith('perturbench.') else inspect.getsource(cls)
-    return digest([task_id, model, options, source, seed, asdict(read_budget(budget)), threads, __version__])
+    return digest([task_id, model, options, _source(model_class(model)), seed, asdict(read_budget(budget)), threads, __version__])
 
 def run_home(out, task, label, run_id) -> Path:
     "The folder of a run that is whole."
