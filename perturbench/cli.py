@@ -171,7 +171,7 @@ def evaluate(
         with atomic_path(out/'controls.csv') as part: pd.DataFrame(scores.attrs['controls']).to_csv(part, index=False)
         for f in [out/'scores.parquet', out/'controls.csv', *files]: print(f)
 
-# %% ../nbs/70_cli.ipynb #b090594f
+# %% ../nbs/70_cli.ipynb #bc842de5
 UsageError = typer.BadParameter.__base__  # typer brings its own click, so its errors are reached through typer
 
 def main(args=None) -> int:
@@ -180,7 +180,8 @@ def main(args=None) -> int:
     try: status = app(args, standalone_mode=False) or 0
     except InputError as e: status = _say(e, 2)
     except UsageError as e: status = _say(f'{e.format_message()} (perturbench --help says more)', 2)
-    except (KeyboardInterrupt, typer.Abort): status = _say('interrupted; what was finished is kept, and the same command goes on from there', 130)
+    except (KeyboardInterrupt, typer.Abort): status = 130  # where typer has not made it one itself
+    if status == 130: _say('interrupted; what was finished is kept, and the same command goes on from there', 130)
     if args is not None: return status
     sys.exit(status)
 

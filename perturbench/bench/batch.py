@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['DEFAULT_GRID', 'BACKENDS', 'notebook_path', 'register_engine', 'RunSpec', 'Grid', 'read_grid', 'execute', 'expand',
-           'is_done', 'sweep', 'Lock', 'Outcome', 'run_grid', 'to_report', 'dry_runs']
+           'is_done', 'sweep', 'forget_failures', 'Lock', 'Outcome', 'run_grid', 'to_report', 'dry_runs']
 
-# %% ../../nbs/61_bench.batch.ipynb #bc54bb41
-import io, json, os, signal, sys, tempfile, threading, traceback, types, uuid
+# %% ../../nbs/61_bench.batch.ipynb #1c0dac8d
+import io, json, os, signal, sys, tempfile, threading, time, traceback, types, uuid
 from base64 import b64encode
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 import yaml
@@ -206,7 +206,7 @@ def _parameters(spec, out, folder):
     return dict(task=asdict(spec.task), model=spec.model, options=spec.options, label=spec.label, seed=spec.seed, budget=asdict(spec.budget),
                 protocol=spec.protocol, threads=spec.threads, out=str(Path(out).resolve()), folder=str(folder.resolve()))
 
-# %% ../../nbs/61_bench.batch.ipynb #5396474a
+# %% ../../nbs/61_bench.batch.ipynb #aef991e6
 def expand(
     grid:Grid,
     out, # The folder of results, where the tasks are opened
@@ -225,8 +225,15 @@ def expand(
 def is_done(spec, out) -> bool: return (run_home(out, spec.task.name, spec.label, spec.run_id)/'run.json').exists()
 
 def sweep(out):
-    "Remove what attempts that were killed have left."
-    for p in [*Path(out).glob('runs/*/*/.*'), *Path(out).glob('tasks/.*')]: remove(p)
+    "Remove what attempts and reports that were killed have left."
+    for pattern in ('runs/*/*/.*', 'tasks/.*', 'figures/.*', '.leaderboard.*'):
+        for p in Path(out).glob(pattern): remove(p)
+
+def forget_failures(specs, out):
+    "Remove what is written down of failures of the models of `specs`: they are tried again. A model that was mended has another run id."
+    for s in specs: remove(_failed_home(out, s).parent)
+    for p in sorted(Path(out).glob('failed/**/'), reverse=True):
+        if not any(p.iterdir()): p.rmdir()
 
 # %% ../../nbs/61_bench.batch.ipynb #b1630790
 class Lock:
@@ -245,7 +252,24 @@ class Lock:
         return self
     def __exit__(self, *_): self.file.close()
 
-# %% ../../nbs/61_bench.batch.ipynb #40ae9e7b
+# %% ../../nbs/61_bench.batch.ipynb #955d9dd9
+@contextmanager
+def _deaf():
+    "Hold control-C back: processes that start meanwhile never hear it, this one hears it afterwards."
+    from joblib.externals.loky.backend.resource_tracker import ensure_running
+    ensure_running() # first, since it lifts the hold when it starts
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try: yield
+    finally: signal.pthread_sigmask(signal.SIG_SETMASK, held)
+
+def _end_with(parent):
+    "End this process when `parent`, which started it, has ended."
+    def watch():
+        while os.getppid() == parent: time.sleep(.2)
+        os._exit(1)
+    if not any(t.name == 'parent' for t in threading.enumerate()): threading.Thread(target=watch, name='parent', daemon=True).start()
+
+# %% ../../nbs/61_bench.batch.ipynb #f12c1136
 @dataclass
 class Outcome:
     "What became of a batch."
@@ -279,12 +303,17 @@ def _parallel(specs, out, jobs, backend, isolate):
     "Yield (spec, 'done' or 'failed') as runs end; Ray tells only when all have."
     from joblib import Parallel, delayed
     os.environ['PERTURBENCH_PARENT'] = str(os.getpid())
+    parent = os.getpid() if backend == 'loky' and jobs > 1 else None
     with _backend(backend, jobs):
-        yield from Parallel(return_as='list' if backend == 'ray' else 'generator_unordered')(delayed(_execute)(s, out, isolate) for s in specs)
+        with _deaf() if parent else nullcontext():
+            runs = Parallel(return_as='list' if backend == 'ray' else 'generator_unordered')(delayed(_execute)(s, out, isolate, parent) for s in specs)
+        yield from runs
 
-def _execute(spec, out, isolate): return spec, execute(spec, out, isolate)
+def _execute(spec, out, isolate, parent):
+    if parent: _end_with(parent)
+    return spec, execute(spec, out, isolate)
 
-# %% ../../nbs/61_bench.batch.ipynb #7045a71b
+# %% ../../nbs/61_bench.batch.ipynb #cf18b2b0
 def run_grid(
     grid, # What `read_grid` takes, or a Grid
     out, # The folder of results
@@ -295,38 +324,40 @@ def run_grid(
     isolate:bool=False, # A kernel for each run
 ) -> Outcome:
     "Do what is missing of `grid`."
-    from joblib.externals.loky.process_executor import TerminatedWorkerError
     grid = grid if isinstance(grid, Grid) else read_grid(grid)
     with Lock(out):
         sweep(out)
         specs = expand(grid, out, threads)
         todo = [s for s in specs if force or not is_done(s, out)]
-        outcome, lost = Outcome(specs, skipped=len(specs) - len(todo)), {}
-        while todo:
-            try:
-                for spec, how in progress(_parallel(list(todo), out, jobs, backend, isolate), 'runs', len(todo)):
-                    todo.remove(spec)
-                    _settle(outcome, spec, how, out)
-            except TerminatedWorkerError:
-                for spec in [s for s in todo if is_done(s, out)]:
-                    todo.remove(spec)
-                    _settle(outcome, spec, 'done', out)
-                for spec in [s for s in todo if _in_flight(s, out)]:
-                    lost[spec.run_id] = lost.get(spec.run_id, 0) + 1
-                    if lost[spec.run_id] > 1:
-                        todo.remove(spec)
-                        _settle(outcome, spec, _killed(spec, out), out)
-                sweep(out)
+        outcome, lost = Outcome(specs, skipped=len(specs) - len(todo)), []
+        forget_failures(specs, out)
+        while todo: lost += _work(outcome, todo, out, jobs, backend, isolate)
+        for spec in lost:
+            if _work(outcome, [spec], out, 2, backend, isolate): _settle(outcome, spec, _killed(spec, out), out)
     return outcome
 
-# %% ../../nbs/61_bench.batch.ipynb #07e47661
+# %% ../../nbs/61_bench.batch.ipynb #e68c8fe3
+def _work(outcome, todo, out, jobs, backend, isolate):
+    "Do the runs `todo`. When a worker is killed, return the runs that were at work; what no worker had begun stays in `todo`."
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+    try:
+        for spec, how in progress(_parallel(list(todo), out, jobs, backend, isolate), 'runs', len(todo)):
+            todo.remove(spec)
+            _settle(outcome, spec, how, out)
+        return []
+    except TerminatedWorkerError:
+        lost = [s for s in todo if _in_flight(s, out)] or todo[:jobs]
+        for spec in lost: todo.remove(spec)
+        sweep(out)
+        return lost
+
 def _in_flight(spec, out): return any(run_home(out, spec.task.name, spec.label, spec.run_id).parent.glob(f'.{spec.run_id}.*'))
 
 def _killed(spec, out):
     "Write down that the worker of `spec` was killed."
     home = _failed_home(out, spec)
     home.mkdir(parents=True, exist_ok=True)
-    (home/'log').write_text('the worker process was killed twice during this run; it may need more memory than there is: try fewer --jobs\n')
+    (home/'log').write_text('the worker process was killed during this run, and again when it ran alone; it may need more memory than there is\n')
     return 'failed'
 
 def _settle(outcome, spec, how, out):
