@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import torch
-from .core import InputError, atomic_path, nearest, seed_of
+from .core import InputError, atomic_path, seed_of
 from .data.screen import split_name
 from .loaders.batches import Batch
 

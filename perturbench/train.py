@@ -10,7 +10,6 @@ import logging, signal, sys, time, warnings
 from dataclasses import dataclass
 from pathlib import Path
 import lightning.pytorch as pl
-import numpy as np
 import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
