@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'Keys', 'Perturbation', 'Control', 'Sep', 'Out', 'Protocol', 'UsageError', 'datasets', 'models', 'metrics',
-           'tasks', 'prepare', 'run', 'report', 'predict', 'evaluate', 'main']
+           'tasks', 'prepare', 'fetch', 'run', 'report', 'predict', 'evaluate', 'main']
 
 # %% ../nbs/70_cli.ipynb #ec6c145d
 import os, sys
@@ -27,7 +27,7 @@ def _version(asked:bool):
 def _root(ctx:typer.Context, version:Annotated[Optional[bool], typer.Option('--version', callback=_version, is_eager=True, help='Print the version.')]=None):
     if ctx.invoked_subcommand is None: print(ctx.get_help())
 
-# %% ../nbs/70_cli.ipynb #328824f1
+# %% ../nbs/70_cli.ipynb #0cc14196
 def _print_table(rows):
     "Print mappings as a table, whole, however wide the terminal is."
     lines = [list(rows[0]), *([str(v) for v in r.values()] for r in rows)]
@@ -36,9 +36,12 @@ def _print_table(rows):
 
 @app.command()
 def datasets():
-    "List the screens that are built in."
+    "List the screens that are built in, and the published ones that can be fetched."
+    from perturbench.data.datasets import dataset_table, screen_path
     from perturbench.data.simulate import PRESETS
     _print_table([dict(name=k, about=(f.__doc__ or '').split('\n')[0]) for k, f in PRESETS.items()])
+    print()
+    _print_table([{**r, 'fetched': 'yes' if screen_path(r['name']).exists() else 'no'} for r in dataset_table().to_dict('records')])
 
 @app.command()
 def models():
@@ -58,7 +61,7 @@ def tasks():
     from perturbench.tasks import TASKS
     _print_table([dict(name=k, screen=t.screen, split=', '.join(f'{a}: {b}' for a, b in t.split.items())) for k, t in TASKS.items()])
 
-# %% ../nbs/70_cli.ipynb #5e4bcbae
+# %% ../nbs/70_cli.ipynb #1b98045c
 Keys = Annotated[list[str], typer.Option('--covariate-keys', help='A column of obs that makes up the state; repeat for several.')]
 Perturbation = Annotated[str, typer.Option('--perturbation-key', help='The column of obs that names the perturbation.')]
 Control = Annotated[str, typer.Option('--control', help='The name of unperturbed cells.')]
@@ -78,18 +81,47 @@ def prepare(
     values:Annotated[str, typer.Option(help='What X holds: counts (raw) or lognorm.')]='counts',
     sep:Sep='+',
     name:Annotated[Optional[str], typer.Option(help='The name of the screen; by default that of the file.')]=None,
+    dose_key:Annotated[Optional[str], typer.Option(help='The column of obs with the dose, in one unit.')]=None,
+    batch_key:Annotated[Optional[str], typer.Option(help='The column of obs with the technical batch.')]=None,
+    replicate_key:Annotated[Optional[str], typer.Option(help='The column of obs with the biological replicate: donor, guide.')]=None,
 ):
     "Check and normalise a screen of your own, and write it with a card that says what its columns mean."
     from perturbench.data.preprocess import prepare
     from perturbench.data.screen import read_h5ad
     if out.suffix != '.h5ad': raise InputError(f'{out} is no h5ad file; give -o a name that ends in .h5ad')
     if out.resolve() == file.resolve(): raise InputError(f'{out} is the input; give -o another name, so that the raw values are kept')
-    screen = prepare(read_h5ad(file), perturbation_key, covariate_keys, control, values, _sep(sep))
-    screen.write(out, **screen.card, name=name or file.stem)
-    print(screen)
-    if screen.card.get('dropped_genes') or screen.card.get('dropped_cells'):
-        print(f"dropped: {screen.card['dropped_genes']} genes seen in fewer than {screen.card['min_cells']} cells, {screen.card['dropped_cells']} empty cells")
+    _print_card(prepare(read_h5ad(file, backed=True), perturbation_key, covariate_keys, control, values, _sep(sep), out=out, card=dict(name=name or file.stem),
+                        dose_key=dose_key, batch_key=batch_key, replicate_key=replicate_key))
     print(f'written: {out}')
+
+def _print_card(screen):
+    "What the card of a new screen says."
+    card = screen.card
+    print(screen)
+    for d in card.get('dropped', []): print(f"dropped: {d['n']:,} {d['what']}: {d['why']}")
+    if card.get('dropped_genes') or card.get('dropped_cells'):
+        print(f"dropped: {card['dropped_genes']:,} genes seen in fewer than {card['min_cells']} cells, {card['dropped_cells']:,} empty cells")
+    for n in card.get('notes', []): print(f'note: {n}')
+
+# %% ../nbs/70_cli.ipynb #9e2dfcc0
+@app.command()
+def fetch(
+    name:Annotated[str, typer.Argument(help='A published screen: see `perturbench datasets`.')],
+    out:Annotated[Optional[Path], typer.Option('-o', '--out', help='The h5ad file to write; by default in the data folder (PERTURBENCH_DATA, or the cache folder).')]=None,
+    processed:Annotated[bool, typer.Option('--processed', help='Take the copy that the benchmark published, in place of the original data.')]=False,
+    place:Annotated[Optional[str], typer.Option('--from', help='A folder or an address that holds the source files, or the file itself.')]=None,
+):
+    "Download, curate and preprocess a published screen."
+    from perturbench.data.datasets import PROCESSED, SOURCES, dataset, fetch, screen_path
+    if out and out.suffix != '.h5ad': raise InputError(f'{out} is no h5ad file; give -o a name that ends in .h5ad')
+    record = dataset(name)
+    for s in (PROCESSED[record.name],) if processed else SOURCES[record.name]:
+        if place is None and s.url and not s.stated: print(f'note: the address {s.url} is not in the published protocol and was not checked', file=sys.stderr)
+    screen = fetch(name, out, processed, place)
+    _print_card(screen)
+    for d in screen.card['differences']: print(f'differs from the published protocol: {d}')
+    if screen.card['note']: print(f"note: {screen.card['note']}")
+    print(f'ready: {out or screen_path(name)}')
 
 # %% ../nbs/70_cli.ipynb #96eac165
 @app.command()
@@ -126,7 +158,7 @@ def report(out:Annotated[Path, typer.Argument(help='A folder of results.')]):
     "Write the leaderboard and its figures from the runs that are there."
     _report(out)
 
-# %% ../nbs/70_cli.ipynb #10358cc6
+# %% ../nbs/70_cli.ipynb #e4f88df6
 @app.command()
 def predict(
     run_dir:Annotated[Path, typer.Argument(help='The folder of a run: OUT/runs/TASK/LABEL/RUN_ID.')],
@@ -157,9 +189,8 @@ def evaluate(
     Predict from the controls that OUT/controls.csv calls half A: true effects are taken against half B, and a model that was given half B carries its noise.
     """
     import pandas as pd
-    from perturbench.bench.batch import Lock
     from perturbench.bench.leaderboard import print_tables, write_board
-    from perturbench.core import atomic_path
+    from perturbench.core import Lock, atomic_path
     from perturbench.evaluate import evaluate_files
     if (out/'runs').exists(): raise InputError(f'{out} holds the runs of a benchmark, whose leaderboard would be lost; choose another folder with -o')
     with Lock(out):

@@ -5,22 +5,23 @@
 # %% auto #0
 __all__ = ['PROTOCOLS', 'TASKS', 'MAX_GIVEN', 'TaskSpec', 'read_task', 'Task', 'of_fold', 'open_task', 'load_task']
 
-# %% ../nbs/24_tasks.ipynb #b18afadc
+# %% ../nbs/24_tasks.ipynb #87f3658c
 import hashlib, json
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 from . import __version__
 from .core import InputError, Registry, atomic_path, digest, nearest, rng
-from .data.preprocess import select_genes
+from .data.preprocess import CELLS, select_genes
 from .data.screen import Design, read_card, read_screen
 from .data.simulate import PRESETS, simulated
 from .data.splits import PARTS, default_recipe, leak_check, make_splits, plot_split, read_split
 from .loaders.store import CellStore
 
-# %% ../nbs/24_tasks.ipynb #511fd7c1
+# %% ../nbs/24_tasks.ipynb #d502359e
 PROTOCOLS = ('default', 'perturbench')
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class TaskSpec:
     screen:str # A simulated preset, or the path of a prepared h5ad
     where:dict = field(default_factory=dict) # Cells to keep: values of columns of obs
     split:dict = field(default_factory=dict) # kind, fraction, seed, folds, fold; or kind `file` and the path of a CSV; by default what the screen's card or its layout says
-    genes:dict = field(default_factory=dict) # hvg, de, targets: see `select_genes`
+    genes:dict = field(default_factory=dict) # hvg, de, targets, cells: see `select_genes`
 
 TASKS = Registry('task')
 def _builtin(name, screen, **kw): TASKS.register(name)(TaskSpec(name, screen, **kw))
@@ -40,7 +41,7 @@ _builtin('sim-combination', 'sim-combination', split=dict(kind='combination', fr
 _builtin('sim-null', 'sim-null', split=dict(kind='transfer', fraction=.3, seed=42, max_heldout_covariates=16))
 _builtin('sim-network', 'sim-network', split=dict(kind='transfer', fraction=.3, seed=42))
 
-# %% ../nbs/24_tasks.ipynb #4bb75132
+# %% ../nbs/24_tasks.ipynb #84046440
 def read_task(
     entry, # A built-in name, the path of a prepared h5ad, or a mapping with the fields of `TaskSpec`
     base='.', # Paths start here
@@ -74,9 +75,11 @@ def read_task(
 
 def _check_genes(genes):
     "Raise InputError for an option that `select_genes` does not take."
-    known = dict(hvg=int, de=int, targets=bool)
+    known = dict(hvg=int, de=int, targets=bool, cells=CELLS)
     for k, v in genes.items():
         if k not in known: raise InputError(f"`genes` of a task has no '{k}'{nearest(k, known)}")
+        if k == 'cells' and v in CELLS: continue
+        if k == 'cells': raise InputError(f"`cells` of `genes` is {v!r}; give 'train', or 'all' for genes that have seen the test cells")
         if type(v) is not known[k] or v < 0: raise InputError(f"'{k}' of `genes` is {v!r}; give {'true or false' if known[k] is bool else 'a whole number, 0 or more'}")
 
 _EXAMPLES = dict(where='{cell_type: [k562]}', split='{kind: transfer, fraction: .3, seed: 42}', genes='{hvg: 4000, de: 25}')
@@ -171,11 +174,13 @@ def leaks(self:Task, fold:int=0) -> pd.DataFrame:
     "What training saw of each condition that `fold` tests."
     return pd.read_csv(self.folder/of_fold('leaks.csv', fold, self.n_folds), keep_default_na=False)
 
-# %% ../nbs/24_tasks.ipynb #e7674a66
+# %% ../nbs/24_tasks.ipynb #5f494d19
 def _content(screen) -> str:
     "A hash of the cells: values, genes and labels."
-    h, X = hashlib.sha256(), screen.adata.X
-    for a in (X.indptr.astype(np.int64), X.indices.astype(np.int32), X.data, screen.codes): h.update(np.ascontiguousarray(a))
+    h, blocks = hashlib.sha256(), screen.blocks()
+    indptr = np.r_[0, np.cumsum(np.concatenate([np.diff(b.indptr) for _, b in blocks]), dtype=np.int64)]
+    parts = chain([indptr], (b.indices.astype(np.int32, copy=False) for _, b in blocks), (b.data for _, b in blocks), [screen.codes])
+    for a in parts: h.update(np.ascontiguousarray(a))
     h.update('\0'.join(screen.adata.obs_names).encode())
     return digest([h.hexdigest(), screen.genes, screen.conditions.astype(str).values.tolist()])
 
@@ -184,6 +189,11 @@ def _key(spec, protocol) -> str:
     files = [Path(f).stat() for f in (spec.screen, spec.split.get('file')) if f and f not in PRESETS]
     asked = {k: v for k, v in asdict(spec).items() if k != 'name'}
     return digest([asked, protocol, __version__, [[f.st_size, f.st_mtime_ns] for f in files]])
+
+def _scaled(screen, card, protocol):
+    "The screen on the scale of `protocol`, and its target sum; None where that is not known, and the values are as the file has them."
+    given, median = card.get('target_sum'), card.get('median_total')
+    return (screen.scaled(median/given), median) if protocol == 'perturbench' and given and median else (screen, given)
 
 def open_task(
     spec, # A TaskSpec, or what `read_task` takes
@@ -196,20 +206,21 @@ def open_task(
     key = _key(spec, protocol)
     for f in sorted(Path(out).glob('tasks/*/task.json')):
         if json.loads(f.read_text())['key'] == key: return load_task(f.parent, spec.name)
-    screen = (simulated(spec.screen) if spec.screen in PRESETS else read_screen(spec.screen)).subset(spec.where)
+    whole = simulated(spec.screen) if spec.screen in PRESETS else read_screen(spec.screen)
+    screen = whole.subset(spec.where)
     recipe = spec.split or getattr(screen, 'card', {}).get('split') or default_recipe(screen)
     splits = [read_split(recipe['file'], screen)] if recipe.get('kind') == 'file' else make_splits(screen, recipe)
-    train = np.all([s.mask('train') for s in splits], axis=0) if protocol == 'default' else np.ones(screen.n_cells, bool)
-    genes = select_genes(screen, train, **spec.genes)
+    screen, target_sum = _scaled(screen, getattr(whole, 'card', {}), protocol)
+    options = spec.genes | ({'cells': 'all'} if protocol == 'perturbench' else {})
+    genes = select_genes(screen, np.all([s.mask('train') for s in splits], axis=0), **options)
     task_id = digest([_content(screen), [s.hash for s in splits], genes, protocol])
-    return _write_task(spec, Path(out)/'tasks'/task_id, protocol, key, screen, splits, genes)
+    return _write_task(spec, Path(out)/'tasks'/task_id, protocol, key, screen, splits, genes, target_sum)
 
-# %% ../nbs/24_tasks.ipynb #44ff3bbc
-def _write_task(spec, folder, protocol, key, screen, splits, genes) -> Task:
+# %% ../nbs/24_tasks.ipynb #1c688202
+def _write_task(spec, folder, protocol, key, screen, splits, genes, target_sum) -> Task:
     "Write the folder of a task, whole or not at all."
     with atomic_path(folder) as part:
-        store = CellStore.from_screen(screen, genes)
-        store.save(part/'store')
+        store = CellStore.from_screen(screen, genes, part/'store')
         order = np.asarray(store.order)
         np.save(part/'parts.npy', np.stack([s.parts.codes for s in splits]).astype(np.int8)[:, order])
         np.save(part/'half.npy', splits[0].half[order])
@@ -218,7 +229,7 @@ def _write_task(spec, folder, protocol, key, screen, splits, genes) -> Task:
             s.write(part/of_fold('split.csv', i, len(splits)))
             leak_check(screen, s).to_csv(part/of_fold('leaks.csv', i, len(splits)), index=False)
             plot_split(screen, s).savefig(part/of_fold('split.png', i, len(splits)))
-        (part/'task.json').write_text(json.dumps(dict(task_id=folder.name, name=spec.name, protocol=protocol, key=key, spec=asdict(spec),
+        (part/'task.json').write_text(json.dumps(dict(task_id=folder.name, name=spec.name, protocol=protocol, key=key, spec=asdict(spec), target_sum=target_sum,
             covariate_keys=screen.covariate_keys, naming=dict(control=screen.control, sep=screen.sep, dose_key=screen.dose_key), splits=[s.recipe for s in splits]), indent=1, ensure_ascii=False))
     return load_task(folder, spec.name)
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DEFAULT_GRID', 'BACKENDS', 'notebook_path', 'register_engine', 'RunSpec', 'Grid', 'read_grid', 'execute', 'expand',
-           'is_done', 'sweep', 'forget_failures', 'Lock', 'Outcome', 'run_grid', 'to_report', 'dry_runs']
+           'is_done', 'sweep', 'forget_failures', 'Outcome', 'run_grid', 'to_report', 'dry_runs']
 
-# %% ../../nbs/61_bench.batch.ipynb #1c0dac8d
+# %% ../../nbs/61_bench.batch.ipynb #cdfb1c5a
 import io, json, os, signal, sys, tempfile, threading, time, traceback, types, uuid
 from base64 import b64encode
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 import yaml
 from .runs import run_home, run_id
-from ..core import InputError, nearest, progress, remove
+from ..core import InputError, Lock, nearest, progress, remove
 from ..models.base import check_options
 from ..tasks import PROTOCOLS, TaskSpec, open_task, read_task
 from ..train import Budget, read_budget
@@ -234,23 +234,6 @@ def forget_failures(specs, out):
     for s in specs: remove(_failed_home(out, s).parent)
     for p in sorted(Path(out).glob('failed/**/'), reverse=True):
         if not any(p.iterdir()): p.rmdir()
-
-# %% ../../nbs/61_bench.batch.ipynb #b1630790
-class Lock:
-    "Hold `out` for this process; raises InputError when another holds it, or when it cannot be written."
-    def __init__(self, out): self.path = Path(out)/'.lock'
-    def __enter__(self):
-        import fcntl
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = open(self.path, 'w')
-        except OSError as e: raise InputError(f'the folder {self.path.parent} cannot be written ({e.strerror}); choose another with -o') from None
-        try: fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self.file.close()
-            raise InputError(f'another perturbench is writing to {self.path.parent}; wait for it, or choose another folder with -o') from None
-        return self
-    def __exit__(self, *_): self.file.close()
 
 # %% ../../nbs/61_bench.batch.ipynb #955d9dd9
 @contextmanager

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['densify', 'group_sums', 'CellStore', 'Cells']
 
-# %% ../../nbs/20_loaders.store.ipynb #6bcf8540
-import json
+# %% ../../nbs/20_loaders.store.ipynb #69e80fd6
+import json, os
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
@@ -17,8 +17,8 @@ from llvmlite import ir
 from numba import njit, prange, types
 from numba.extending import intrinsic
 from scipy import sparse
-from ..core import InputError, atomic_path, nearest
-from ..data.screen import Design, Screen
+from ..core import InputError, atomic_path, nearest, progress
+from ..data.screen import Design, Screen, canonical, place_rows, room_for
 
 # %% ../../nbs/20_loaders.store.ipynb #55b31fa1
 @intrinsic
@@ -111,14 +111,7 @@ class CellStore:
         return (f'CellStore: {self.n_cells:,} cells x {self.n_genes:,} genes, {len(self.design.state):,} conditions, '
                 f'{len(self.values) / max(1, self.n_cells * self.n_genes):.0%} non-zero' + (f", with {' and '.join(extra)}" if extra else ''))
 
-# %% ../../nbs/20_loaders.store.ipynb #1def918e
-def _take(X, rows, columns):
-    "The canonical CSR of `rows` and `columns` of `X`; all columns when they are None."
-    X = sparse.csr_matrix(X if columns is None else X[:, columns])[rows]
-    X.sum_duplicates()
-    X.eliminate_zeros()
-    return X
-
+# %% ../../nbs/20_loaders.store.ipynb #db996431
 def _union(
     X, Y, # Canonical CSR matrices of one shape
 ) -> tuple: # indptr, indices, values of `X`, values of `Y`
@@ -131,7 +124,7 @@ def _union(
     for v, place, Z in zip(values, places, (X, Y)): v[np.searchsorted(both, place)] = Z.data
     return np.r_[0, np.cumsum(np.bincount(both // g, minlength=n))], both % g, *values
 
-# %% ../../nbs/20_loaders.store.ipynb #bcd1bc0b
+# %% ../../nbs/20_loaders.store.ipynb #cc07cc24
 def _columns(screen, genes):
     "The position of each of `genes` in the screen; raises InputError for one that is unknown or asked for twice."
     at = screen.adata.var_names.get_indexer(genes)
@@ -140,24 +133,58 @@ def _columns(screen, genes):
     if len(set(genes)) < len(genes): raise InputError('a gene is asked for twice; name each gene once')
     return at
 
+def _shared(screen, columns):
+    "(First cell, values and counts on shared positions as (indptr, indices, [values, counts]), total counts), block by block."
+    X = screen.blocks(columns=columns)
+    if 'counts' not in screen.adata.layers:
+        for first, x in X: yield first, (x.indptr, x.indices, [x.data]), None
+        return
+    for (first, x), (_, raw) in zip(X, screen.blocks('counts', size=X.size)):
+        library = np.asarray(raw.sum(1, dtype=np.float64)).ravel()
+        indptr, indices, *values = _union(x, raw if columns is None else canonical(raw[:, columns]))
+        yield first, (indptr, indices.astype(np.int32, copy=False), values), library
+
+def _new(folder, name, n):
+    "A way to reach `n` numbers in memory, or in a file of `folder` that is mapped anew each time, so that its pages do not pile up."
+    if folder is None: return lambda a=np.empty(n, _TYPES[name]): a
+    path = folder/f'{name}.npy'
+    with room_for(folder), open(path, 'wb') as f:
+        np.lib.format.write_array_header_1_0(f, dict(descr=np.dtype(_TYPES[name]).str, fortran_order=False, shape=(int(n),)))
+        if n: os.posix_fallocate(f.fileno(), f.tell(), int(n)*np.dtype(_TYPES[name]).itemsize)  # a mapped file on a full disk kills the process
+    return lambda: np.load(path, mmap_mode='r+')
+
+def _filled(screen, order, columns, folder):
+    "The arrays of a store that take memory: a first pass counts what there is, a second one puts it in its place."
+    lengths, library = np.zeros((2, screen.n_cells))
+    for first, (indptr, *_), total in progress(_shared(screen, columns), 'counting non-zeros'):
+        lengths[first:first + len(indptr) - 1] = np.diff(indptr)
+        if total is not None: library[first:first + len(total)] = total
+    indptr, at, counted = np.r_[0, np.cumsum(lengths[order].astype(np.int64))], np.empty(screen.n_cells, np.int64), 'counts' in screen.adata.layers
+    at[order] = indptr[:-1]
+    arrays = {k: _new(folder, k, indptr[-1]) for k in ('indices', 'values', 'counts')[:2 + counted]}
+    for first, (starts, indices, values), _ in progress(_shared(screen, columns), 'writing cells'):
+        for part, out in zip([indices, *values], arrays.values()): place_rows(starts, part, at[first:first + len(starts) - 1], np.asarray(out()))
+    return {k: out() for k, out in arrays.items()} | dict(indptr=indptr) | (dict(library=library[order]) if counted else {})
+
 @patch(cls_method=True)
 def from_screen(cls:CellStore,
     screen:Screen, # Where the cells come from
     genes=None, # The genes to keep, in the order wanted; None keeps all
+    folder=None, # Where to write the store, whole or not at all; None keeps it in memory
 ) -> CellStore: # Raises InputError when a gene is not in the screen
     "The cells of `screen`, sorted by condition and within one in the screen's order."
-    adata, order = screen.adata, np.argsort(screen.codes, kind='stable')
+    order, extra = np.argsort(screen.codes, kind='stable'), {}
     columns = None if genes is None else _columns(screen, genes)
-    X, raw, extra = _take(adata.X, order, columns), adata.layers.get('counts'), {}
-    if raw is None: indptr, indices, values = X.indptr, X.indices, X.data
-    else:
-        indptr, indices, values, extra['counts'] = _union(X, _take(raw, order, columns))
-        extra['library'] = np.asarray(raw.sum(1, dtype=np.float64)).ravel()[order]
     if screen.batch_key:
-        codes, names = pd.factorize(adata.obs[screen.batch_key].astype(str), sort=True)
-        extra |= dict(batch=codes[order], batches=tuple(names))
-    return cls(indptr, indices, values, screen.codes[order], order, np.asarray(adata.obs_names, str)[order],
-               list(screen.genes if genes is None else genes), screen.design, **extra)
+        codes, names = pd.factorize(screen.adata.obs[screen.batch_key].astype(str), sort=True)
+        extra = dict(batch=codes[order], batches=tuple(names))
+    extra |= dict(codes=screen.codes[order], order=order, cells=np.asarray(screen.adata.obs_names, str)[order],
+                  genes=list(screen.genes if genes is None else genes), design=screen.design)
+    if folder is None: return cls(**_filled(screen, order, columns, None), **extra)
+    with atomic_path(folder) as part:
+        part.mkdir()
+        cls(**_filled(screen, order, columns, part), **extra)._save(part)
+    return cls.load(folder)
 
 # %% ../../nbs/20_loaders.store.ipynb #6ed2ce82
 @patch
@@ -179,21 +206,26 @@ def dense(self:CellStore,
     densify(self.indptr, self.indices, data, _fixed(rows, np.int64), out.numpy())
     return out
 
-# %% ../../nbs/20_loaders.store.ipynb #8cda6f6a
+# %% ../../nbs/20_loaders.store.ipynb #cf33f4db
 _TABLES = ('perturbation', 'covariate', 'state', 'is_control')
+
+@patch
+def _save(self:CellStore, folder):
+    "Write what is not in `folder` yet."
+    arrays = {k: getattr(self, k) for k in _TYPES} | {f'design_{k}': getattr(self.design, k) for k in _TABLES}
+    names = dict(genes=self.genes, batches=self.batches, perturbations=self.design.perturbations, covariates=self.design.covariates)
+    for k, a in arrays.items():
+        if a is not None and not (folder/f'{k}.npy').exists(): np.save(folder/f'{k}.npy', a, allow_pickle=False)
+    (folder/'store.json').write_text(json.dumps(names, ensure_ascii=False), encoding='utf-8')
 
 @patch
 def save(self:CellStore,
     folder, # Where to; replaced if it is there
 ):
     "Write the store, whole or not at all."
-    arrays = {k: getattr(self, k) for k in _TYPES} | {f'design_{k}': getattr(self.design, k) for k in _TABLES}
-    names = dict(genes=self.genes, batches=self.batches, perturbations=self.design.perturbations, covariates=self.design.covariates)
     with atomic_path(folder) as part:
         part.mkdir()
-        for k, a in arrays.items():
-            if a is not None: np.save(part/f'{k}.npy', a, allow_pickle=False)
-        (part/'store.json').write_text(json.dumps(names, ensure_ascii=False), encoding='utf-8')
+        self._save(part)
 
 @patch(cls_method=True)
 def load(cls:CellStore,
