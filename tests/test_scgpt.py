@@ -111,15 +111,21 @@ def test_padding_changes_nothing(model):
     r = np.random.default_rng(0)
     cells = [(torch.tensor(r.integers(0, 60, n)), torch.tensor(r.integers(1, 51, n)).float()) for n in (1, 2, 30, 59)]
     alone = torch.vstack([model(t[None], v[None]) for t, v in cells])
-    tokens, values, seen = (torch.nn.utils.rnn.pad_sequence(o, batch_first=True, padding_value=p) for o, p in
-                            (([t for t, _ in cells], VOCAB['<pad>']), ([v for _, v in cells], -2), ([torch.ones(len(t), dtype=bool) for t, _ in cells], False)))
+    pad = lambda o, value: torch.nn.utils.rnn.pad_sequence(o, batch_first=True, padding_value=value)
+    tokens, values = pad([t for t, _ in cells], VOCAB['<pad>']), pad([v for _, v in cells], -2)
+    seen = pad([torch.ones(len(t), dtype=bool) for t, _ in cells], False)
     torch.testing.assert_close(model(tokens, values, seen), alone, atol=2e-6, rtol=0)
     torch.testing.assert_close(model(tokens, torch.where(seen, values, 7), seen), alone, atol=2e-6, rtol=0)
     assert (model(tokens, values) - alone).abs().max() > .01
 
+def test_values_end_at_512(model):
+    tokens = torch.tensor([[VOCAB['<cls>'], 5, 6]])
+    at = lambda *v: model(tokens, torch.tensor([[-2., *v]]))
+    assert torch.equal(at(512, 3), at(9999, 3)) and not torch.equal(at(512, 3), at(511, 3))
+
 def test_both_names_of_the_attention_weights(model, counts, tmp_path):
-    heads = {f'{k}.weight': torch.zeros(3) for k in ('decoder.fc.0', 'mvc_decoder.W', 'cls_decoder.out_layer', 'flag_encoder', 'dsbn.bns.0')}
-    other = read_scgpt(write(tmp_path, torch_names(weights()) | heads))
+    unused = ('decoder.fc.0', 'mvc_decoder.W', 'cls_decoder.out_layer', 'flag_encoder', 'dsbn.bns.0')
+    other = read_scgpt(write(tmp_path, torch_names(weights()) | {f'{k}.weight': torch.zeros(3) for k in unused}))
     assert other.unused == ['cls_decoder', 'decoder', 'dsbn', 'flag_encoder', 'mvc_decoder'] and model.unused == []
     assert np.array_equal(embed_cells(other, counts, GENES, CELLS)[0], embed_cells(model, counts, GENES, CELLS)[0])
 
@@ -194,6 +200,14 @@ def test_draws_belong_to_the_seed_and_the_name_of_a_cell(model, counts):
     again = embed_cells(model, rows, GENES, ['a', 'b', 'a', 'c'], max_length=10, seed=1)[0]
     assert np.abs(again - X).max(1).min() > 1e-3
 
+def test_the_limit_counts_the_token_of_the_cell(model, counts):
+    row, n = counts[[25]], int((counts[25].toarray()[0, 1:-1] > 0).sum())
+    whole = embed_cells(model, row, GENES, ['a'])[0]
+    for max_length, n_sampled in ((n + 1, 0), (n, 1), (n - 1, 1)):
+        X, report = embed_cells(model, row, GENES, ['a'], max_length=max_length)
+        assert report['n_sampled'] == n_sampled and np.allclose(X, whole, atol=2e-6) == (not n_sampled)
+        np.testing.assert_allclose(X[0], reference(weights(), row.toarray()[0], 'a', max_length=max_length), atol=2e-6)
+
 def test_cells_without_a_known_gene_are_the_token_alone(model, counts):
     X, report = embed_cells(model, counts[[3, 4, 30]], GENES, ['x', 'y', 'z'])
     alone = model(torch.tensor([[VOCAB['<cls>']]]), torch.tensor([[-2.]])).numpy()[0]
@@ -213,11 +227,18 @@ def test_a_screen_in_a_file_is_read_block_by_block(model, counts, tmp_path, monk
     logs = counts.log1p()
     Screen(ad.AnnData(logs, obs=obs, var=pd.DataFrame(index=GENES), layers={'counts': counts}), 'what').write(tmp_path/'s.h5ad')
     screen, most, read = read_screen(tmp_path/'s.h5ad', backed=True), [], room.Blocks._read
+    expected = embed_cells(model, counts, GENES, CELLS)[0]
     monkeypatch.setattr(room, 'BLOCK', counts.nnz//4)
     monkeypatch.setattr(room.Blocks, '_read', lambda self, a, b: most.append(b - a) or read(self, a, b))
     embed_screen(screen, model, batch_size=3)
     assert len(most) >= 4 and max(most) <= 10
-    np.testing.assert_allclose(screen.adata.obsm['X_scGPT'], embed_cells(model, counts, GENES, CELLS)[0], atol=3e-6)
+    np.testing.assert_allclose(screen.adata.obsm['X_scGPT'], expected, atol=3e-6)
+    screen.write(tmp_path/'s.h5ad')
+    again = read_screen(tmp_path/'s.h5ad', backed=True)
+    assert np.array_equal(again.adata.obsm['X_scGPT'], screen.adata.obsm['X_scGPT'])
+    part = again.subset_genes(GENES[:30])
+    assert np.array_equal(part.adata.obsm['X_scGPT'], screen.adata.obsm['X_scGPT'])
+    with pytest.raises(InputError, match='embed the whole screen'): embed_screen(part, model)
 
 def test_into_a_screen_and_its_file(model, counts, tmp_path):
     obs = pd.DataFrame({'what': ['control', 'GENE1']*20}, index=CELLS)
@@ -235,7 +256,8 @@ class Malicious:
     def __init__(self, path): self.path = path
     def __reduce__(self): return os.mkdir, (str(self.path),)
 
-@pytest.mark.parametrize('save', [torch.save, lambda o, p: p.write_bytes(pickle.dumps(o)), lambda o, p: torch.save(o, p, _use_new_zipfile_serialization=False)])
+@pytest.mark.parametrize('save', [torch.save, lambda o, p: torch.save(o, p, _use_new_zipfile_serialization=False),
+                                  lambda o, p: p.write_bytes(pickle.dumps(o))])
 @pytest.mark.parametrize('wrap', [lambda o: o, lambda o: weights() | {'decoder.fc.0.weight': o}])
 def test_a_pickle_with_code_is_refused_and_never_runs(tmp_path, save, wrap):
     write(tmp_path/'c')

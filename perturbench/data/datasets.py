@@ -129,7 +129,7 @@ class Curation:
         self.keep_cells(~missing, f"no value in '{column}'")
         return values.astype(str)
 
-# %% ../../nbs/13_data.datasets.ipynb #d1553af4
+# %% ../../nbs/13_data.datasets.ipynb #4bd89127
 def _numbers(record, raw, obs, n_genes) -> dict:
     "What there was and what curation left, in the terms of `Dataset.expected`."
     names = obs[record.perturbation_key].astype(str)
@@ -152,11 +152,13 @@ def screen(self:Curation,
     "The curated screen, log-normalised."
     r = dataset(name)
     found = _numbers(r, self.adata, self.obs[self.cells], self.genes.sum())
-    keys = {k: v for k, v in dict(dose_key=r.dose_key, batch_key=r.batch_key, replicate_key=r.replicate_key).items() if v in self.obs and self.obs[v][self.cells].notna().all()}
+    keys = {k: getattr(r, k) for k in ('dose_key', 'batch_key', 'replicate_key') if getattr(r, k)}
+    whole = {k: v for k, v in keys.items() if v in self.obs and self.obs[v][self.cells].notna().all()}
+    gaps = [f"{k}: the column '{v}' is absent or has gaps, so it is not used" for k, v in keys.items() if k not in whole]
     card = dict(name=name, dataset=r.title, paper=r.paper, licence=r.licence, modality=r.modality, primary=r.primary, split=r.split, note=r.note,
-                dropped=self.dropped, found=found, differences=differences(r.expected, found))
+                dropped=self.dropped, found=found, differences=differences(r.expected, found) + gaps)
     with own_words(): adata = ad.AnnData(self.adata.X, obs=self.obs, var=self.var)
-    return prepare(adata, r.perturbation_key, r.covariate_keys, r.control, sep=r.sep, cells=self.cells, genes=self.genes, out=out, card=card, **keys)
+    return prepare(adata, r.perturbation_key, r.covariate_keys, r.control, sep=r.sep, cells=self.cells, genes=self.genes, out=out, card=card, **whole)
 
 # %% ../../nbs/13_data.datasets.ipynb #e90b40a4
 @_published(name='norman19', title='Norman19', paper='10.1126/science.aax4438', licence='CC BY 4.0 (processed copy)', modality='genetic (CRISPRa)', primary=False,
@@ -173,11 +175,11 @@ def curate_norman19(
     c.obs['cell_type'] = c.label('cell_line')
     return c.screen('norman19', out)
 
-# %% ../../nbs/13_data.datasets.ipynb #0ab9585b
+# %% ../../nbs/13_data.datasets.ipynb #35d0d3dd
 _RENAMED = {'(+)-JQ1': 'JQ1', 'ENMD-2076 L-(+)-Tartaric acid': 'ENMD-2076'}
 
 @_published(name='srivatsan20', title='Srivatsan20', paper='10.1126/science.aax6234', licence='CC BY 4.0 (processed copy)', modality='chemical', primary=False,
-    perturbation_key='condition', covariate_keys=('cell_type',), control='control', replicate_key='replicate', split=dict(kind='transfer', fraction=.3, seed=42),
+    perturbation_key='condition', covariate_keys=('cell_type',), control='control', sep=None, replicate_key='replicate', split=dict(kind='transfer', fraction=.3, seed=42),
     expected=dict(cells=178_213, singles=188, combinations=0, states=3),
     note='10 uM only; gene symbols are those of the file, the benchmark asked a web service for them, so a few genes differ')
 def curate_srivatsan20(

@@ -46,7 +46,7 @@ def _config_faults(args):
     if args.get('pre_norm'): faults.append('pre_norm is set; only checkpoints that normalise after each layer can be read')
     return faults
 
-# %% ../../nbs/16_data.scgpt.ipynb #ae907e6f
+# %% ../../nbs/16_data.scgpt.ipynb #79fd45a4
 def _read_json(path):
     "The dict in the file `path`."
     try: found = json.loads(path.read_text('utf-8'))
@@ -58,7 +58,7 @@ def _read_config(folder):
     "The settings in `args.json`."
     args = _read_json(folder/'args.json')
     faults = _config_faults(args)
-    if faults: raise InputError(f"{folder/'args.json'} does not describe a network that can be read: {'; '.join(faults)}. Use a checkpoint as it is published")
+    if faults: raise InputError(f"{folder/'args.json'} does not describe a network that can be read: {'; '.join(faults)}. Use a published checkpoint")
     return ScGPTConfig(**{k: args[k] for k in ScGPTConfig.__dataclass_fields__ if k in args})
 
 # %% ../../nbs/16_data.scgpt.ipynb #cf747af4
@@ -70,13 +70,13 @@ def _read_vocab(folder, pad_token):
     for token in (pad_token, '<cls>', '<eoc>'): vocab.setdefault(token, len(vocab))
     return vocab
 
-# %% ../../nbs/16_data.scgpt.ipynb #026c19ba
+# %% ../../nbs/16_data.scgpt.ipynb #d90f8f0d
 def _read_weights(path):
     "The tensors in `path` by name; anything else is refused and never unpickled."
     try:
         with warnings.catch_warnings(action='ignore'): state = torch.load(path, map_location='cpu', weights_only=True)
     except Exception: raise InputError(f'{path} cannot be read as a file of weights: it is damaged, or holds objects other than tensors, which are never '
-                                       'opened because they can run code. Download it again, or save `model.state_dict()` alone where you trust the file') from None
+                                       'opened because they can run code. Download it again, or save `model.state_dict()` alone if you trust it') from None
     if not isinstance(state, dict) or not state or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()):
         raise InputError(f'{path} is not a table of tensors by name; save `model.state_dict()` alone')
     return state
@@ -186,16 +186,16 @@ def bin_values(
     upto = np.searchsorted(quantiles, (np.searchsorted(ordered, values, 'right') - 1)*last, 'right')
     return upto - np.floor(draws*(upto - below)).astype(int)
 
-# %% ../../nbs/16_data.scgpt.ipynb #93065f58
+# %% ../../nbs/16_data.scgpt.ipynb #e060f77d
 def _gene_tokens(model, genes):
     "The number in the vocabulary of each of `genes`, -1 where there is none; special tokens are no genes."
-    if not genes: raise InputError('there are no genes; give the names of the columns')
     if len(set(genes)) < len(genes): raise InputError('gene names occur more than once; make them unique, or drop the copies')
     vocab, special = model.vocab, {t for t in model.vocab if t.startswith('<') or t == model.config.pad_token}
     tokens = np.array([-1 if g in special else vocab.get(g, -1) for g in genes])
     if (tokens >= 0).any(): return tokens
+    first = genes[0] if genes else ''
     raise InputError('no gene is in the vocabulary of the checkpoint; give names of the kind that it has, most often gene symbols '
-                     f"('{genes[0]}' is not one of them{nearest(genes[0], [t for t in vocab if t not in special])})")
+                     f"('{first}' is not one of them{nearest(first, [t for t in vocab if t not in special])})")
 
 def _cell_tokens(config, cls, tokens, values, draw, max_length):
     "The tokens and values of one cell, `<cls>` in front."
@@ -205,7 +205,7 @@ def _cell_tokens(config, cls, tokens, values, draw, max_length):
         tokens, bins = tokens[keep], bins[keep]
     return np.r_[cls, tokens], np.r_[config.pad_value, bins]
 
-# %% ../../nbs/16_data.scgpt.ipynb #f74f4711
+# %% ../../nbs/16_data.scgpt.ipynb #d49733f3
 def _embed(model, cells, device):
     "Embed `cells`, a list of (tokens, values)."
     length = np.array([len(t) for t, _ in cells])
@@ -216,7 +216,7 @@ def _embed(model, cells, device):
     on = lambda a: torch.from_numpy(a).to(device)
     try:
         with torch.inference_mode(): return model(on(tokens), on(values), None if seen.all() else on(seen)).cpu().numpy()
-    except torch.OutOfMemoryError: raise InputError(f"the memory of '{device}' is too small for {len(cells)} cells at once; give a smaller batch_size") from None
+    except torch.OutOfMemoryError: raise InputError(f"'{device}' has too little memory for {len(cells)} cells at once; give a smaller batch_size") from None
 
 # %% ../../nbs/16_data.scgpt.ipynb #47b32a8e
 def _known_genes(blocks, columns):
@@ -278,14 +278,15 @@ def embed_cells(
     return found, dict(n_cells=len(cells), n_genes=len(genes), n_found=len(genes) - len(missing), n_missing=len(missing), missing=missing,
                        n_empty=int((n_known == 0).sum()), n_sampled=int((n_known >= max_length).sum()))
 
-# %% ../../nbs/16_data.scgpt.ipynb #aebce250
+# %% ../../nbs/16_data.scgpt.ipynb #93433efc
 def embed_screen(
     screen, # A screen; its counts are read, or its log-normalised values where there are none, which gives the same
     model:ScGPT, # From `read_scgpt`
     key:str='X_scGPT', # Where to put the embeddings in `screen.adata.obsm`
     **options, # `batch_size`, `seed`, `max_length` and `device` of `embed_cells`
-) -> dict: # The report of `embed_cells`
+) -> dict: # The report of `embed_cells`; raises InputError for a part of a screen whose matrices are in a file
     "Add the embeddings of all cells to `screen`."
+    if screen.adata.is_view: raise InputError('a part of a screen in a file takes no embeddings; embed the whole screen, then take the part')
     blocks = screen.blocks('counts' if 'counts' in screen.adata.layers else None)
     screen.adata.obsm[key], report = embed_cells(model, blocks, screen.genes, screen.adata.obs_names, **options)
     return report
