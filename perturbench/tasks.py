@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROTOCOLS', 'TASKS', 'MAX_GIVEN', 'TaskSpec', 'read_task', 'Task', 'of_fold', 'open_task', 'load_task']
 
-# %% ../nbs/24_tasks.ipynb #87f3658c
+# %% ../nbs/24_tasks.ipynb #931dac45
 import hashlib, json
 from dataclasses import asdict, dataclass, field
 from itertools import chain
@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from . import __version__
 from .core import InputError, Registry, atomic_path, digest, nearest, rng
 from .data.preprocess import CELLS, select_genes
-from .data.screen import Design, read_card, read_screen
+from .data.screen import Design, read_card, read_screen, room_for
 from .data.simulate import PRESETS, simulated
 from .data.splits import PARTS, default_recipe, leak_check, make_splits, plot_split, read_split
 from .loaders.store import CellStore
@@ -174,13 +174,11 @@ def leaks(self:Task, fold:int=0) -> pd.DataFrame:
     "What training saw of each condition that `fold` tests."
     return pd.read_csv(self.folder/of_fold('leaks.csv', fold, self.n_folds), keep_default_na=False)
 
-# %% ../nbs/24_tasks.ipynb #5f494d19
+# %% ../nbs/24_tasks.ipynb #f344ecb9
 def _content(screen) -> str:
     "A hash of the cells: values, genes and labels."
-    h, blocks = hashlib.sha256(), screen.blocks()
-    indptr = np.r_[0, np.cumsum(np.concatenate([np.diff(b.indptr) for _, b in blocks]), dtype=np.int64)]
-    parts = chain([indptr], (b.indices.astype(np.int32, copy=False) for _, b in blocks), (b.data for _, b in blocks), [screen.codes])
-    for a in parts: h.update(np.ascontiguousarray(a))
+    h = hashlib.sha256()
+    for a in chain(screen.blocks().flat(), [screen.codes]): h.update(np.ascontiguousarray(a))
     h.update('\0'.join(screen.adata.obs_names).encode())
     return digest([h.hexdigest(), screen.genes, screen.conditions.astype(str).values.tolist()])
 
@@ -216,10 +214,10 @@ def open_task(
     task_id = digest([_content(screen), [s.hash for s in splits], genes, protocol])
     return _write_task(spec, Path(out)/'tasks'/task_id, protocol, key, screen, splits, genes, target_sum)
 
-# %% ../nbs/24_tasks.ipynb #1c688202
+# %% ../nbs/24_tasks.ipynb #dcb65b57
 def _write_task(spec, folder, protocol, key, screen, splits, genes, target_sum) -> Task:
     "Write the folder of a task, whole or not at all."
-    with atomic_path(folder) as part:
+    with room_for(folder), atomic_path(folder) as part:
         store = CellStore.from_screen(screen, genes, part/'store')
         order = np.asarray(store.order)
         np.save(part/'parts.npy', np.stack([s.parts.codes for s in splits]).astype(np.int8)[:, order])

@@ -9,7 +9,9 @@ from perturbench.cli import main
 from perturbench.core import InputError, Lock
 from perturbench.data import datasets as D, download
 from perturbench.data.robjects import read_cds, read_seurat
-from perturbench.data.screen import read_card, read_screen
+from perturbench.data.screen import read_screen
+from perturbench.data.splits import PARTS
+from perturbench.tasks import open_task
 
 GENES = 60
 
@@ -345,3 +347,27 @@ def test_records_are_whole():
         assert r.name == name and r.paper and r.licence and r.curate and r.expected['cells'] and r.split['kind']
         for s in (*D.SOURCES[name], D.PROCESSED[name]): assert s.url.startswith('https://') or not s.stated
     assert D.dataset('SciPlex3').name == 'srivatsan20' and D.dataset('McFaline23').name == 'mcfalinefigueroa23'
+
+# A published screen is a task.
+
+@pytest.mark.filterwarnings('ignore')
+def test_a_fetched_screen_is_a_task_of_its_name(server, home, tmp_path, capsys):
+    refused(capsys, 'run', '-o', 'out', '--dry-run', grid(tmp_path, ['norman19']), says=["perturbench fetch norman19"])
+    fetched('norman19', server)
+    assert main(['run', '-o', str(tmp_path/'out'), '--dry-run', str(grid(tmp_path, ['norman19', dict(name='other', screen='norman19', split=dict(kind='combination', fraction=.4, seed=1))]))]) == 0
+    out = capsys.readouterr().out
+    assert 'norman19' in out and 'other' in out
+    task = open_task('norman19', tmp_path/'out')
+    assert task.spec.split['kind'] == 'combination' and len(task.test_conditions()) == 2 and (task.leaks().status == 'ok').all()
+
+@pytest.mark.filterwarnings('ignore')
+def test_named_tasks_of_a_screen(server, tmp_path):
+    fetched('mcfalinefigueroa23', server)
+    small, medium, full = (open_task(k, tmp_path/'out') for k in ('mcfalinefigueroa23-small', 'mcfalinefigueroa23-medium', 'mcfalinefigueroa23'))
+    tested = [set(t.store.cells[t.parts[0] == PARTS.index('test')]) for t in (small, medium, full)]
+    trained = [set(t.store.cells[t.parts[0] == PARTS.index('train')]) for t in (small, medium, full)]
+    assert tested[0] == tested[1] == tested[2] and trained[0] < trained[1] < trained[2]
+
+def grid(folder, tasks):
+    (folder/'grid.yaml').write_text(json.dumps(dict(tasks=tasks, models=['control_mean'], seeds=[0])))
+    return folder/'grid.yaml'

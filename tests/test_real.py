@@ -16,11 +16,12 @@ from perturbench.train import fit, model_info
 
 @pytest.fixture(scope='module')
 def prepared(real, tmp_path_factory):
-    "Both screens as `perturbench prepare` leaves them."
+    "The three screens as `perturbench prepare` leaves them."
     folder = tmp_path_factory.mktemp('real')
-    for name, keys in [('norman_mcfaline', ['--values', 'lognorm', '--covariate-keys', 'cell_type', '--control', 'control']),
-                       ('gbm_panobinostat', ['--covariate-keys', 'patient_id', '--control', 'ctrl'])]:
-        assert main(['prepare', str(real/f'{name}.h5ad'), '--perturbation-key', 'condition', *keys, '-o', str(folder/f'{name}.h5ad')]) == 0
+    for name, keys in [('tcell_crop', ['--perturbation-key', 'gene', '--covariate-keys', 'perturbation_2', '--replicate-key', 'perturbation']),
+                       ('norman_mcfaline', ['--values', 'lognorm', '--perturbation-key', 'condition', '--covariate-keys', 'cell_type', '--control', 'control']),
+                       ('gbm_panobinostat', ['--perturbation-key', 'condition', '--covariate-keys', 'patient_id', '--control', 'ctrl'])]:
+        assert main(['prepare', str(real/f'{name}.h5ad'), *keys, '-o', str(folder/f'{name}.h5ad')]) == 0
     return folder
 
 K562 = dict(screen='norman_mcfaline.h5ad', where={'cell_type': ['k562']}, split=dict(kind='combination', folds=5, seed=42))
@@ -39,6 +40,13 @@ def predictions(task, name, **options):
 def scores(task, name, **options): return evaluate_task(task, predictions(task, name, **options))
 
 def values(table, metric): return table[table.metric == metric].value.reset_index(drop=True)
+
+def test_the_cards_say_what_was_found(prepared):
+    t, n, g = (read_screen(prepared/f'{k}.h5ad') for k in ('tcell_crop', 'norman_mcfaline', 'gbm_panobinostat'))
+    assert (t.n_cells, len(t.perturbations), len(t.states), t.replicate_key, t.card['median_total']) == (7500, 20, 2, 'perturbation', 59)
+    assert (n.n_cells, (n.conditions.n_perturbations == 2).sum(), n.card['values'], n.card['target_sum']) == (5961, 15, 'lognorm', None)
+    assert (g.n_cells, g.perturbations, len(g.states), g.control) == (5000, ['panobinostat'], 5, 'ctrl')
+    for s in (t, n, g): assert sum(r[-1] for r in s.card['conditions']['rows']) == s.n_cells and 'counts' in s.adata.layers
 
 def test_k562_folds_test_the_five_doubles_whose_singles_were_measured(prepared):
     screen = read_screen(prepared/K562['screen']).subset(K562['where'])

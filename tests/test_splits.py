@@ -1,10 +1,12 @@
 "Every split of every small screen either is refused with a recipe that works, or is sound."
-import ast, re
+import ast, itertools, math, re
 import anndata as ad, numpy as np, pandas as pd, pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from perturbench.core import InputError
 from perturbench.data.screen import Screen
-from perturbench.data.splits import PARTS, SPLITS, default_recipe, divide_controls, eligible, fold_range, leak_check, make_splits, read_split
+from perturbench.data import datasets
+from perturbench.data.splits import (FOLDS, PARTS, SPLITS, default_recipe, divide_controls, eligible, fold_range, imbalance_counts, leak_check, make_splits, plot_split,
+                                     read_split, split_table)
 
 few = settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 NAMES = ['TP53', 'TGF-β', 'a/b', 'c_d', 'e, f', '"q"', 'ген', '药 1', 'nan', '0', "it's"]
@@ -68,13 +70,15 @@ def cells(obs, options, split):
     return pd.DataFrame(dict(part=np.asarray(split.parts), half=split.half, state=[tuple(o) for o in obs[list(options['covariate_keys'])].to_numpy()],
                              what=obs.what.to_numpy(), names=[names[o] for o in obs.what], control=(obs.what == 'control').to_numpy()), index=obs.index)
 
-def check_sound(t):
-    "What holds for each split of any kind."
+def check_sound(t, everywhere=True, whole=True):
+    "What holds for each split of any kind; of some, the controls are divided where something is held out, not `everywhere`, and pairs need not be `whole`."
     assert set(t.part) <= set(PARTS) and not t.part.isna().any()
     treated, controls = t[~t.control], t[t.control]
-    assert (treated.groupby(['state', 'what']).part.nunique() == 1).all()  # a perturbation of a state is held out whole, at all doses
+    if whole: assert (treated.groupby(['state', 'what']).part.nunique() == 1).all()  # a perturbation of a state is held out whole, at all doses
     assert {'train', 'val', 'test'} <= set(treated.part)
     for s, mine in controls.groupby('state'):
+        if not everywhere: mine = mine[mine.state.isin(treated.state[treated.part.isin(['val', 'test'])])]
+        if mine.empty: continue
         n = mine.part.value_counts()
         assert n.get('train', 0) >= 1 and n.get('val', 0) >= 1 and n.get('test', 0) >= 2 and n.sum() == len(mine)
         halves = mine.half[mine.part == 'test'].value_counts()
@@ -97,6 +101,120 @@ def check_combination(t, needs_singles):
     alone = {(s, *names[p]) for s, p in trained if len(names[p]) == 1}
     if needs_singles: assert all((s, o) in alone for s, p in pairs_of(t, 'val', 'test') for o in names[p])
 
+NAMED = {'states', 'scaling', 'unseen_state', 'few_shot', 'imbalance'}  # kinds that divide controls only where they hold something out
+
+def check_promise(t, recipe):
+    "What a kind promises that training saw and did not see of each condition that is held out, worked out from the cells."
+    kind, names, trained, held = recipe['kind'], dict(zip(t.what, t.names)), pairs_of(t, 'train'), pairs_of(t, 'val', 'test')
+    seen, states = {o for _, p in trained for o in names[p]}, {s for s, _ in trained}
+    alone, here = {(s, *names[p]) for s, p in trained if len(names[p]) == 1}, {(s, o) for s, p in trained for o in names[p]}
+    elsewhere = lambda s, p: any(q == p and u != s for u, q in trained)
+    if kind == 'combination':
+        for s, p in held:
+            n = sum(o in seen for o in names[p])
+            assert len(names[p]) > 1 and s in states
+            assert {2: all((s, o) in here for o in names[p]), 1: 0 < n < len(names[p]), 0: n == 0}[recipe['seen']]
+            if recipe['seen'] == 1: assert all((s, o) in here for o in names[p] if o in seen)
+    if kind == 'inverse_combination':
+        for s, p in held:
+            assert len(names[p]) == 1 and (s, *names[p]) not in alone
+            assert any(u == s and len(names[q]) > 1 and names[p] < names[q] and all((s, o) in alone for o in names[q] - names[p]) for u, q in trained)
+        assert not pairs_of(t, 'unused')
+    if kind == 'unseen_perturbation':
+        assert all(len(names[p]) == 1 and not names[p] & seen for _, p in held)
+        assert not {p for _, p in pairs_of(t, 'val')} & {p for _, p in pairs_of(t, 'test')} and states == set(t.state[~t.control])
+        assert all(names[p] & frozenset().union(*(names[q] for _, q in held)) for _, p in pairs_of(t, 'unused'))
+    if kind in ('unseen_state', 'few_shot'):
+        assert all(elsewhere(s, p) for s, p in held)
+        new = {s for s, _ in held}
+        if kind == 'unseen_state': assert not new & states
+        if 'val' in recipe: assert not {s for s, _ in pairs_of(t, 'val')} & {s for s, _ in pairs_of(t, 'test')}
+        if 'perturbations' in recipe: assert all(sum(s == u for u, _ in trained) == recipe['perturbations'] for s in new)
+        if 'cells' in recipe:
+            for _, mine in t[~t.control & t.state.isin(new) & (t.part != 'unused')].groupby(['state', 'what']):
+                n = mine.part.value_counts()
+                assert n['train'] == recipe['cells'] and len(n) == 2 and n.sum() > recipe['cells']
+        else: assert not trained & held
+    if kind in ('states', 'scaling'):
+        asked = recipe['states' if kind == 'states' else 'hold_out']
+        assert {s for s, _ in held} <= {tuple(o.values()) for o in asked}
+        every = pairs_of(t, *PARTS)
+        for s in {tuple(o.values()) for o in asked}:
+            n = sum(u == s for u, _ in every)
+            assert sum(u == s for u, _ in held) <= min(int(recipe['fraction']*n + 1e-9), n - 1)
+        if 'train' not in recipe: assert all(elsewhere(s, p) for s, p in held) and not pairs_of(t, 'unused')
+        else: assert states <= {tuple(o.values()) for o in asked + recipe['train']} and t.part[t.state.isin({s for s, _ in pairs_of(t, 'unused')})].eq('unused').all()
+    if kind == 'imbalance': assert all(elsewhere(s, p) for s, p in held)
+
+def recipe_of_kind(r, kind, t, keys):
+    "A random recipe of any kind but the published ones; states are given as mappings."
+    states = [dict(zip(keys, s)) for s in sorted(set(t.state))]
+    some = lambda n: [states[i] for i in r.permutation(len(states))[:n]]
+    out = dict(kind=kind, seed=int(r.integers(9)), fraction=float(r.choice([.3, .5, .7, 1.])))
+    if kind == 'combination': out |= dict(seen=int(r.integers(3)))
+    if kind in ('unseen_state', 'few_shot'):
+        del out['fraction']
+        order = some(len(states))
+        out |= [dict(n=int(r.integers(1, 3))), dict(states=order[:1]), dict(states=order[:1], val=order[1:2])][r.integers(3)]
+        if kind == 'few_shot': out |= {['cells', 'perturbations'][r.integers(2)]: int(r.integers(1, 4))}
+    if kind == 'states': out |= dict(states=some(r.integers(1, 3)))
+    if kind == 'scaling':
+        order = some(len(states))
+        out |= dict(hold_out=order[:1]) | (dict(train=order[1:2]) if r.random() < .5 else {})
+    if kind == 'imbalance': out |= dict(entropy=float(r.choice([.7, .8, .9, 1.])), test=['shared', 'own'][r.integers(2)], fraction=.3)
+    return out
+
+def kinds(*names):
+    "A screen with its table, its arguments, and a recipe of one of the kinds `names`."
+    def case(seed):
+        r = np.random.default_rng(seed)
+        kind = names[r.integers(len(names))]
+        obs, options = table(r, 'combination' if 'combination' in kind or r.random() < .2 else 'transfer')
+        screen = screen_of(obs, options)
+        t = pd.DataFrame(dict(state=[tuple(o) for o in obs[list(options['covariate_keys'])].to_numpy()]))
+        return obs, options, screen, recipe_of_kind(r, kind, t, options['covariate_keys'])
+    return st.integers(0, 2**32 - 1).map(case)
+
+def one(screen, recipe):
+    "The split, or None where it is refused by a message that says what to do."
+    try: return make_splits(screen, recipe)[0]
+    except InputError as e:
+        assert re.search('use |give |raise |lower |choose |name |leave |prepare |put |4 control|needs? ', str(e)), str(e)
+
+OTHERS = ['combination', 'inverse_combination', 'unseen_perturbation', *sorted(NAMED)]
+
+@pytest.mark.parametrize('kind', OTHERS)
+def test_each_kind_keeps_its_promise(kind):
+    made = []
+    @settings(few, max_examples=40)
+    @given(kinds(kind))
+    def check(case):
+        obs, options, screen, recipe = case
+        split = one(screen, recipe)
+        if split is None: return
+        made.append(split)
+        t = cells(obs, options, split)
+        check_sound(t, everywhere=kind not in NAMED, whole='cells' not in recipe)
+        check_promise(t, recipe)
+        for s, mine in t.groupby('state'):
+            for part, least in [('train', 1), ('val', 1), ('test', 2)]:
+                if ((mine.part == part) & ~mine.control).any(): assert ((mine.part == part) & mine.control).sum() >= least
+        assert not leak_check(screen, split).leaks.any()
+        assert make_splits(screen, split.recipe)[0].hash == split.hash
+    check()
+    assert len(made) > 5, 'too few of the random screens can be split'
+
+@few
+@given(kinds(*OTHERS), st.integers(0, 2**32 - 1))
+def test_the_order_of_cells_does_not_matter_to_any_kind(case, seed):
+    obs, options, screen, recipe = case
+    r, split = np.random.default_rng(seed), one(screen, recipe)
+    again = obs.iloc[r.permutation(len(obs))].copy()
+    for k in [*options['covariate_keys'], 'what']: again[k] = pd.Categorical(again[k], r.permutation(again[k].unique()))
+    other = one(screen_of(again, options), recipe)
+    assert (split is None) == (other is None)
+    if split is not None: assert (split.hash, split.note) == (other.hash, other.note)
+
 @few
 @given(cases(False))
 def test_a_split_is_sound_or_refused(case):
@@ -104,11 +222,12 @@ def test_a_split_is_sound_or_refused(case):
     for split in attempt(screen, recipe):
         t = cells(obs, options, split)
         check_sound(t)
-        if recipe['kind'] == 'combination': check_combination(t, False)
+        if recipe['kind'] == 'combination': check_combination(t, False); check_promise(t, dict(recipe, seen=2))
         else: check_transfer(t, True)
         held, n = pd.Series([s for s, _ in pairs_of(t, 'val', 'test')]).value_counts(), t[~t.control].groupby('state').what.nunique()
-        n = n + (recipe['kind'] == 'transfer') if recipe['kind'] == 'transfer' else t[t.names.map(len) > 1].groupby('state').what.nunique()
-        assert all(k <= recipe['fraction']*n[s] + 1e-9 for s, k in held.items())
+        if recipe['kind'] == 'combination': n = np.floor(recipe['fraction']*t[t.names.map(len) > 1].groupby('state').what.nunique() + 1e-9)
+        else: n = np.ceil(recipe['fraction']*(n + 1) - 1e-9)
+        assert all(k <= n[s] for s, k in held.items()) and (held.sum() < n.sum() or not split.note)
 
 def eligible_pairs(t, kind):
     "By definition: perturbations of two states or more; combinations whose parts were each measured alone in the state."
@@ -158,11 +277,11 @@ def test_a_split_comes_back_from_its_file_and_its_recipe(tmp_path, case):
         assert (back.parts.codes == split.parts.codes).all() and (back.half == split.half).all() and (back.hash, back.recipe) == (split.hash, split.recipe)
         assert make_splits(screen, split.recipe)[0].hash == split.hash
 
-@few
-@given(cases(False, True))
+@settings(few, max_examples=60)
+@given(cases(False, True) | kinds(*OTHERS))
 def test_leak_check_says_what_training_saw(case):
     obs, options, screen, recipe = case
-    for split in attempt(screen, recipe)[:1]:
+    for split in (attempt(screen, recipe) if recipe['kind'] in FOLDS and 'seen' not in recipe else [o for o in [one(screen, recipe)] if o is not None])[:1]:
         t, table = cells(obs, options, split), leak_check(screen, split)
         t['dose'] = obs.dose if options['dose_key'] else 0.
         trained, names = pairs_of(t, 'train'), dict(zip(t.what, t.names))
@@ -170,10 +289,15 @@ def test_leak_check_says_what_training_saw(case):
         for row in table.to_dict('records'):
             s, p = tuple(row[k] for k in options['covariate_keys']), row['perturbation']
             same = t[(t.what == p) & (t.state == s) & ((t.dose == row['dose']) if options['dose_key'] else True)]
-            assert row['n_test'] == len(same) == (same.part == 'test').sum()
+            assert row['n_test'] == (same.part == 'test').sum() and row['n_train_same'] == (same.part == 'train').sum() and row['n_test'] + row['n_train_same'] == len(same)
+            assert ('few_shot' in row['status']) == (row['n_train_same'] > 0)
             assert row['n_states_seen'] == sum(q == p for _, q in trained)
             assert row['n_train_perturbations_in_state'] == sum(u == s for u, _ in trained)
             assert row['n_parts_seen'] == sum(any(u == s and names[q] == {o} for u, q in trained) for o in names[p]) and row['n_parts'] == len(names[p])
+            assert row['n_parts_trained'] == sum(any(o in names[q] for _, q in trained) for o in names[p])
+            assert row['n_combinations_seen'] == len({q for u, q in trained if u == s and q != p and len(names[q]) > 1 and names[p] & names[q]})
+            assert row['n_val_perturbations_in_state'] == sum(u == s for u, _ in pairs_of(t, 'val'))
+            assert ('unseen_part' in row['status']) == (row['n_parts_trained'] < row['n_parts']) and ('unseen_state' in row['status']) == (row['n_train_perturbations_in_state'] == 0)
             assert row['n_train_controls'] == (t.control & (t.state == s) & (t.part == 'train')).sum()
 
 @few
@@ -197,3 +321,152 @@ def test_a_seed_decides_and_another_seed_differs(screen):
     for recipe in (dict(kind='transfer'), dict(kind='transfer', folds=5)):
         a, b, c = ([s.hash for s in make_splits(screen, recipe | dict(seed=seed))] for seed in (1, 1, 2))
         assert a == b and a != c
+
+# The numbers of the published benchmark, on synthetic screens of the shape of its data
+
+def layout(states, singles, doubles=(), n_control=8, n=2):
+    "A screen of `n` cells of each perturbation in each state, a tuple."
+    keys = [f'covariate_{i}' for i in range(len(states[0]))]
+    rows = [(*s, p) for s in states for p in ['control']*n_control + list(singles)*n + list(doubles)*n]
+    obs = pd.DataFrame(rows, columns=[*keys, 'what'], index=[f'cell {i}' for i in range(len(rows))])
+    return screen_of(obs, dict(perturbation_key='what', covariate_keys=keys))
+
+def numbers(screen, split):
+    "The number of perturbations of each state in train, val, test and unused, controls left out."
+    c = screen.conditions[~screen.conditions.is_control]
+    n = np.stack([np.bincount(screen.codes[split.mask(p)], minlength=len(screen.conditions))[c.index] > 0 for p in PARTS])
+    return [tuple(int(k) for k in n[:, c.state == s].sum(1)) for s in range(len(screen.states))]
+
+SRIVATSAN = layout([('a549',), ('k562',), ('mcf7',)], [f'drug {i}' for i in range(188)])
+
+def test_srivatsan20_holds_out_57_drugs_a_line():
+    split = make_splits(SRIVATSAN, dict(kind='transfer', fraction=.3, seed=42))[0]
+    assert split.note == ''
+    for train, val, test, unused in numbers(SRIVATSAN, split):
+        assert (train + 1, val + test, unused) == (132, 57, 0) and {val + 1, test + 1} == {29, 30}  # with the control, as printed
+    names = [f'x{i}' for i in range(188)]
+    assert make_splits(layout([('a',), ('b',), ('c',)], names), dict(kind='transfer', max_heldout=20))[0].note == ''
+
+def test_norman19_holds_out_91_of_131_doubles():
+    genes = [f'g{i}' for i in range(105)]
+    both = [f'{a}+{b}' for a, b in itertools.combinations(genes, 2)]
+    screen = layout([('k562',)], genes, [both[i] for i in np.random.default_rng(0).permutation(len(both))[:131]])
+    assert numbers(screen, make_splits(screen, dict(kind='combination', fraction=.7, seed=42))[0]) == [(105 + 40, 45, 46, 0)]
+    for seen, least in [(1, .3), (0, .1)]:
+        split = make_splits(screen, dict(kind='combination', seen=seen))[0]
+        train, val, test, unused = numbers(screen, split)[0]
+        assert val + test == int(least*131) and split.note == '' and abs(val - test) <= 1
+        assert set(leak_check(screen, split).n_parts_trained) == {seen}
+
+def test_frangieh21_and_jiang24_hold_out_70_percent_in_named_states():
+    screen = layout([('co-culture',), ('IFNg',), ('none',)], [f'g{i}' for i in range(248)])
+    split = make_splits(screen, dict(kind='states', states=[dict(covariate_0='co-culture')], fraction=.7, seed=0))[0]
+    assert numbers(screen, split) == [(248, 0, 0, 0), (75, 86, 87, 0), (248, 0, 0, 0)]
+    lines, cytokines = ['a549', 'bxpc3', 'hap1', 'ht29', 'k562', 'mcf7'], ['IFNB', 'IFNG', 'INS', 'TGFB', 'TNFA']
+    screen = layout(list(itertools.product(lines, cytokines)), [f'g{i}' for i in range(44)], n=1)
+    named = [dict(covariate_0=l, covariate_1=c) for l in lines[2:] for c in ('IFNG', 'INS', 'TGFB')]
+    split = make_splits(screen, dict(kind='states', states=named, fraction=.7, seed=0))[0]
+    found = dict(zip(screen.states.itertuples(index=False, name=None), numbers(screen, split)))
+    assert all(n == ((14, 15, 15, 0) if dict(covariate_0=s[0], covariate_1=s[1]) in named else (44, 0, 0, 0)) for s, n in found.items())
+    assert split.note == '' and set(leak_check(screen, split).status) == {'ok'}
+
+def test_mcfalinefigueroa23_scales_over_nested_training_sets():
+    treatments = ['lapatinib', 'nintedanib', 'none', 'trametinib', 'zstk474']
+    screen = layout(list(itertools.product(['a172', 't98g', 'u87mg'], treatments)), [f'g{i}' for i in range(525)], n=1)
+    of = lambda *pairs: [dict(covariate_0=l, covariate_1=t) for l, t in pairs]
+    asked = dict(kind='scaling', hold_out=of(('a172', 'nintedanib'), ('t98g', 'lapatinib'), ('u87mg', 'none')), fraction=.7, seed=12345)
+    small = of(('a172', 'none'), ('t98g', 'nintedanib'), ('u87mg', 'lapatinib'))
+    medium = small + of(('a172', 'lapatinib'), ('t98g', 'none'), ('u87mg', 'nintedanib'))
+    series = [make_splits(screen, o)[0] for o in (asked | dict(train=small), asked | dict(train=medium), asked)]
+    for split, n_states in zip(series, (6, 9, 15)):
+        assert sum(n[3] == 0 for n in numbers(screen, split)) == n_states and sorted(n[1] + n[2] for n in numbers(screen, split))[-4:] == [0, 367, 367, 367]
+        assert set(leak_check(screen, split).status) == {'ok'} and split.note == ''
+        for part in ('val', 'test'): assert (split.mask(part) == series[0].mask(part)).all() and (split.half == series[0].half).all()
+    for less, more in zip(series, series[1:]): assert not (less.mask('train') & ~more.mask('train')).any() and more.mask('train').sum() > less.mask('train').sum()
+
+def test_the_imbalance_series_has_the_published_numbers_and_one_test():
+    published = {.7: [189, 34, 34], .8: [189, 82, 31], .9: [189, 51, 118], 1.: [189, 189, 189]}
+    shared, own = ([make_splits(SRIVATSAN, dict(kind='imbalance', entropy=h, test=test))[0] for h in published] for test in ('shared', 'own'))
+    for split, counts in zip(own, published.values()):
+        assert sorted(188 - n[3] + 1 for n in numbers(SRIVATSAN, split)) == sorted(counts)
+    for split, h in zip(shared, published):
+        trains = np.array([n[0] for n in numbers(SRIVATSAN, split)]) + 1
+        p = trains/trains.sum()
+        assert abs(-(p*np.log(p)).sum()/math.log(3) - h) < .02 and trains.max() == 188 - 56 + 1
+        for part in ('val', 'test'): assert (split.mask(part) == shared[0].mask(part)).all()
+        assert set(leak_check(SRIVATSAN, split).status) == {'ok'}
+    assert len({o.hash for o in own}) == 4 and not all((o.mask('test') == own[0].mask('test')).all() for o in own)
+    assert imbalance_counts(189, 3, .7, 43) != imbalance_counts(189, 3, .7, 42)
+
+def test_a_series_of_shots_tests_less_and_less_of_the_same():
+    asked = dict(kind='few_shot', states=[dict(covariate_0='k562')])
+    none = make_splits(SRIVATSAN, dict(kind='unseen_state', states=asked['states']))[0]
+    for k, shots in [('perturbations', (1, 5, 20, 100)), ('cells', (1,))]:
+        before = none
+        for n in shots:
+            split = make_splits(SRIVATSAN, asked | {k: n})[0]
+            for part in ('val', 'test'): assert not (split.mask(part) & ~before.mask(part)).any()
+            assert split.mask('train').sum() - none.mask('train').sum() == (2*n if k == 'perturbations' else 188*n)
+            before = split
+
+def test_splits_that_cannot_be_say_what_would_work(screen):
+    state, k = screen.states.iloc[0].to_dict(), screen.covariate_keys[0]
+    for recipe, words in [
+        (dict(kind='states'), "'states' of a split is None"), (dict(kind='states', states=[]), "'states' of a split is empty"), (dict(kind='states', states=['A']), 'by their covariate values'),
+        (dict(kind='states', states=[{'lines': 'x'}]), 'is not a covariate'), (dict(kind='states', states=[{k: 'nowhere'}]), "no state has"),
+        (dict(kind='states', states=screen.states.to_dict('records')), 'otherwise use cross-fitted folds'),
+        (dict(kind='states', states=[state], fraction=.001), 'raise the fraction'), (dict(kind='states', state=[state]), "did you mean 'states'"),
+        (dict(kind='scaling', hold_out=[state], train=[state]), "take it out of 'train'"), (dict(kind='scaling'), "'hold_out' of a split is None"),
+        (dict(kind='unseen_state', n=3), 'from 1 to 2'), (dict(kind='unseen_state', states=[state], val=[state]), "take it out of 'val'"),
+        (dict(kind='unseen_state', states=[state], n=1), 'leave one out'), (dict(kind='few_shot', n=1), "needs 'cells'"), (dict(kind='few_shot', cells=10_000), 'give fewer shots'),
+        (dict(kind='few_shot', perturbations=66), "give at most 64 'perturbations'"), (dict(kind='few_shot', cells=.5), 'whole number'),
+        (dict(kind='combination'), 'holds out 0 of 0 combinations'), (dict(kind='inverse_combination'), 'raise the fraction'), (dict(kind='unseen_perturbation', fraction=0), 'raise the fraction'),
+        (dict(kind='combination', seen=3), "'seen' of a split is 3"), (dict(kind='imbalance', entropy=.1), 'give a higher one'), (dict(kind='imbalance', test='none'), "'test' of a split"),
+        (dict(kind='imbalance', fraction=.9), 'lower the fraction'), (dict(kind='released'), 'needs the `name`'), (dict(kind='file'), 'needs `file`'),
+        (dict(kind='file', file='nowhere.csv'), 'does not exist'), (dict(kind='states', states=[state], folds=3), 'not an option of this split'), (dict(kind='imbalance', folds=3), 'is not known')]:
+        with pytest.raises(InputError, match=re.escape(words)): make_splits(screen, recipe)
+
+def test_names_may_hold_anything():
+    names = ['x+y', 'a_b', 'c/d', 'e, f', 'ген', '药', '"q"', "it's", '']
+    states = [('x+y', 'a_b'), ('a_b', 'x+y'), ('x', 'x'), ('ö/ü', 'e, f')]  # ('x+y', 'a_b') and ('a_b', 'x+y') are two states
+    obs = pd.DataFrame([(*s, p) for s in states for p in ['control']*8 + names[:-1]*2], columns=['one', 'other', 'what'])
+    obs.index = [f'cell {i}' for i in range(len(obs))]
+    screen = screen_of(obs, dict(perturbation_key='what', covariate_keys=['one', 'other'], sep=None))
+    for recipe in [dict(kind='states', states=[dict(one='x+y', other='a_b')]), dict(kind='unseen_state', states=[dict(one='x+y')]), dict(kind='scaling', hold_out=[dict(one='x+y', other='a_b')])]:
+        split = make_splits(screen, recipe)[0]
+        assert set(leak_check(screen, split)[['one', 'other']].itertuples(index=False, name=None)) == {('x+y', 'a_b')}
+
+def test_a_released_split_is_read_by_name(monkeypatch, tmp_path, screen):
+    made = make_splits(screen, dict(kind='transfer'))[0]
+    cells = [f'{n},{p}' for n, p in zip(made.cells, made.parts)]
+    for name, rows in [('small', cells[3:] + ['of another,train']), ('whole', cells)]: (tmp_path/f'{name}.csv').write_text(f',{name}_split\n' + '\n'.join(rows))
+    monkeypatch.setattr(datasets, 'split_files', lambda name: {k: tmp_path/f'{k}.csv' for k in ('small', 'whole')})
+    asked = dict(kind='released', name='a_screen')
+    assert make_splits(screen, asked | dict(split='whole'))[0].hash == made.hash and make_splits(screen, asked | dict(split='whole'))[0].note == ''
+    small = make_splits(screen, asked | dict(split='small'))[0]
+    assert small.note == 'unused cells, which the file does not have: 3; cells of the file that the screen does not have: 1' and small.mask('unused').sum() == 3
+    assert make_splits(screen, small.recipe)[0].hash == small.hash
+    with pytest.raises(InputError, match='several splits.*small, whole'): make_splits(screen, asked)
+    (tmp_path/'small.csv').write_text('x-1,train\nx-2,test')
+    with pytest.raises(InputError, match='no cell in common'): make_splits(screen, asked | dict(split='small'))
+
+def test_a_file_is_a_kind_and_keeps_the_note(tmp_path):
+    screen = layout([('A',), ('B',)], [f'p{i}' for i in range(4)] + ['q+r'])
+    split = make_splits(screen, dict(kind='states', states=[dict(covariate_0='A')], fraction=1.))[0]
+    back = make_splits(screen, dict(kind='file', file=str(split.write(tmp_path/'a.csv'))))[0]
+    assert (back.hash, back.recipe, back.note) == (split.hash, split.recipe, split.note) and split.note and split.note in repr(split)
+
+def test_every_kind_is_in_the_table_and_has_a_picture(screen):
+    table = split_table()
+    assert list(table.kind) == list(SPLITS) and table.question.str.len().between(20, 140).all() and set(table.kind[table.folds == 'yes']) == set(FOLDS)
+    for recipe in [dict(kind='unseen_perturbation'), dict(kind='few_shot', cells=3), dict(kind='imbalance')]: assert plot_split(screen, make_splits(screen, recipe)[0])._repr_png_()
+
+def test_a_cell_that_slips_into_training_is_a_leak():
+    screen = layout([('A',), ('B',), ('C',)], [f'p{i}' for i in range(9)], n=5)
+    for recipe in [dict(kind='transfer'), dict(kind='few_shot', n=1, cells=2), dict(kind='few_shot', n=1, perturbations=2), dict(kind='unseen_state', n=1)]:
+        split = make_splits(screen, recipe)[0]
+        for part in ('train', 'val'):
+            cell = np.flatnonzero(split.mask('test') & ~screen.conditions.is_control.to_numpy()[screen.codes])[0]
+            slipped = make_splits(screen, recipe)[0]
+            slipped.parts[cell] = part
+            assert leak_check(screen, slipped).query('leaks').index.tolist() == leak_check(screen, slipped).query("status.str.contains('leak')").index.tolist() == [screen.codes[cell]]

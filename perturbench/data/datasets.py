@@ -175,11 +175,12 @@ def curate_norman19(
     c.obs['cell_type'] = c.label('cell_line')
     return c.screen('norman19', out)
 
-# %% ../../nbs/13_data.datasets.ipynb #35d0d3dd
+# %% ../../nbs/13_data.datasets.ipynb #57789138
 _RENAMED = {'(+)-JQ1': 'JQ1', 'ENMD-2076 L-(+)-Tartaric acid': 'ENMD-2076'}
 
 @_published(name='srivatsan20', title='Srivatsan20', paper='10.1126/science.aax6234', licence='CC BY 4.0 (processed copy)', modality='chemical', primary=False,
     perturbation_key='condition', covariate_keys=('cell_type',), control='control', sep=None, replicate_key='replicate', split=dict(kind='transfer', fraction=.3, seed=42),
+    tasks={f'srivatsan20-imbalance-{e}': dict(kind='imbalance', entropy=e, seed=42) for e in (.7, .8, .9, 1.)},
     expected=dict(cells=178_213, singles=188, combinations=0, states=3),
     note='10 uM only; gene symbols are those of the file, the benchmark asked a web service for them, so a few genes differ')
 def curate_srivatsan20(
@@ -233,7 +234,7 @@ def curate_jiang24(
     c.obs['condition'] = c.label('gene').replace({'NT': 'control'})
     return c.screen('jiang24', out)
 
-# %% ../../nbs/13_data.datasets.ipynb #fa712f61
+# %% ../../nbs/13_data.datasets.ipynb #c5560557
 _SCALING = [dict(cell_type=l, treatment=t) for l, t in [('a172', 'nintedanib'), ('t98g', 'lapatinib'), ('u87mg', 'none')]]
 _SMALL = [dict(cell_type=l, treatment=t) for l, t in [('a172', 'none'), ('t98g', 'nintedanib'), ('u87mg', 'lapatinib')]]
 _MEDIUM = _SMALL + [dict(cell_type=l, treatment=t) for l, t in [('a172', 'lapatinib'), ('t98g', 'none'), ('u87mg', 'nintedanib')]]
@@ -241,7 +242,8 @@ _MCFALINE = dict(kind='scaling', hold_out=_SCALING, fraction=.7, seed=12345)
 
 @_published(name='mcfalinefigueroa23', title='McFalineFigueroa23', paper='10.1016/j.xgen.2023.100487', licence='CC BY 4.0 (processed copy)', modality='genetic (CRISPRi)', primary=False,
     perturbation_key='condition', covariate_keys=('cell_type', 'treatment'), control='control', batch_key='PCR_plate', replicate_key='gRNA_id',
-    split=_MCFALINE, tasks={'mcfalinefigueroa23-small': {**_MCFALINE, 'train': _SMALL}, 'mcfalinefigueroa23-medium': {**_MCFALINE, 'train': _MEDIUM}},
+    split=_MCFALINE, tasks={'mcfalinefigueroa23-small': {**_MCFALINE, 'train': _SMALL}, 'mcfalinefigueroa23-medium': {**_MCFALINE, 'train': _MEDIUM},
+                            **{f'mcfalinefigueroa23-released-{k}': dict(kind='released', name='mcfalinefigueroa23', split=f'{k}_covariate_split') for k in ('small', 'medium', 'full')}},
     expected=dict(raw_genes=58_347, cells=878_229, singles=525, combinations=0, states=15, genes=40_775),
     note='892,800 cells in the table of the paper are those before two drugs were dropped; gene symbols are those of the file, the benchmark asked a web service for them')
 def curate_mcfalinefigueroa23(

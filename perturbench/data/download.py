@@ -67,7 +67,7 @@ def _mark(answer):
     strong = answer.headers.get('ETag', '')
     return answer.headers.get('Last-Modified', '') if not strong or strong.startswith('W/') else strong
 
-# %% ../../nbs/05_data.download.ipynb #6bcb873e
+# %% ../../nbs/05_data.download.ipynb #a888cab6
 class Resuming:
     "A downloader for pooch that keeps what has arrived in `part` and asks only for the rest."
     def __init__(self,
@@ -81,7 +81,9 @@ class Resuming:
         for left in reversed(range(self.tries)):
             try: self._go_on(url); break
             except (ConnectionError, TimeoutError) as e:
-                if not left: raise _fault(url, f'the connection broke after {self.part.stat().st_size:,} bytes ({e})', _AGAIN) from None
+                size = self.part.stat().st_size
+                if not left and not size: raise _fault(url, f'no connection gave a byte of it ({e})', 'check the network, or ' + _ELSEWHERE) from None
+                if not left: raise _fault(url, f'the connection broke after {size:,} bytes ({e})', _AGAIN) from None
         os.replace(self.part, output_file)
 
     @property

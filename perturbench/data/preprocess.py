@@ -6,7 +6,7 @@
 __all__ = ['VALUES', 'USUAL', 'SUMS', 'MIN_CELLS', 'MIN_GENES', 'CELLS', 'normalise', 'name_notes', 'prepare', 'group_moments',
            'welch_t', 'changed_genes', 'variable_genes', 'select_genes']
 
-# %% ../../nbs/11_data.preprocess.ipynb #46586be3
+# %% ../../nbs/11_data.preprocess.ipynb #71725a45
 from contextlib import nullcontext
 from pathlib import Path
 import anndata as ad
@@ -15,7 +15,8 @@ import pandas as pd
 from numba import njit
 from scipy import sparse
 from ..core import InputError, nearest, progress
-from .screen import OPTIONS, Blocks, RowWriter, Screen, ValueCheck, read_screen, refuse, to_csr, write_frames, writing, _own_words
+from .screen import (OPTIONS, Blocks, RowWriter, Screen, ValueCheck, read_screen, refuse, to_csr, write_frames, writing,
+                                     _own_words)
 
 # %% ../../nbs/11_data.preprocess.ipynb #a4b391ec
 def _scaled(counts, target_sum):
@@ -45,8 +46,9 @@ def _fractions(X, where, remedy):
     odd = X.data[np.isfinite(X.data) & (X.data != np.rint(X.data))]
     return _fraction(odd[0] if odd.size else None, where, remedy)
 
-# %% ../../nbs/11_data.preprocess.ipynb #8a63703d
-USUAL = {'control', 'ctrl', 'ctl', 'nt', 'ntc', 'nontargeting', 'negctrl', 'safetargeting', 'scrambled', 'unperturbed', 'untreated', 'vehicle', 'dmso', 'mock'}
+# %% ../../nbs/11_data.preprocess.ipynb #85883ef1
+USUAL = {'control', 'ctrl', 'ctl', 'nt', 'ntc', 'nontargeting', 'negctrl', 'safetargeting', 'scrambled', 'unperturbed', 'untreated', 'vehicle',
+         'dmso', 'mock'} # What controls are called, in small letters and figures only
 
 def _bare(name): return ''.join(c for c in name.casefold() if c.isalnum())
 
@@ -54,20 +56,22 @@ def name_notes(
     screen, # A Screen
 ) -> list: # One sentence for each name
     "The perturbations that look like a control, or like one another."
-    n = screen.conditions.groupby('perturbation').n_cells.sum()
+    n, usual = screen.conditions.groupby('perturbation').n_cells.sum(), USUAL | {_bare(screen.control)}
     names = [o for o in dict.fromkeys([*n.index, *screen.perturbations]) if o != screen.control]
+    others = [o for o in names if _bare(o) not in usual]
+    alike = pd.Series(others, dtype=object).groupby([o.strip().casefold() for o in others]).agg(list)
     notes = [f"the perturbation '{o}' ({n.get(o, 0):,} cells) looks like a control, but '{screen.control}' is the control; rename it if it is one"
-             for o in names if _bare(o) in USUAL | {_bare(screen.control)}]
-    alike = pd.Series(names, dtype=object).groupby([o.strip().casefold() for o in names]).agg(list)
-    return notes + [f"these perturbations differ in capitals or blanks only: {', '.join(map(repr, o))}; write them one way if they are one" for o in alike if len(o) > 1]
+             for o in names if _bare(o) in usual]
+    return notes + [f"these perturbations differ in capitals or blanks only: {', '.join(map(repr, o))}; write them one way if they are one"
+                    for o in alike if len(o) > 1]
 
-# %% ../../nbs/11_data.preprocess.ipynb #9c671bbe
+# %% ../../nbs/11_data.preprocess.ipynb #f4a9ea79
 def _mask(name, mask, n):
     "`mask` as bool, all true where it is None; raises InputError where it does not fit."
     if mask is None: return np.ones(n, bool)
     mask = np.asarray(mask)
-    if mask.dtype != bool or mask.shape != (n,): raise InputError(f'`{name}` has to be a bool for each of {n:,}; it is {mask.dtype} of shape {mask.shape}')
-    return mask
+    if mask.dtype == bool and mask.shape == (n,): return mask
+    raise InputError(f'`{name}` has to be a bool for each of {n:,}; it is {mask.dtype} of shape {mask.shape}')
 
 def _look(
     blocks:Blocks, # The values
@@ -79,16 +83,27 @@ def _look(
         shown += np.bincount(block.indices, minlength=len(shown))
     return check, shown
 
+def _checked(X, layer, values):
+    "The faults of the values and of the counts beside them, and the number of cells that show each gene."
+    check, shown = _look(X)
+    if values == 'counts': odd = _fraction(check.odd, 'X', "give values='lognorm' (--values lognorm) if they are log-normalised, or put raw counts in X "
+                                                           '(estimated ones rounded)')
+    else: odd = [] if layer is None else _fraction(_look(layer)[0].odd, "layers['counts']", 'put raw counts there or remove the layer')
+    return check.faults(values) + odd, shown
+
 class _Kept:
     "Takes blocks as `RowWriter` does, and keeps them in memory."
     def __init__(self, like=None): self.blocks, self.like = [], like
     def add(self, block): self.blocks.append(block)
     def close(self):
         if self.like is None: self.X = sparse.vstack(self.blocks, 'csr')
-        else: self.X = sparse.csr_matrix((np.concatenate([b.data for b in self.blocks]), self.like.X.indices, self.like.X.indptr), shape=self.like.X.shape)
+        else:
+            X = self.like.X
+            self.X = sparse.csr_matrix((np.concatenate([b.data for b in self.blocks]), X.indices, X.indptr), shape=X.shape)
+        del self.blocks
 
 def _normalise_blocks(blocks, target_sum, new):
-    "The second pass over counts: the AnnData layers made by `new`, which cells have counts, and the median of their totals."
+    "The second pass over counts: what `new` makes of X and of the counts, which cells have any, and the median of their totals."
     counts = new('layers/counts')
     X, some, totals = new('X', counts), [], []
     for _, block in progress(blocks, 'normalising'):
@@ -108,7 +123,7 @@ def _copy_blocks(layers, new):
         out[k].close()
     return out
 
-# %% ../../nbs/11_data.preprocess.ipynb #cf1fdcdf
+# %% ../../nbs/11_data.preprocess.ipynb #512669e7
 def _table(adata, values, cells, genes):
     "The cells and genes to keep, without their matrices."
     with _own_words():
@@ -117,7 +132,7 @@ def _table(adata, values, cells, genes):
 
 def _facts(screen) -> dict:
     "What the card says about the cells that were kept."
-    c = screen.conditions[[*screen.covariate_keys, 'perturbation', *([screen.dose_key] if screen.dose_key else []), 'n_cells']]
+    c = screen.conditions.drop(columns=['state', 'n_perturbations', 'is_control'])
     return dict(n_cells=screen.n_cells, n_genes=screen.n_genes, n_perturbations=len(screen.perturbations), n_states=len(screen.states),
                 notes=name_notes(screen), conditions=dict(columns=list(c), rows=c.astype(object).values.tolist()))
 
@@ -140,31 +155,28 @@ def prepare(
     if values not in VALUES: raise InputError(f"the kind of values '{values}' is not known{nearest(values, VALUES)}")
     if out is not None and Path(out).suffix != '.h5ad': raise InputError(f'{out} is no h5ad file; give a name that ends in .h5ad')
     cells, genes = _mask('cells', cells, adata.n_obs), _mask('genes', genes, adata.n_vars)
-    table = _table(adata, values, cells, genes)
     as_screen = lambda o: Screen(o, perturbation_key, covariate_keys, control, sep, check_values=False, **options)
-    faults, X, layer = [], Blocks(adata.X, cells, genes), adata.layers.get('counts') if values == 'lognorm' else None
-    try: as_screen(table)
-    except InputError as e: faults += e.faults
-    if 0 not in table.shape:
-        check, shown = _look(X)
-        faults += check.faults(values)
-        if values == 'counts': faults += _fraction(check.odd, 'X', "give values='lognorm' (--values lognorm) if they are log-normalised, or put raw counts in X "
-                                                                   '(estimated ones rounded)')
-        elif layer is not None: faults += _fraction(_look(Blocks(layer, cells, genes))[0].odd, "layers['counts']", 'put raw counts there or remove the layer')
-    refuse(faults)
-    about = dict(values=values, target_sum=target_sum if values == 'counts' else None, median_total=None, left_out_cells=int((~cells).sum()), left_out_genes=int((~genes).sum()))
-    if values == 'counts':
-        least = min(min_cells, -(-table.n_obs//100))
-        seen = shown >= least
-        genes[genes] = seen
+    table, X = _table(adata, values, cells, genes), Blocks(adata.X, cells, genes)
+    layer = Blocks(adata.layers['counts'], cells, genes) if values == 'lognorm' and 'counts' in adata.layers else None
+    try: as_screen(table); faults = []
+    except InputError as e: faults = e.faults
+    amiss, shown = _checked(X, layer, values) if 0 not in table.shape else ([], None)
+    refuse(faults + amiss)
+    about = dict(values=values, target_sum=None, median_total=None, left_out_cells=int((~cells).sum()), left_out_genes=int((~genes).sum()))
+    least = min(min_cells, -(-table.n_obs//100)) if values == 'counts' else 0
+    seen = shown >= least
+    genes = np.flatnonzero(genes)[seen]
     with nullcontext() if out is None else writing(out) as f:
-        new = lambda name, like=None: _Kept(like) if out is None else RowWriter(f, name, int(genes.sum()), like)
+        new = lambda name, like=None: _Kept(like) if out is None else RowWriter(f, name, len(genes), like)
         if values == 'counts':
-            layers, some, about['median_total'] = _normalise_blocks(Blocks(X, cells, genes), target_sum, new)
-            about |= dict(min_cells=least, dropped_genes=int((~seen).sum()), dropped_cells=int((~some).sum()))
-            table = table[some, seen].copy()
-        else: layers = _copy_blocks({None: X} | ({} if layer is None else {'counts': Blocks(layer, cells, genes)}), new)
-        if out is None: table = ad.AnnData(layers.pop(None).X, obs=table.obs, var=table.var, uns=table.uns, obsm=table.obsm, layers={k: v.X for k, v in layers.items()})
+            layers, some, median = _normalise_blocks(Blocks(X, cells, genes), target_sum, new)
+            about |= dict(target_sum=target_sum, median_total=median, min_cells=least)
+            about |= dict(dropped_genes=int((~seen).sum()), dropped_cells=int((~some).sum()))
+            with _own_words(): table = table[some, seen].copy()
+        else: layers = _copy_blocks({None: X} | ({} if layer is None else {'counts': layer}), new)
+        if out is None:
+            kept = {k: v.X for k, v in layers.items()}
+            table = ad.AnnData(kept.pop(None), obs=table.obs, var=table.var, uns=table.uns, obsm=table.obsm, layers=kept)
         screen = as_screen(table)
         screen.card = about | _facts(screen) | (card or {})
         if out is not None: write_frames(f, table, {k: getattr(screen, k) for k in OPTIONS} | screen.card)
@@ -217,18 +229,22 @@ def welch_t(
         t = (mean - control_mean)/np.sqrt(variance/np.asarray(n)[:, None] + control_variance/control_n)
     return np.where(np.isfinite(t), t, 0)
 
-# %% ../../nbs/11_data.preprocess.ipynb #030efa4a
+# %% ../../nbs/11_data.preprocess.ipynb #13986733
 SUMS = 2**29 # Bytes that the sums of conditions may take; where they take more, the cells are gone through several times
 
-def _state_chunks(screen):
-    "The states, as tables of their conditions, in groups whose sums fit into `SUMS` bytes."
-    most, chunk, n = SUMS//(16*screen.n_genes), [], 0
+def _chunks(screen):
+    "Conditions whose sums fit into `SUMS` bytes, as a list of arrays: the control of a state, then some of its other conditions."
+    most, chunk, n = max(2, SUMS//(16*screen.n_genes)), [], 0
     for _, here in screen.conditions.groupby('state'):
-        if chunk and n + len(here) > most:
-            yield chunk
-            chunk, n = [], 0
-        chunk.append(here); n += len(here)
-    yield chunk
+        control, others = here.index[0], here.index[1:].to_numpy()  # the control stands first
+        for a in range(0, len(others), most - 1):
+            part = np.r_[control, others[a:a + most - 1]]
+            if n + len(part) > most and chunk:
+                yield chunk
+                chunk, n = [], 0
+            chunk.append(part)
+            n += len(part)
+    if chunk: yield chunk
 
 def changed_genes(
     screen:Screen, # The screen
@@ -237,17 +253,19 @@ def changed_genes(
 ) -> np.ndarray: # bool [genes]
     "The `n` genes with the largest |t| of each training condition against the training controls of its state."
     chosen = np.zeros(screen.n_genes, bool)
-    for chunk in _state_chunks(screen):
-        first, last = chunk[0].index[0], chunk[-1].index[-1] + 1
-        rows = np.flatnonzero(np.asarray(train) & (screen.codes >= first) & (screen.codes < last))
-        codes = screen.codes[rows] - first
-        size, sums = np.bincount(codes, minlength=last - first), _sums(screen.blocks(rows=rows), codes, last - first)
-        for here in chunk:
-            at = slice(here.index[0] - first, here.index[-1] + 1 - first)  # the control, then the other conditions of the state
-            k, (mean, variance) = size[at], _moments(size[at], *(o[at] for o in sums))
-            t = np.abs(welch_t(mean[1:], variance[1:], k[1:], mean[0], variance[0], k[0]))
-            best = np.argsort(-t, axis=1, kind='stable')[:, :n]
-            chosen[best[np.take_along_axis(t, best, 1) > 0]] = True
+    for chunk in _chunks(screen):
+        conditions, group = np.concatenate(chunk), np.full(len(screen.conditions), -1)
+        group[conditions] = np.arange(len(conditions))
+        rows = np.flatnonzero(np.asarray(train) & (group[screen.codes] >= 0))
+        groups, ends = group[screen.codes[rows]], np.cumsum([len(part) for part in chunk])
+        size, sums = np.bincount(groups, minlength=len(conditions)), _sums(screen.blocks(rows=rows), groups, len(conditions))
+        moments = lambda at: (*_moments(size[at], *(o[at] for o in sums)), size[at])
+        for part, end in zip(chunk, ends):
+            control = [o[0] for o in moments(slice(end - len(part), end - len(part) + 1))]
+            for first in range(end - len(part) + 1, end, 256):  # so many that their t take little memory
+                t = np.abs(welch_t(*moments(slice(first, min(first + 256, end))), *control))
+                best = np.argsort(-t, axis=1, kind='stable')[:, :n]
+                chosen[best[np.take_along_axis(t, best, 1) > 0]] = True
     return chosen
 
 # %% ../../nbs/11_data.preprocess.ipynb #6af4fd89

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['densify', 'group_sums', 'CellStore', 'Cells']
 
-# %% ../../nbs/20_loaders.store.ipynb #69e80fd6
-import json, os
+# %% ../../nbs/20_loaders.store.ipynb #862c2c84
+import json
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
@@ -18,7 +18,7 @@ from numba import njit, prange, types
 from numba.extending import intrinsic
 from scipy import sparse
 from ..core import InputError, atomic_path, nearest, progress
-from ..data.screen import Design, Screen, canonical, place_rows, room_for
+from ..data.screen import Design, Screen, canonical, place_rows, reserve
 
 # %% ../../nbs/20_loaders.store.ipynb #55b31fa1
 @intrinsic
@@ -124,7 +124,7 @@ def _union(
     for v, place, Z in zip(values, places, (X, Y)): v[np.searchsorted(both, place)] = Z.data
     return np.r_[0, np.cumsum(np.bincount(both // g, minlength=n))], both % g, *values
 
-# %% ../../nbs/20_loaders.store.ipynb #cc07cc24
+# %% ../../nbs/20_loaders.store.ipynb #0ef80103
 def _columns(screen, genes):
     "The position of each of `genes` in the screen; raises InputError for one that is unknown or asked for twice."
     at = screen.adata.var_names.get_indexer(genes)
@@ -139,7 +139,7 @@ def _shared(screen, columns):
     if 'counts' not in screen.adata.layers:
         for first, x in X: yield first, (x.indptr, x.indices, [x.data]), None
         return
-    for (first, x), (_, raw) in zip(X, screen.blocks('counts', size=X.size)):
+    for first, x, raw in X.beside(screen.blocks('counts')):
         library = np.asarray(raw.sum(1, dtype=np.float64)).ravel()
         indptr, indices, *values = _union(x, raw if columns is None else canonical(raw[:, columns]))
         yield first, (indptr, indices.astype(np.int32, copy=False), values), library
@@ -148,9 +148,9 @@ def _new(folder, name, n):
     "A way to reach `n` numbers in memory, or in a file of `folder` that is mapped anew each time, so that its pages do not pile up."
     if folder is None: return lambda a=np.empty(n, _TYPES[name]): a
     path = folder/f'{name}.npy'
-    with room_for(folder), open(path, 'wb') as f:
+    with open(path, 'wb') as f:
         np.lib.format.write_array_header_1_0(f, dict(descr=np.dtype(_TYPES[name]).str, fortran_order=False, shape=(int(n),)))
-        if n: os.posix_fallocate(f.fileno(), f.tell(), int(n)*np.dtype(_TYPES[name]).itemsize)  # a mapped file on a full disk kills the process
+        reserve(f, f.tell() + int(n)*np.dtype(_TYPES[name]).itemsize)
     return lambda: np.load(path, mmap_mode='r+')
 
 def _filled(screen, order, columns, folder):

@@ -1,0 +1,31 @@
+"Tutorials and benchmark notebooks where their real screens are absent, and what must hold in any of their runs."
+import numpy as np, pandas as pd, papermill, pytest
+from conftest import ROOT
+
+def execute(name, folder, **parameters):
+    "Execute the notebook `name` with `parameters` in `folder`; return what it printed."
+    nb = papermill.execute_notebook(ROOT/'nbs'/f'{name}.ipynb', None, parameters, kernel_name='python3', cwd=folder, progress_bar=False)
+    return '\n'.join(o.text for c in nb.cells if c.cell_type == 'code' for o in c.outputs if o.output_type == 'stream')
+
+def test_add_a_data_set_without_its_file(tmp_path):
+    said = execute('tutorials/add_a_data_set', tmp_path, file='absent.h5ad')
+    assert '2 states, 20 perturbations' in said and 'ranks among 5' in said and 'Traceback' not in said
+    assert not any(tmp_path.iterdir())
+
+@pytest.fixture(scope='module')
+def leak(tmp_path_factory):
+    "What a small run of gene_leak leaves."
+    folder = tmp_path_factory.mktemp('leak')
+    execute('benchmarks/gene_leak', folder, screens=[{'name': 'nothing', 'simulate': {'effect_size': 0., 'knockdown': 0.}}], seeds=[0, 1], models=['linear'],
+            size=dict(n_genes=400, n_states=2, n_perturbations=20, cells=12, controls=30, panel=.6), genes=dict(hvg=20, de=5), budget=dict(max_epochs=1, batch_size=256))
+    return pd.read_csv(folder/'results'/'gene_leak.csv')
+
+def test_a_baseline_does_not_care_which_genes_are_modelled(leak):
+    rows = leak[leak.model.isin(['perturbed_mean', 'condition_mean', 'additive'])]
+    assert len(rows[rows.contrast == 'modelled']) and not rows[rows.contrast == 'modelled'].difference.any()
+    total, scored = (rows[rows.contrast == c].set_index(['model', 'metric']).difference for c in ('total', 'scored'))
+    pd.testing.assert_series_equal(total, scored)
+
+def test_the_parts_of_the_leak_add_up(leak):
+    table = leak[leak.metric == 'rmse_average'].pivot(index='model', columns='contrast', values='difference')
+    np.testing.assert_allclose(table[['more cells', 'truth', 'noise']].sum(axis=1), table.scored, atol=5e-5)
