@@ -27,7 +27,7 @@ def _version(asked:bool):
 def _root(ctx:typer.Context, version:Annotated[Optional[bool], typer.Option('--version', callback=_version, is_eager=True, help='Print the version.')]=None):
     if ctx.invoked_subcommand is None: print(ctx.get_help())
 
-# %% ../nbs/70_cli.ipynb #0cc14196
+# %% ../nbs/70_cli.ipynb #c49c3866
 def _print_table(rows):
     "Print mappings as a table, whole, however wide the terminal is."
     lines = [list(rows[0]), *([str(v) for v in r.values()] for r in rows)]
@@ -59,7 +59,7 @@ def metrics():
 def tasks():
     "List the tasks that are built in."
     from perturbench.tasks import TASKS
-    _print_table([dict(name=k, screen=t.screen, split=', '.join(f'{a}: {b}' for a, b in t.split.items())) for k, t in TASKS.items()])
+    _print_table([dict(name=k, screen=t.screen, split=', '.join(f'{a}: {len(b)} states' if isinstance(b, list) else f'{a}: {b}' for a, b in t.split.items())) for k, t in TASKS.items()])
 
 # %% ../nbs/70_cli.ipynb #1b98045c
 Keys = Annotated[list[str], typer.Option('--covariate-keys', help='A column of obs that makes up the state; repeat for several.')]

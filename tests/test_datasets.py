@@ -366,7 +366,7 @@ def test_named_tasks_of_a_screen(server, tmp_path):
     small, medium, full = (open_task(k, tmp_path/'out') for k in ('mcfalinefigueroa23-small', 'mcfalinefigueroa23-medium', 'mcfalinefigueroa23'))
     tested = [set(t.store.cells[t.parts[0] == PARTS.index('test')]) for t in (small, medium, full)]
     trained = [set(t.store.cells[t.parts[0] == PARTS.index('train')]) for t in (small, medium, full)]
-    assert tested[0] == tested[1] == tested[2] and trained[0] < trained[1] < trained[2]
+    assert tested[0] == tested[1] == tested[2] and trained[0] < trained[1] <= trained[2]   # the miniature has the nine states of the medium one
 
 def grid(folder, tasks):
     (folder/'grid.yaml').write_text(json.dumps(dict(tasks=tasks, models=['control_mean'], seeds=[0])))
