@@ -8,7 +8,7 @@ __all__ = ['CYTOKINES', 'SOURCES', 'PROCESSED', 'SPLIT_FILES', 'DATASETS', 'ALIA
            'curate_jiang24', 'curate_mcfalinefigueroa23', 'curate_op3', 'screen_path', 'fetch', 'split_files',
            'dataset_table']
 
-# %% ../../nbs/13_data.datasets.ipynb #d84ac1b7
+# %% ../../nbs/13_data.datasets.ipynb #40ffefbe
 from dataclasses import dataclass, field
 from pathlib import Path
 import anndata as ad
@@ -19,7 +19,7 @@ from ..core import InputError, Lock, Registry, atomic_path, nearest, sweep_parts
 from .download import data_folder, fetch_file, unpack
 from .preprocess import prepare
 from .robjects import read_cds, read_seurat
-from .screen import _own_words as own_words, Screen, read_card, read_h5ad, read_screen
+from .screen import _own_words as own_words, Screen, read_card, read_h5ad, read_screen, room_for
 
 # %% ../../nbs/13_data.datasets.ipynb #b7b317c0
 @dataclass(frozen=True)
@@ -286,12 +286,12 @@ def curate_op3(
     if 'counts' in adata.layers: c.adata = ad.AnnData(adata.layers['counts'], obs=adata.obs, var=adata.var)
     return c.screen('op3', out)
 
-# %% ../../nbs/13_data.datasets.ipynb #69211163
+# %% ../../nbs/13_data.datasets.ipynb #f11e06b3
 def _made(path, sources, make) -> Path:
     "The file `path`, written by `make` when it is absent or older than its sources."
     if path.exists() and all(path.stat().st_mtime >= Path(s).stat().st_mtime for s in sources): return path
     sweep_parts(path)
-    with atomic_path(path) as part: make(part)
+    with room_for(path), atomic_path(path) as part: make(part)
     return path
 
 def _stack(files, path) -> Path:

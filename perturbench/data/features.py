@@ -319,7 +319,7 @@ def perturbation_features(
     source = f'{features.source}, {reduce} over targets' + (f' ({len(partly):,} with a target missing: {_some(partly)})' if partly else '')
     return Features(list(targets), (M @ features.values.astype(np.float64)).astype(np.float32), missing, source)
 
-# %% ../../nbs/15_data.features.ipynb #a0e5f751
+# %% ../../nbs/15_data.features.ipynb #e8e66343
 def read_smiles(
     table, # A file or a DataFrame with a row for each drug
     name=0, # The column of names; a number when the file has no header
@@ -343,6 +343,7 @@ def _molecules(smiles):
     if wrong: raise InputError(f'{len(wrong):,} SMILES cannot be read: {"; ".join(wrong)}; mend them, or leave these drugs out')
     return molecules
 
+# %% ../../nbs/15_data.features.ipynb #e78a9ce2
 def fingerprints(
     names, # Of the drugs that features are wanted for
     smiles:dict=None, # SMILES by name; without it the names are SMILES themselves

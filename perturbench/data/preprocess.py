@@ -65,7 +65,7 @@ def name_notes(
     return notes + [f"these perturbations differ in capitals or blanks only: {', '.join(map(repr, o))}; write them one way if they are one"
                     for o in alike if len(o) > 1]
 
-# %% ../../nbs/11_data.preprocess.ipynb #f4a9ea79
+# %% ../../nbs/11_data.preprocess.ipynb #c97cc456
 def _mask(name, mask, n):
     "`mask` as bool, all true where it is None; raises InputError where it does not fit."
     if mask is None: return np.ones(n, bool)
@@ -91,6 +91,7 @@ def _checked(X, layer, values):
     else: odd = [] if layer is None else _fraction(_look(layer)[0].odd, "layers['counts']", 'put raw counts there or remove the layer')
     return check.faults(values) + odd, shown
 
+# %% ../../nbs/11_data.preprocess.ipynb #e71ab29d
 class _Kept:
     "Takes blocks as `RowWriter` does, and keeps them in memory."
     def __init__(self, like=None): self.blocks, self.like = [], like
@@ -102,6 +103,7 @@ class _Kept:
             self.X = sparse.csr_matrix((np.concatenate([b.data for b in self.blocks]), X.indices, X.indptr), shape=X.shape)
         del self.blocks
 
+# %% ../../nbs/11_data.preprocess.ipynb #0fdb830d
 def _normalise_blocks(blocks, target_sum, new):
     "The second pass over counts: what `new` makes of X and of the counts, which cells have any, and the median of their totals."
     counts = new('layers/counts')
@@ -123,7 +125,7 @@ def _copy_blocks(layers, new):
         out[k].close()
     return out
 
-# %% ../../nbs/11_data.preprocess.ipynb #512669e7
+# %% ../../nbs/11_data.preprocess.ipynb #1dc4933a
 def _table(adata, values, cells, genes):
     "The cells and genes to keep, without their matrices."
     with _own_words():
@@ -136,6 +138,7 @@ def _facts(screen) -> dict:
     return dict(n_cells=screen.n_cells, n_genes=screen.n_genes, n_perturbations=len(screen.perturbations), n_states=len(screen.states),
                 notes=name_notes(screen), conditions=dict(columns=list(c), rows=c.astype(object).values.tolist()))
 
+# %% ../../nbs/11_data.preprocess.ipynb #22b470c3
 def prepare(
     adata, # AnnData: cells x genes, `values` in X, in memory or left in a file
     perturbation_key:str, # The column of obs that names what was done to a cell
@@ -268,7 +271,7 @@ def changed_genes(
                 chosen[best[np.take_along_axis(t, best, 1) > 0]] = True
     return chosen
 
-# %% ../../nbs/11_data.preprocess.ipynb #6af4fd89
+# %% ../../nbs/11_data.preprocess.ipynb #e2d21db0
 MIN_CELLS, MIN_GENES = 10, 30  # of a state, with genes that vary, for a curve (loess crashes the process on fewer than four points)
 
 def _trend(mean, variance):
@@ -283,6 +286,7 @@ def _trend(mean, variance):
         fitted[varies] = model.outputs.fitted_values
         return np.sqrt(10**fitted)
 
+# %% ../../nbs/11_data.preprocess.ipynb #a9cbd76c
 def _clipped_variances(blocks, codes, n, mean, variance):
     "The `seurat_v3` score of each state [states x genes]; missing where there is no curve."
     scores = np.full(mean.shape, np.nan)
@@ -296,6 +300,7 @@ def _clipped_variances(blocks, codes, n, mean, variance):
         for s, d in deviation.items(): scores[s] = 1/((n[s] - 1)*np.square(d))*(n[s]*np.square(mean[s]) + square[s] - 2*total[s]*mean[s])
     return scores
 
+# %% ../../nbs/11_data.preprocess.ipynb #6080a244
 def _dispersions(mean, variance):
     "The `seurat` score of the genes of a state: the logarithm of variance/mean, standardised among genes of like mean, in 20 bins."
     with np.errstate(all='ignore'):
@@ -305,6 +310,7 @@ def _dispersions(mean, variance):
     alone = scale.isna()
     return ((spread - centre.where(~alone, 0))/scale.where(~alone, centre)).to_numpy()
 
+# %% ../../nbs/11_data.preprocess.ipynb #9a4d6a5c
 def variable_genes(
     screen:Screen, # The screen
     train, # bool [cells]: the training cells

@@ -36,7 +36,7 @@ def place_rows(
     for i in range(len(at)):
         for k in range(indptr[i + 1] - indptr[i]): out[at[i] + k] = values[indptr[i] + k]
 
-# %% ../../nbs/10_data.screen.ipynb #2380a2f7
+# %% ../../nbs/10_data.screen.ipynb #4d49a185
 BLOCK = 2**22 # Non-zeros of a block, about: 32 MB
 
 @contextmanager
@@ -49,6 +49,7 @@ def room_for(
         if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and 'no space' not in str(e).lower(): raise
         raise InputError(f'{path} cannot be written, there is no room for it; free some, or choose another place') from None
 
+# %% ../../nbs/10_data.screen.ipynb #1c1e4d6f
 def in_file(X) -> bool:
     "Whether the matrix `X` is in a file."
     return isinstance(X, (CSRDataset, CSCDataset, h5py.Dataset))
@@ -62,6 +63,7 @@ class _Rows:
     shape:tuple
     is_canonical:bool=False # True where it is known
 
+# %% ../../nbs/10_data.screen.ipynb #8b5e3e1e
 def reserve(
     f, # A file that is open for writing
     n:int, # Bytes
@@ -76,6 +78,7 @@ def _mapped(n, dtype):
     with room_for(f'a temporary file in {tempfile.gettempdir()}'): reserve(f, n*np.dtype(dtype).itemsize)
     return np.memmap(f, dtype, 'r+', shape=n)
 
+# %% ../../nbs/10_data.screen.ipynb #1f25c2aa
 def _by_rows(group, shape):
     "Compressed columns in a file as compressed rows in temporary files."
     indptr, indices, data = group['indptr'][:].astype(np.int64), group['indices'], group['data']
@@ -93,6 +96,7 @@ def _by_rows(group, shape):
         first = last
     return rows
 
+# %% ../../nbs/10_data.screen.ipynb #9f482881
 class _Last:
     "A dataset of which the piece read last is kept."
     def __init__(self, data): self.data, self.at = data, None
@@ -111,7 +115,7 @@ def _source(X):
     X = sparse.csr_matrix(X)
     return _Rows(X.indptr, X.indices, X.data, X.shape)
 
-# %% ../../nbs/10_data.screen.ipynb #31fd72ca
+# %% ../../nbs/10_data.screen.ipynb #ea3d4b62
 def canonical(
     X, # CSR
 ): # CSR; a copy where it was not so already
@@ -122,6 +126,7 @@ def canonical(
     X.eliminate_zeros()
     return X
 
+# %% ../../nbs/10_data.screen.ipynb #3e33d878
 class Blocks:
     "Some `rows` and `columns` of the matrix `X`; going through them gives (first row, CSR float32), each time from the start."
     def __init__(self,
@@ -460,7 +465,7 @@ def _design(self:Screen) -> Design:
     for i, parts in enumerate(self.parts): perturbation[i, [column[o] for o in parts]] = c[self.dose_key][i] if self.dose_key else 1
     return Design(self.perturbations, covariates, perturbation, covariate, c.state.to_numpy(np.int64), c.is_control.to_numpy())
 
-# %% ../../nbs/10_data.screen.ipynb #8a0b12f6
+# %% ../../nbs/10_data.screen.ipynb #297a6c75
 @patch
 def blocks(self:Screen,
     layer:str=None, # `counts`; by default the log-normalised values
@@ -473,6 +478,7 @@ def blocks(self:Screen,
     rows, columns = pick(cells, rows), pick(genes, columns)
     return Blocks(adata.X if layer is None else adata.layers[layer], rows, columns, scale=self._scale if layer is None else 1)
 
+# %% ../../nbs/10_data.screen.ipynb #35f5a1f3
 @patch
 def _with(self:Screen, adata, **kw) -> Screen:
     "A screen of `adata` whose columns mean the same."
@@ -501,6 +507,7 @@ def scaled(self:Screen,
     new._scale = self._scale*factor
     return new
 
+# %% ../../nbs/10_data.screen.ipynb #63c398e4
 @patch
 def subset(self:Screen,
     where:dict, # The values to keep of each column of obs, `{'cell_type': ['k562']}`
@@ -522,6 +529,7 @@ def subset_genes(self:Screen, names) -> Screen:
     at = self.adata.var_names.get_indexer(list(names))
     return self._part(columns=at)
 
+# %% ../../nbs/10_data.screen.ipynb #f6655e14
 @patch
 def target_genes(self:Screen, perturbation:str) -> list:
     "The genes that `perturbation` acts on: those stated in `targets`, else each part's own name where that is a gene."
@@ -529,7 +537,7 @@ def target_genes(self:Screen, perturbation:str) -> list:
     genes = [g for o in parts for g in self.targets.get(o, [o])]
     return [g for g in dict.fromkeys(genes) if g in self.adata.var_names]
 
-# %% ../../nbs/10_data.screen.ipynb #ffd6b252
+# %% ../../nbs/10_data.screen.ipynb #bfde1587
 CARD, CHUNK = 'perturbench', 2**17
 
 def _resting(path):
@@ -541,6 +549,7 @@ def _resting(path):
     layers = {'counts': form(f['layers/counts'])} if 'layers/counts' in f else {}
     return ad.AnnData(form(f['X']) if 'X' in f else None, layers=layers, **frames)
 
+# %% ../../nbs/10_data.screen.ipynb #65ceef2f
 def read_h5ad(
     path, # An h5ad file
     backed:bool=False, # Leave X and `layers['counts']` in the file; other layers are not read
@@ -555,6 +564,7 @@ def read_h5ad(
     if adata.X is None: raise InputError(f'{path} has no X; put the expression values there')
     return adata
 
+# %% ../../nbs/10_data.screen.ipynb #660f11cd
 @contextmanager
 def writing(
     path, # An h5ad file; an old one is replaced
@@ -566,6 +576,7 @@ def _need(f, n):
     "Raise OSError unless the disk of the open file `f` has room for `n` bytes and some more: HDF5 crashes the process where a disk ends."
     if shutil.disk_usage(Path(f.filename).parent).free < n + 2**24: raise OSError(errno.ENOSPC, 'no space left')
 
+# %% ../../nbs/10_data.screen.ipynb #69d55ea1
 class RowWriter:
     "Writes compressed rows as `name` of an h5ad, block by block."
     def __init__(self,
@@ -602,6 +613,7 @@ class RowWriter:
         if self.like is None: self.group['indptr'] = indptr
         else: self.group['indptr'] = self.like.group['indptr']
 
+# %% ../../nbs/10_data.screen.ipynb #121d970f
 def _writable(frame):
     "`frame` with whatever is neither a number nor a category of texts as such a category, which is what a file can hold."
     new = {}
@@ -624,6 +636,7 @@ def write_frames(
     for k, v in frames.items(): write_elem(f, k, v)
     write_elem(f, 'uns', dict(adata.uns) | {CARD: json.dumps(card, ensure_ascii=False)})
 
+# %% ../../nbs/10_data.screen.ipynb #44138e33
 @patch
 def write(self:Screen,
     path, # An h5ad file; an old one is replaced
@@ -637,6 +650,7 @@ def write(self:Screen,
             out.close()
         write_frames(f, self.adata, {k: getattr(self, k) for k in OPTIONS} | card)
 
+# %% ../../nbs/10_data.screen.ipynb #b3d9a34f
 def read_card(
     path, # An h5ad file
 ) -> dict: # Empty when the file has no card, or cannot be read
@@ -645,6 +659,7 @@ def read_card(
         with h5py.File(path) as f: return json.loads(f[f'uns/{CARD}'][()])
     except (OSError, KeyError, ValueError, TypeError): return {}
 
+# %% ../../nbs/10_data.screen.ipynb #d45a2879
 IN_MEMORY = 2**31 # Bytes of matrices up to which a screen is read whole
 
 def _n_bytes(path):

@@ -749,7 +749,7 @@ def write(self:Split,
         with atomic_path(file) as part: part.write_text(text, encoding='utf-8')
     return path
 
-# %% ../../nbs/14_data.splits.ipynb #7b65b41c
+# %% ../../nbs/14_data.splits.ipynb #14c49f2e
 _NO_PART = {'': 'unused', 'nan': 'unused', 'NaN': 'unused', 'NA': 'unused', 'None': 'unused'}
 
 def _read_table(path, names):
@@ -776,6 +776,7 @@ def _table_faults(table, names):
         (twice, 'cells with more than one row', 'keep one'),
         (odd, 'unknown parts', f"known are {', '.join(PARTS)}, or nothing for cells that are not used")] if len(found)]
 
+# %% ../../nbs/14_data.splits.ipynb #72c43045
 def _common_cells(table, names, path):
     "The rows of a split table for cells of the screen, and a note on those that only one of the two has."
     known = table.cell.isin(names)
@@ -784,6 +785,7 @@ def _common_cells(table, names, path):
     counts = [('unused cells, which the file does not have', (~names.isin(table.cell)).sum()), ('cells of the file that the screen does not have', (~known).sum())]
     return table[known], '; '.join(f'{what}: {n:,}' for what, n in counts if n)
 
+# %% ../../nbs/14_data.splits.ipynb #6fbf2930
 def read_split(
     path, # A CSV file of two columns: cell name, part
     screen:Screen, # The screen whose cells it divides
@@ -807,6 +809,7 @@ def read_split(
     if faults := _faults(screen, split): raise InputError(f'{path} cannot be used: {"; ".join(faults)}')
     return split
 
+# %% ../../nbs/14_data.splits.ipynb #a25dd101
 @SPLITS.register('file')
 def from_file(
     screen:Screen, # The screen

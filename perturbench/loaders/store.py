@@ -124,7 +124,7 @@ def _union(
     for v, place, Z in zip(values, places, (X, Y)): v[np.searchsorted(both, place)] = Z.data
     return np.r_[0, np.cumsum(np.bincount(both // g, minlength=n))], both % g, *values
 
-# %% ../../nbs/20_loaders.store.ipynb #0ef80103
+# %% ../../nbs/20_loaders.store.ipynb #cb4512a6
 def _columns(screen, genes):
     "The position of each of `genes` in the screen; raises InputError for one that is unknown or asked for twice."
     at = screen.adata.var_names.get_indexer(genes)
@@ -144,6 +144,7 @@ def _shared(screen, columns):
         indptr, indices, *values = _union(x, raw if columns is None else canonical(raw[:, columns]))
         yield first, (indptr, indices.astype(np.int32, copy=False), values), library
 
+# %% ../../nbs/20_loaders.store.ipynb #caf9656d
 def _new(folder, name, n):
     "A way to reach `n` numbers in memory, or in a file of `folder` that is mapped anew each time, so that its pages do not pile up."
     if folder is None: return lambda a=np.empty(n, _TYPES[name]): a
@@ -153,6 +154,7 @@ def _new(folder, name, n):
         reserve(f, f.tell() + int(n)*np.dtype(_TYPES[name]).itemsize)
     return lambda: np.load(path, mmap_mode='r+')
 
+# %% ../../nbs/20_loaders.store.ipynb #3a670721
 def _filled(screen, order, columns, folder):
     "The arrays of a store that take memory: a first pass counts what there is, a second one puts it in its place."
     lengths, library = np.zeros((2, screen.n_cells))
@@ -166,6 +168,7 @@ def _filled(screen, order, columns, folder):
         for part, out in zip([indices, *values], arrays.values()): place_rows(starts, part, at[first:first + len(starts) - 1], np.asarray(out()))
     return {k: out() for k, out in arrays.items()} | dict(indptr=indptr) | (dict(library=library[order]) if counted else {})
 
+# %% ../../nbs/20_loaders.store.ipynb #637bbb10
 @patch(cls_method=True)
 def from_screen(cls:CellStore,
     screen:Screen, # Where the cells come from
