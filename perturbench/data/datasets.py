@@ -175,14 +175,14 @@ def curate_norman19(
     c.obs['cell_type'] = c.label('cell_line')
     return c.screen('norman19', out)
 
-# %% ../../nbs/13_data.datasets.ipynb #57789138
+# %% ../../nbs/13_data.datasets.ipynb #cd4292d6
 _RENAMED = {'(+)-JQ1': 'JQ1', 'ENMD-2076 L-(+)-Tartaric acid': 'ENMD-2076'}
 
 @_published(name='srivatsan20', title='Srivatsan20', paper='10.1126/science.aax6234', licence='CC BY 4.0 (processed copy)', modality='chemical', primary=False,
     perturbation_key='condition', covariate_keys=('cell_type',), control='control', sep=None, replicate_key='replicate', split=dict(kind='transfer', fraction=.3, seed=42),
     tasks={f'srivatsan20-imbalance-{e}': dict(kind='imbalance', entropy=e, seed=42) for e in (.7, .8, .9, 1.)},
     expected=dict(cells=178_213, singles=188, combinations=0, states=3),
-    note='10 uM only; gene symbols are those of the file, the benchmark asked a web service for them, so a few genes differ')
+    note='10 uM only; gene symbols are those of the file, the benchmark asked a web service for them, so genes may differ')
 def curate_srivatsan20(
     adata, # `SrivatsanTrapnell2020_sciplex3.h5ad` of scPerturb
     out=None, # Where to write it; None keeps it in memory
@@ -390,10 +390,10 @@ def split_files(
     with Lock(data_folder()/'raw'/record.name): path = _obtain(SPLIT_FILES[record.name], record.name, place)
     return {p.stem: p for p in (sorted(path.rglob('*.csv')) if path.is_dir() else [path])}
 
-# %% ../../nbs/13_data.datasets.ipynb #edd98879
+# %% ../../nbs/13_data.datasets.ipynb #0fd98c11
 def dataset_table() -> pd.DataFrame: # One row a screen
     "The published screens, from their records."
     e = lambda r, k: f'{r.expected[k]:,}' if k in r.expected else ''
-    return pd.DataFrame([{'name': r.name, 'paper': r.paper, 'modality': r.modality, 'primary': 'yes' if r.primary else 'no', 'singles': e(r, 'singles'),
+    return pd.DataFrame([{'name': r.name, 'paper': r.paper, 'licence': r.licence, 'modality': r.modality, 'primary': 'yes' if r.primary else 'no', 'singles': e(r, 'singles'),
                           'combinations': e(r, 'combinations'), 'states': e(r, 'states'), 'cells': e(r, 'cells'), 'covariates': ', '.join(r.covariate_keys), 'task': r.split['kind']}
                          for _, r in DATASETS.items()])
