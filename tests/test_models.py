@@ -66,14 +66,14 @@ def test_trained_without_a_look_at_test_cells(trained, task):
 def test_a_network_ends_with_its_best_weights(task):
     best = []
     for name in TRAINED:
-        model, history = train(name, task, budget=dict(max_epochs=4, batch_size=512), lr=.05)
+        model, history = train(name, task, budget=dict(max_epochs=8, batch_size=512), lr=.05)
         loss, n = 0., 0
         for i, b in enumerate(batches(model, task, 'val', 0, 512, 0)):
             with torch.no_grad(): loss += float(model.val_loss(b))*len(b)
             n += len(b)
         assert loss/n == pytest.approx(history.val_loss.min(), rel=1e-5), name
         best.append(history.val_loss.argmin())
-    assert min(best) < 3  # and for some model that is not the last epoch
+    assert min(best) < 7  # and for some model that is not the last epoch
 
 def toy(folder, lines=('A', 'B', 'C'), what=('p1', 'p2', 'p3', 'p4'), n=6, keys=('line',), split=None, protocol='default', **options):
     "A task on a small screen; `n` cells a condition, 8 controls a state."
