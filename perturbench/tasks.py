@@ -22,7 +22,7 @@ from .data.simulate import PRESETS, simulated
 from .data.splits import PARTS, default_recipe, leak_check, make_splits, plot_split, read_split
 from .loaders.store import CellStore
 
-# %% ../nbs/24_tasks.ipynb #5cb2b1d2
+# %% ../nbs/24_tasks.ipynb #32569568
 PROTOCOLS = ('default', 'perturbench')
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ _builtin('sim-combination', 'sim-combination', split=dict(kind='combination', fr
 _builtin('sim-null', 'sim-null', split=dict(kind='transfer', fraction=.3, seed=42, max_heldout_covariates=16))
 _builtin('sim-network', 'sim-network', split=dict(kind='transfer', fraction=.3, seed=42))
 
+# %% ../nbs/24_tasks.ipynb #faa2e055
 def _published(record):
     "The tasks of a published screen: its own name with the default split, and further splits by name."
     for name, recipe in {record.name: record.split, **record.tasks}.items(): _builtin(name, record.name, split=recipe)
