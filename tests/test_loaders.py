@@ -1,11 +1,13 @@
 "A store holds what scipy holds, and batches visit it fairly: any matrix, any sizes, from memory or from disk."
+from copy import copy
 import anndata as ad, numpy as np, pandas as pd, pytest, torch
 from hypothesis import HealthCheck, given, settings, strategies as st
-from scipy import sparse
+from scipy import sparse, stats
+from perturbench.core import InputError
 from perturbench.data.screen import Screen
 from perturbench.data.simulate import Parameters, simulate
-from perturbench.loaders.batches import STRATEGIES, Batches
-from perturbench.loaders.store import CellStore
+from perturbench.loaders.batches import Batches, Matched, entropic_plan
+from perturbench.loaders.store import CellStore, _upload
 
 few = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 
@@ -67,35 +69,108 @@ def test_a_store_holds_what_scipy_holds(tmp_path, made, from_disk):
     np.testing.assert_allclose(cells.means(), means, atol=1e-12)
     assert list(cells.n) == np.bincount(store.codes[mask], minlength=len(means)).tolist()
 
+def some_controls(r, store):
+    "A mask over some controls of a store, at least one of each state."
+    pool = store.design.is_control[store.codes] & (r.random(store.n_cells) < .5)
+    state = store.design.state[store.codes]
+    pool[[np.flatnonzero(store.design.is_control[store.codes] & (state == s))[0] for s in set(store.design.state)]] = True
+    return pool, state
+
+def as_tensors(store):
+    "The store with its rows as tensors, made dense by plain tensor operations."
+    store = copy(store)
+    store.resident = _upload(store, 'cpu')
+    return store
+
+def check(b, store, X, counts):
+    "Every entry of a batch belongs to its cells."
+    at = store.order[b.cell.numpy()]
+    np.testing.assert_array_equal(b.expression.numpy(), X[at])
+    np.testing.assert_array_equal(b.covariates.numpy(), store.design.covariate[store.codes[b.cell.numpy()]])
+    np.testing.assert_array_equal(b.perturbation.numpy(), store.design.perturbation[store.codes[b.cell.numpy()]])
+    if counts is not None: np.testing.assert_array_equal(b.counts.numpy(), counts[at])
+
 @few
-@given(screens, st.sampled_from(list(STRATEGIES)), st.integers(1, 70), st.booleans())
-def test_batches_visit_each_cell_once_with_a_control_of_its_state(tmp_path, made, strategy, batch_size, shuffle):
+@given(screens, st.sampled_from(['disentangling', 'matched', 'ot', 'sets']), st.integers(1, 70), st.booleans(), st.booleans())
+def test_batches_visit_each_cell_with_a_control_of_its_state(tmp_path, made, strategy, batch_size, shuffle, same_batch):
     r, screen, X, counts = made
     store = CellStore.from_screen(screen)
-    pool = store.design.is_control[store.codes] & (r.random(screen.n_cells) < .5)
-    pool[[np.flatnonzero(store.design.is_control[store.codes] & (store.design.state[store.codes] == s))[0] for s in set(store.design.state)]] = True
+    pool, state = some_controls(r, store)
     mask = r.random(screen.n_cells) < .7
     mask[-1] = True
     fields = ['batch'] + ['counts', 'library']*(counts is not None)
     store.save(tmp_path/'store')
-    mapped = CellStore.load(tmp_path/'store')
-    options = dict(strategy=strategy, batch_size=batch_size, seed=int(r.integers(9)), shuffle=shuffle, fields=fields)
-    ours, theirs = (Batches(s.select(mask), s.select(pool), **options) for s in (store, mapped))
+    stores = store, CellStore.load(tmp_path/'store'), as_tensors(store)
+    name = dict(name=strategy) | (dict(same_batch=same_batch) if strategy != 'disentangling' else {}) | (dict(size=int(r.integers(1, 9))) if strategy == 'sets' else {})
+    options = dict(strategy=name, batch_size=batch_size, seed=int(r.integers(9)), shuffle=shuffle, fields=fields)
+    ours, *theirs = (Batches(s.select(mask), s.select(pool), **options) for s in stores)
+    choice = {s: {x.tobytes() for x in X[store.order[pool & (state == s)]]} for s in set(state)}
     for epoch in (0, 3):
-        for b in (ours, theirs): b.set_epoch(epoch)
+        for b in (ours, *theirs): b.set_epoch(epoch)
         batches = list(ours)
-        assert len(batches) == len(ours) == -(-mask.sum()//batch_size) and {len(b) for b in batches[:-1]} <= {batch_size}
+        assert len(batches) == len(ours)
         cells = torch.cat([b.cell for b in batches]).numpy()
-        assert sorted(cells) == list(np.flatnonzero(mask)) and (shuffle or list(cells) == sorted(cells))
-        state = store.design.state[store.codes]
-        choice = {s: {x.tobytes() for x in X[store.order[pool & (state == s)]]} for s in set(state)}
-        for a, b in zip(batches, theirs):
-            for k, v in vars(a).items(): assert (v is None) == (getattr(b, k) is None) and (v is None or torch.equal(v, getattr(b, k)))
-            np.testing.assert_array_equal(a.expression.numpy(), X[store.order[a.cell.numpy()]])
-            np.testing.assert_array_equal(a.covariates.numpy(), store.design.covariate[store.codes[a.cell.numpy()]])
-            if counts is not None: np.testing.assert_array_equal(a.counts.numpy(), counts[store.order[a.cell.numpy()]])
-            if strategy == 'matched': assert all(x.tobytes() in choice[state[i]] for x, i in zip(a.controls.numpy(), a.cell.numpy())) and a.cell_features is a.controls
-            else: assert a.controls is None and a.cell_features is a.expression
+        if strategy == 'sets':
+            assert set(cells.ravel()) == set(np.flatnonzero(mask)) and (np.ptp(store.codes[cells], axis=1) == 0).all()
+        else: assert sorted(cells) == list(np.flatnonzero(mask)) and (shuffle or list(cells) == sorted(cells)) and len(batches) == -(-mask.sum()//batch_size)
+        for a, *others in zip(batches, *theirs):
+            for b in others:
+                for k, v in vars(a).items(): assert (v is None) == (getattr(b, k) is None) and (v is None or torch.equal(v, getattr(b, k)))
+            check(a, store, X, counts)
+            if strategy == 'disentangling': assert a.controls is None and a.cell_features is a.expression
+            else: assert a.cell_features is a.controls and all(x.tobytes() in choice[state[i]] for x, i in zip(a.controls.flatten(0, -2).numpy(), a.cell.ravel().numpy()))
+
+@few
+@given(screens, st.integers(1, 5), st.sampled_from(['uniform', 'condition', 'state']), st.sampled_from([None, 3]))
+def test_processes_share_an_epoch(made, world, sampler, size):
+    r, screen, X, _ = made
+    store = CellStore.from_screen(screen)
+    cells = store.select(np.ones(screen.n_cells, bool))
+    options = dict(strategy='matched' if size is None else {'name': 'sets', 'size': size}, batch_size=7, sampler=sampler, seed=1)
+    alone = Batches(cells, **options)
+    if alone.total < world: return
+    ranks = [Batches(cells, rank=i, world=world, **options) for i in range(world)]
+    parts, whole = [[p for p in b.plan()] for b in ranks], alone.plan()
+    for k in (0, 1): np.testing.assert_array_equal(np.stack([p[k] for p in parts], 1).reshape(-1, *whole[k].shape[1:]), whole[k][:len(whole[k])//world*world])
+    assert len({len(b) for b in ranks}) == 1 == len({len(list(b)) for b in ranks})
+    if sampler == 'uniform' and size is None: assert len(set(np.concatenate([p[0] for p in parts]))) == len(cells)//world*world
+
+def test_matching_within_a_batch_falls_back_to_the_state(task):
+    screen = simulate(Parameters(n_genes=20, n_states=2, n_perturbations=3, cells=30, controls=40)).screen
+    obs = screen.adata.obs
+    obs['lane'] = [str(i % 3) for i in range(len(obs))]
+    screen = Screen(screen.adata, screen.perturbation_key, screen.covariate_keys, control=screen.control, batch_key='lane')
+    store = CellStore.from_screen(screen)
+    is_control, state = store.design.is_control[store.codes], store.design.state[store.codes]
+    pool = is_control & ~((store.batch == 2) & (state == 1))
+    cells, matched = store.select(~is_control), Matched(store.select(~is_control), store.select(pool), same_batch=True)
+    drawn = np.stack([matched.draw(np.random.default_rng(i), cells.rows) for i in range(50)])
+    same = store.batch[drawn] == store.batch[cells.rows]
+    bare = (store.batch[cells.rows] == 2) & (state[cells.rows] == 1)
+    assert (state[drawn] == state[cells.rows]).all() and same[:, ~bare].all() and not same[:, bare].any() and bare.any()
+    for i in np.flatnonzero(bare)[:3]: assert set(store.batch[drawn[:, i]]) == {0, 1}  # of the whole state, not of one lane
+
+@few
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 99), st.sampled_from([.05, .5]))
+def test_a_plan_has_its_margins_whatever_the_scale_and_the_offsets(n, m, seed, epsilon):
+    r = np.random.default_rng(seed)
+    C = torch.tensor(r.random((n, m))**2)
+    plan = entropic_plan(C, epsilon, 3000)
+    np.testing.assert_allclose(plan.sum(1), np.full(n, 1/n), rtol=1e-9)
+    np.testing.assert_allclose(plan.sum(0), np.full(m, 1/m), rtol=1e-3)
+    np.testing.assert_allclose(entropic_plan(C*1e6, epsilon, 3000), plan, rtol=1e-6, atol=1e-12)
+    assert (plan*C).sum() <= C.mean()*(1 + 1e-9)  # no dearer than pairing at random
+
+def test_a_set_of_a_condition_is_a_slice_of_it(task):
+    train, r = task.cells('train'), np.random.default_rng(0)
+    c = int(train.n.argmax())
+    times = np.zeros(task.store.n_cells)
+    for i in range(3000): times[train.draw(c, 5, r)] += 1
+    n = train.n[c]
+    assert times.sum() == 15000 == times[train.of(c)].sum()
+    expected = 15000/n
+    assert ((times[train.of(c)] - expected)**2/(expected*(1 - 5/n))).sum() < stats.chi2.ppf(.999, n - 1)  # each cell equally often
+    with pytest.raises(InputError, match='has no cell'): train.where(np.arange(len(train.n)) != c).draw(c, 5, r)
 
 def test_the_same_cells_and_controls_whatever_the_size_of_batches(task):
     train, controls = (task.cells('train'), task.controls('train'))
