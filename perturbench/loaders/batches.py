@@ -77,6 +77,7 @@ STRATEGIES = Registry('strategy')
 class Disentangling:
     "No controls: a model reads the cell itself."
     size = None # Cells of a set; None where cells come one by one
+    pair = None # A method (cells, controls, state, seed) where their values decide: which of `controls`, by position, goes with which of `cells`
     def __init__(self, cells:Cells, controls:Cells=None): pass
 
     def draw(self,
@@ -84,9 +85,6 @@ class Disentangling:
         rows, # int64, any shape: store rows of the cells
     ): # int64, of the same shape: store rows of their controls; None without controls
         "A control for each cell."
-
-    def pair(self, cells, controls, state, seed):
-        "Which of `controls`, by position, goes with which of `cells`, now that their values are known; None leaves them as they were drawn."
 
 # %% ../../nbs/21_loaders.batches.ipynb #b38dc0c9
 def _state_name(design, state):
@@ -109,11 +107,17 @@ class Matched(Disentangling):
         if controls is None: controls = cells.where(design.is_control)
         if same_batch and self.store.batch is None: raise InputError("this store has no batches to match within; name the screen's batch_key")
         self.n_states, self.n_batches = design.state.max() + 1, len(self.store.batches) if same_batch else 0
-        of_state = design.state[controls.codes]
-        bare = np.setdiff1d(design.state[cells.codes], of_state)
+        of_state = design.state[controls.n > 0]
+        bare = np.setdiff1d(design.state[cells.n > 0], of_state)
         if len(bare): raise InputError(f'there is no control cell in the state {_state_name(design, bare[0])}, which has cells to be matched; '
                                        'give controls of that state, or leave its cells out')
-        groups = [of_state] + ([self._batch_group(controls.rows)] if same_batch else [])
+        self.use(controls)
+
+    def use(self,
+        controls:Cells, # Some of each state that has cells
+    ):
+        "Draw from `controls`."
+        groups = [self.store.design.state[controls.codes]] + ([self._batch_group(controls.rows)] if self.n_batches else [])
         self.pool = Pool(np.tile(controls.rows, len(groups)), np.concatenate(groups), self.n_states * (1 + self.n_batches))
 
     def _batch_group(self, rows):
@@ -286,9 +290,13 @@ class Batches:
         store = cells.store
         tables = (store.design.perturbation, store.design.covariate, store.design.state)
         self.perturbation, self.covariates, self.state = (torch.as_tensor(o, device=store.device) for o in tables)
-        self.buffers = Buffers(min(self.n, self.total) * (self.strategy.size or 1), store.n_genes)
+        most = min(self.n, self.total) * (self.strategy.size or 1)
+        self.buffers = {k: Buffers(most * n_times, n) for k, n_times, n in (('cells', 2, store.n_genes), ('counts', 1, store.n_genes),
+                        ('perturbation', 1, self.perturbation.shape[1]), ('covariates', 1, self.covariates.shape[1]))}
 
-    def __len__(self): return -(-(self.total // self.world) // self.n)
+    def __len__(self): return -(-len(range(*self._mine(self.total).indices(self.total))) // self.n)
+
+    def _mine(self, total): return slice(self.rank, total - total % self.world if self.shuffle else total, self.world)
 
     batch_sampler = None
     @property
@@ -326,10 +334,24 @@ def plan(self:Batches) -> tuple: # int64, cells or sets x size: store rows of th
     if size: rows = visits_of_sets(self.cells, sampler, order, size)
     else: rows = visits(self.cells, sampler, order) if self.shuffle else self.cells.rows
     controls = self.strategy.draw(draws, rows)
-    mine = slice(self.rank, len(rows) - len(rows) % self.world, self.world)
+    mine = self._mine(len(rows))
     return rows[mine], None if controls is None else controls[mine]
 
 # %% ../../nbs/21_loaders.batches.ipynb #7c31159a
+@patch
+def _dense(self:Batches, store, rows, layer='values'):
+    "The cells `rows` as a dense matrix, on the host in memory that is used again."
+    buffers = self.buffers['cells' if layer == 'values' else layer]
+    out = buffers.take(len(rows)) if store.device.type == 'cpu' and not store.resident else None
+    return store.dense(rows, out, layer, self.dtype if layer == 'values' else torch.float32)
+
+@patch
+def _known(self:Batches, name, condition):
+    "The rows `condition` of the table `name`."
+    table = getattr(self, name)
+    out = self.buffers[name].take(len(condition)) if table.device.type == 'cpu' else None
+    return torch.index_select(table, 0, condition, out=out)
+
 @patch
 def assemble(self:Batches,
     store, # A CellStore
@@ -340,18 +362,24 @@ def assemble(self:Batches,
     step:int=0, # Which batch of the epoch it is, for what is drawn now
 ) -> Batch:
     "One batch: the cells `rows`, with everything that is looked up for them."
-    def dense(store, rows, layer='values', dtype=self.dtype):
-        out = None if store.resident or store.device.type != 'cpu' else self.buffers.take(rows.size)
-        return store.dense(rows.reshape(-1), out, layer, dtype).unflatten(0, rows.shape)
-    condition, x = store.look_up('codes', rows), dense(store, rows)
-    c = None if control_rows is None else dense(controls_store, control_rows)
-    pairs = None if c is None else self.strategy.pair(x, c, self.state[condition], seed_of('pairs', self.seed, self.epoch if self.shuffle else 0, self.rank, step))
-    if pairs is not None: c = c.index_select(0, pairs)
-    extra = {k: store.look_up(k, rows) for k in self.fields if k != 'counts'}
-    if 'counts' in self.fields: extra['counts'] = dense(store, rows, 'counts', torch.float32)
-    known = lambda table: table.index_select(0, condition.reshape(-1)).unflatten(0, condition.shape)
-    return Batch(x, c, known(self.perturbation), known(self.covariates), x if c is None else c,
-                 cell=torch.as_tensor(rows if cell is None else cell, device=condition.device), condition=condition, **extra)
+    flat, together = rows.reshape(-1), torch.cat if torch.is_tensor(rows) else np.concatenate
+    condition = store.look_up('codes', flat)
+    if control_rows is None: x, c = self._dense(store, flat), None
+    elif controls_store is store: x, c = self._dense(store, together([flat, control_rows.reshape(-1)])).split(len(flat))
+    else: x, c = self._dense(store, flat), self._dense(controls_store, control_rows.reshape(-1))
+    if self.strategy.pair:
+        seed = seed_of('pairs', self.seed, self.epoch if self.shuffle else 0, self.rank, step)
+        c = c.index_select(0, self.strategy.pair(x, c, self.state[condition], seed))
+    found = dict(expression=x, controls=c, perturbation=self._known('perturbation', condition), covariates=self._known('covariates', condition),
+                 cell_features=x if c is None else c, condition=condition, cell=torch.as_tensor(flat if cell is None else cell.reshape(-1), device=condition.device))
+    found |= {k: self._dense(store, flat, k) if k == 'counts' else store.look_up(k, flat) for k in self.fields}
+    return Batch(**found) if rows.ndim == 1 else _as_sets(found, rows.shape)
+
+def _as_sets(found, shape):
+    "The batch of `found` with sets as its first axis."
+    one = {id(o): o.unflatten(0, shape) for o in found.values() if o is not None}
+    return Batch(**{k: None if o is None else one[id(o)] for k, o in found.items()})
+
 
 # %% ../../nbs/21_loaders.batches.ipynb #2b06da02
 @patch

@@ -87,7 +87,7 @@ class CellStore:
     values:np.ndarray # float32: its value, log-normalised
     codes:np.ndarray # int32, cells: the condition code, ascending
     order:np.ndarray # int64, cells: the row in the screen
-    cells:np.ndarray # str, cells: the names
+    cells:np.ndarray # str, cells: the names; None where nobody needs them
     genes:list # The names of the columns
     design:Design # What each condition code means
     counts:np.ndarray=None # float32: the raw count of each non-zero, where counts are known
@@ -378,9 +378,10 @@ class Cells:
     "Some `rows` of a store, grouped by condition."
     def __init__(self,
         store:CellStore, # Where the cells are
-        rows, # Store rows, each once; ascending order is order by condition
+        rows, # Store rows, each once
     ):
         self.store, self.rows = store, np.sort(np.asarray(rows, np.int64))
+        if (np.diff(self.codes) < 0).any(): self.rows = self.rows[np.argsort(self.codes, kind='stable')]
         self.n = np.bincount(self.codes, minlength=len(store.design.state))
         self.ptr = np.r_[0, np.cumsum(self.n)]
 
