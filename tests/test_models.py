@@ -176,7 +176,7 @@ def go(how):
     else: train.Module.training_step = die_in_a_step
     task = load_task(sys.argv[1])
     torch.manual_seed(0)
-    train.fit(build_model('latent_additive', train.model_info(task), lr=.1), task, budget=dict(max_epochs=6, batch_size=20, lr_patience=1), folder=sys.argv[2], every=0)
+    train.fit(build_model('latent_additive', train.model_info(task), lr=.07), task, budget=dict(max_epochs=6, batch_size=20, lr_patience=1), folder=sys.argv[2], every=0)
 
 for how in ('writing', 'step'):
     child = os.fork()
@@ -192,11 +192,11 @@ def test_a_training_that_was_killed_ends_with_the_weights_of_one_that_was_not(tm
     assert done.stdout.split() == ['writing', '-9', 'step', '-9'], done.stderr
     saved = torch.load(tmp_path/'kept'/'last.ckpt', weights_only=True)
     assert saved['epoch'] == 2 and len(saved['training']['history']) == 3
-    assert saved['optimizer_states'][0]['param_groups'][0]['lr'] < .1  # cut before the second kill
+    assert saved['optimizer_states'][0]['param_groups'][0]['lr'] < .07  # cut before the second kill
     found = []
     for folder in ('kept', 'whole'):
         torch.manual_seed(0)
-        model = build_model('latent_additive', model_info(task), lr=.1)
+        model = build_model('latent_additive', model_info(task), lr=.07)
         found.append((fit(model, task, budget=dict(max_epochs=6, batch_size=20, lr_patience=1), folder=tmp_path/folder, every=0), model.state_dict()))
     assert found[0][0].equals(found[1][0]) and len(found[0][0]) == 6
     assert same(found[0][1], found[1][1])

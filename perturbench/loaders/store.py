@@ -238,11 +238,12 @@ def _upload(store, device):
 @patch
 def to(self:CellStore,
     device, # `cpu`, `cuda`, `cuda:1`, ...
+    resident:bool=True, # False: rows stay on the host and travel batch by batch
 ) -> CellStore: # Its rows are on `device`, or, with one warning, on the host where they do not fit
     "The store as it makes rows dense on `device`."
     new = copy(self)
     new.device, new.resident = torch.device(device), None
-    if new.device.type == 'cpu': return new
+    if new.device.type == 'cpu' or not resident: return new
     try: new.resident = _upload(self, new.device)
     except RuntimeError as e:
         if 'out of memory' not in str(e).lower(): raise

@@ -81,8 +81,8 @@ class PerturbationModel(nn.Module):
         return self.loss(batch)['loss']
 
     def optimisers(self) -> list:
-        "One Adam over all parameters."
-        return [torch.optim.Adam(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)]
+        "One Adam over all parameters, a step of which is one pass over them."
+        return [torch.optim.Adam(self.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=True)]
 
     def status(self,
         perturbation, # The vector of a condition [P]

@@ -73,7 +73,8 @@ class LatentAdditive(Network):
 
     def latent(self, batch):
         "The latent code of each cell after the perturbation [n, latent_dim]."
-        x = torch.cat([batch.cell_features, batch.covariates], 1) if self.in_encoder else batch.cell_features
+        x = batch.cell_features
+        if self.in_encoder: x = torch.cat([x, batch.covariates.to(x.dtype)], 1)
         return self.encode_cell(x) + self.encode_perturbation(self.perturbation(batch))
 
     def predict(self, batch):
@@ -106,8 +107,11 @@ class DecoderOnly(Network):
         return given if given.shape[1] else p.new_ones(len(p), 1)
 
     def predict(self, batch):
-        distinct, row = self.inputs(batch).unique(dim=0, return_inverse=True)
-        x = self.decode(distinct).index_select(0, row)
+        given = self.inputs(batch)
+        if given.is_cuda: x = self.decode(given)  # to count what is distinct would wait for the device
+        else:
+            distinct, row = given.unique(dim=0, return_inverse=True)
+            x = self.decode(distinct).index_select(0, row)
         return F.softplus(x) if self.softplus_output else x
 
 @MODELS.register('covariate_only')
