@@ -61,12 +61,14 @@ class Pool:
         rng:np.random.Generator, # Decides order and draw
         group, # int64, m: groups that are not empty
         size:int, # Rows wanted of each
-        start=None, # int64, m: where in its group, in random order, each window starts; None draws that
+        start=None, # int64, m: where in its group, as ordered here, each window starts; None draws that
+        mix:bool=True, # Put each group in random order first
     ) -> np.ndarray: # int64, m x size
-        "Neighbours out of each group put in random order, all different where the group has so many; after the last comes the first."
-        mixed = rng.permutation(len(self.rows))
-        owner = np.repeat(np.arange(len(self.n)), self.n)
-        rows, n = self.rows[mixed[np.argsort(owner[mixed], kind='stable')]], self.n[group, None]
+        "Neighbours out of each group, all different where the group has so many; after the last comes the first."
+        owner, rows, n = np.repeat(np.arange(len(self.n)), self.n), self.rows, self.n[group, None]
+        if mix:
+            mixed = rng.permutation(len(rows))
+            rows = rows[mixed[np.argsort(owner[mixed], kind='stable')]]
         start = rng.integers(self.n[group]) if start is None else start
         return rows[self.first[group, None] + (start[:, None] + np.arange(size)) % n]
 
@@ -77,6 +79,7 @@ STRATEGIES = Registry('strategy')
 class Disentangling:
     "No controls: a model reads the cell itself."
     size = None # Cells of a set; None where cells come one by one
+    pool_cells = None # The controls it was given
     pair = None # A method (cells, controls, state, seed) where their values decide: which of `controls`, by position, goes with which of `cells`
     def __init__(self, cells:Cells, controls:Cells=None): pass
 
@@ -111,6 +114,7 @@ class Matched(Disentangling):
         bare = np.setdiff1d(design.state[cells.n > 0], of_state)
         if len(bare): raise InputError(f'there is no control cell in the state {_state_name(design, bare[0])}, which has cells to be matched; '
                                        'give controls of that state, or leave its cells out')
+        self.pool_cells = controls
         self.use(controls)
 
     def use(self,
@@ -237,13 +241,14 @@ def visits_of_sets(
     sampler:str, # A name in `SAMPLERS`
     rng:np.random.Generator, # Decides
     size:int, # Cells of a set
+    mix:bool=True, # False: the cells of a set are neighbours in the store
 ) -> np.ndarray: # int64, sets x size: store rows
     "The sets of an epoch in order."
     weight, n = SAMPLERS[sampler](cells), -(-cells.n // size)
     pool, group, start = Pool(cells.rows, cells.codes, len(n)), np.repeat(np.arange(len(n)), n), None
     if weight is None: start = size * (np.arange(len(group)) - np.repeat(np.cumsum(n) - n, n))
     else: group = rng.choice(len(n), len(group), p=weight / weight.sum())
-    return rng.permutation(pool.windows(rng, group, size, start))
+    return rng.permutation(pool.windows(rng, group, size, start, mix))
 
 # %% ../../nbs/21_loaders.batches.ipynb #b8efd2e1
 class Buffers:
