@@ -1,99 +1,109 @@
-"""How fast cells become batches: `python bench/loading.py` prints the figures and writes them to loading.txt beside this file.
+"""How fast cells become batches, beside a naive loader and beside filling the same memory with zeros.
 
-One million rows a second of 4,000 genes, 11 % of them non-zero, is the target of the kernel on two cores.
+The naive loader works as the original PerturBench loader does: a torch `Dataset` over a compressed matrix draws a control for each cell in a
+loop, makes both dense by scipy, and encodes the names of a batch when it is asked for.
 """
-import os, platform, time
-from pathlib import Path
-import numba, numpy as np, scipy, torch
+import numpy as np, torch
 from numba import njit, prange
 from scipy import sparse
+from sklearn.preprocessing import OneHotEncoder
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 from perturbench.core import rng
-from perturbench.data.screen import Design
 from perturbench.loaders.batches import Batches
-from perturbench.loaders.store import CellStore
+from _common import header, in_turn, options, random_store, ratio, report, set_threads, table
 
-N, G, DENSITY, BATCH, N_CONDITIONS = 100_000, 4_000, .11, 512, 400
+SIZES = dict(cells=50_000, genes=4_000, batches=[512, 4_000], threads=[1, 2], rounds=7)
 
-def random_store():
-    "Cells at random, the first tenth of them controls."
-    r = rng(0, 'bench')
-    n = r.binomial(G, DENSITY, N)
-    indptr = np.r_[0, np.cumsum(n)]
-    indices = np.concatenate([np.sort(r.choice(G, k, replace=False, shuffle=False)) for k in n]).astype(np.int32)
-    codes = np.maximum(0, np.arange(N) * N_CONDITIONS // N - N_CONDITIONS // 10)
-    codes = np.unique(codes, return_inverse=True)[1]
-    C = codes.max() + 1
-    design = Design([f'p{i}' for i in range(1, C)], {}, np.eye(C, dtype=np.float32)[:, 1:], np.zeros((C, 0), np.float32),
-                    np.zeros(C, np.int64), np.arange(C) == 0)
-    values, cells = r.random(indptr[-1], np.float32) + .5, np.arange(N)
-    return CellStore(indptr, indices, values, codes, cells, cells.astype(str), [f'g{i}' for i in range(G)], design)
+class NaiveCells(Dataset):
+    "Perturbed cells, each with a random control of the same covariates."
+    def __init__(self, X, perturbation, covariates, is_control):
+        self.X, self.perturbation, self.covariates, self.cells, self.controls = X, perturbation, covariates, np.flatnonzero(~is_control), {}
+        state = list(zip(*covariates.values()))
+        for s in set(state): self.controls[s] = np.array([i for i in np.flatnonzero(is_control) if state[i] == s])
+        self.column = {p: i for i, p in enumerate(sorted({p for name in set(perturbation[self.cells]) for p in name.split('+')}))}
+        self.one_hot = {k: OneHotEncoder(sparse_output=False, dtype=np.float32).fit(v[:, None]) for k, v in covariates.items()}
+
+    def __len__(self): return len(self.cells)
+
+    def multi_hot(self, names):
+        "A column for each single perturbation."
+        out = np.zeros((len(names), len(self.column)), np.float32)
+        for i, name in enumerate(names):
+            for p in name.split('+'): out[i, self.column[p]] = 1
+        return out
+
+    def __getitems__(self, positions):
+        cells = self.cells[positions]
+        values = {k: v[cells] for k, v in self.covariates.items()}
+        controls = [np.random.choice(self.controls[s]) for s in zip(*values.values())]
+        found = dict(expression=self.X[cells].toarray(), controls=self.X[controls].toarray(), perturbation=self.multi_hot(self.perturbation[cells]))
+        found |= {k: self.one_hot[k].transform(v[:, None]) for k, v in values.items()}
+        return {k: torch.from_numpy(v) for k, v in found.items()}
+
+def naive_loader(store, X, batch_size):
+    "Shuffled batches of the perturbed cells of `store`, which are rows of `X`."
+    design, code = store.design, store.codes
+    name = np.array(['control', *design.perturbations], object)[np.where(design.is_control, 0, design.perturbation.argmax(1) + 1)][code]
+    line = np.array(design.covariates['line'], object)[design.state][code]
+    data = NaiveCells(X, name, {'line': line}, design.is_control[code])
+    return DataLoader(data, batch_sampler=BatchSampler(RandomSampler(data), batch_size, drop_last=False), collate_fn=lambda batch: batch, num_workers=0)
 
 @njit(parallel=True, nogil=True)
 def zeros(out):
     "The least that any way of making a dense batch has to do."
     for i in prange(len(out)): out[i, :] = 0
 
-def rates(ways, rows, n_rounds=15):
-    "Rows a second of each way over all of `rows`, in turn so that a busy moment hits all alike: the median and the best round."
-    seconds = {k: [] for k in ways}
-    for f in ways.values(): f(rows[0])
-    for _ in range(n_rounds):
-        for k, f in ways.items():
-            start = time.perf_counter()
-            for x in rows: f(x)
-            seconds[k].append(time.perf_counter() - start)
-    total = sum(map(len, rows))
-    return {k: (total / np.median(s), total / min(s)) for k, s in seconds.items()}
-
-def machine():
-    "Cores, model and memory."
-    info = Path('/proc/cpuinfo')
-    model = next((l.split(':')[1].strip() for l in info.read_text().splitlines() if l.startswith('model name')), '') if info.exists() else platform.processor()
-    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30 if hasattr(os, 'sysconf') else 0
-    return f'{os.cpu_count()} cores, {model or platform.machine()}, {memory:.0f} GB of memory'
-
-def seconds(f, n=5):
-    "The median of `n` times."
-    f()
-    t = []
-    for _ in range(n):
-        start = time.perf_counter()
-        f()
-        t.append(time.perf_counter() - start)
-    return np.median(t)
+def fill(batches):
+    "Fill the buffers of `batches` with zeros as often as an epoch fills them with cells and controls."
+    memory = [array for array, _ in batches.buffers['cells'].memory]
+    for i in range(len(batches)): zeros(memory[i % len(memory)][:2*min(batches.n, batches.total - i*batches.n)])
 
 def epoch(batches):
     "Go through the batches of one epoch."
     for _ in batches: pass
 
+def epochs(cells, controls, X, o):
+    "A table of whole epochs, and the ratios with the most threads."
+    rows, goals = [], []
+    for n in o.threads:
+        set_threads(n)
+        for size in o.batches:
+            batches, naive = Batches(cells, controls, 'matched', size), naive_loader(cells.store, X, size)
+            t = in_turn({'batches': lambda: epoch(batches), 'naive': lambda: epoch(naive), 'zeros': lambda: fill(batches)}, o.rounds)
+            faster, share = ratio(t['naive'], t['batches']), ratio(t['zeros'], t['batches'])
+            rows.append([f'{n}', f'{size:,}', *(f'{np.median(s):.4f}' for s in t.values()), f'{faster:.1f}', f'{share:.0%}',
+                         *(f"{len(cells)/np.median(t[k]):,.0f}" for k in ('batches', 'naive'))])
+            if n == max(o.threads): goals.append((f'batch {size:,}, threads {n}', faster, share))
+    lines = table(['threads', 'batch', 'Batches, s', 'naive loader, s', 'zeros, s', 'faster', 'share of zeros', 'Batches, cells/s', 'naive, cells/s'], rows)
+    return lines, [*(f'epoch of Batches over the naive loader, {k}: at least 15x wanted -> {x:.1f}x' for k, x, _ in goals),
+                   *(f'share of zero filling, {k}: at least 50% wanted -> {x:.0%}' for k, _, x in goals)]
+
+def kernels(cells, X, o):
+    "A table of what batches are made of."
+    rows, store = [], cells.store
+    asked = [rng(1, i).integers(store.n_cells, size=512) for i in range(40)]
+    out, alone = torch.empty(512, store.n_genes), Batches(cells, strategy='disentangling')
+    assert (store.dense(asked[0], out).numpy() == X[asked[0]].toarray()).all()
+    def each(f): return lambda: [f(x) for x in asked]
+    for n in o.threads:
+        set_threads(n)
+        t = in_turn({'dense': each(lambda x: store.dense(x, out)), 'scipy': each(lambda x: X[x].toarray()),
+                     'alone': lambda: epoch(alone), 'means': cells.means}, o.rounds)
+        rate = {k: f'{size/np.median(t[k]):,.0f}' for k, size in (('dense', 512*len(asked)), ('scipy', 512*len(asked)), ('alone', len(cells)))}
+        rows.append([f'{n}', rate['dense'], rate['scipy'], f"{ratio(t['scipy'], t['dense']):.1f}", rate['alone'], f"{np.median(t['means']):.3f}"])
+    return table(['threads', 'CellStore.dense, rows/s', 'scipy X[rows].toarray(), rows/s', 'ratio', 'disentangling, cells/s', 'means, s'], rows)
+
 def main():
-    store = random_store()
-    X = sparse.csr_matrix((store.values, store.indices, store.indptr), shape=(N, G))
-    rows, out = [rng(1, i).integers(N, size=BATCH) for i in range(40)], torch.empty(BATCH, G)
-    assert (store.dense(rows[0], out).numpy() == X[rows[0]].toarray()).all()
-    cells, most = store.select(np.ones(N, bool)), numba.config.NUMBA_NUM_THREADS
-    threads = sorted({1, min(2, most), most})
-    lines = [f'Machine: {machine()}',
-             f'Python {platform.python_version()}, numpy {np.__version__}, scipy {scipy.__version__}, numba {numba.__version__}, torch {torch.__version__}',
-             f'Cells: {N:,} x {G:,} genes, {DENSITY:.0%} non-zero; batches of {BATCH} random rows; rows a second, median (best) of 15 rounds', '',
-             f"{'threads':>8}{'CellStore.dense':>24}{'scipy X[rows].toarray()':>26}{'ratio':>8}{'zeros alone':>24}{'of zeros':>10}{'cells in cache':>24}"]
-    ways = {'dense': lambda x: store.dense(x, out), 'scipy': lambda x: X[x].toarray(), 'zeros': lambda x: zeros(out.numpy()),
-            'cached': lambda x: store.dense(x % 1000, out)}
-    for n in threads:
-        numba.set_num_threads(n)
-        r = rates(ways, rows)
-        show = {k: f'{m:,.0f} ({b:,.0f})' for k, (m, b) in r.items()}
-        lines.append(f"{n:>8}{show['dense']:>24}{show['scipy']:>26}{r['dense'][0] / r['scipy'][0]:>8.1f}{show['zeros']:>24}"
-                     f"{r['dense'][0] / r['zeros'][0]:>10.0%}{show['cached']:>24}")
-    lines += ['', 'Ratio and share of zeros are of medians. scipy has one thread and makes new memory each time. Filling the same buffer with zeros is the',
-              'least that a dense batch needs. "Cells in cache": all rows are among the same 1,000 cells, so nothing is read from main memory.', '',
-              f"{'threads':>8}{'matched, cells/s':>24}{'disentangling, cells/s':>26}{'means of all conditions':>26}"]
-    for n in threads:
-        numba.set_num_threads(n)
-        matched, plain = (Batches(cells, strategy=s, batch_size=BATCH) for s in ('matched', 'disentangling'))
-        lines.append(f"{n:>8}{N / seconds(lambda: epoch(matched)):>24,.0f}{N / seconds(lambda: epoch(plain)):>26,.0f}{seconds(cells.means):>24.2f} s")
-    lines += ['', 'Whole epochs of `Batches`, look-ups included; matched makes two dense rows a cell.', '']
-    print(text := '\n'.join(lines))
-    (Path(__file__).parent/'loading.txt').write_text(text)
+    o = options(**SIZES)
+    store = random_store(o.cells, o.genes)
+    X = sparse.csr_matrix((store.values, store.indices, store.indptr), shape=(o.cells, o.genes))
+    cells, is_control = store.select(np.ones(o.cells, bool)), store.design.is_control
+    whole, goals = epochs(cells.where(~is_control), cells.where(is_control), X, o)
+    report([*header(o, 'numpy', 'scipy', 'numba', 'torch', 'scikit-learn'), f'{store}, {is_control[store.codes].mean():.0%} of the cells controls', '',
+            *goals, '', *whole, '',
+            'Whole epochs of the perturbed cells, with a control for each: the time of Batches, of the naive loader, and of filling the buffers of Batches',
+            'with zeros as often. The naive loader has one process, and scipy one thread. Times are medians, ratios medians of those of a round.', '',
+            *kernels(cells, X, o), '',
+            'Rows made dense in batches of 512 random ones; whole epochs of all cells without controls; the means of all conditions.'], o, SIZES)
 
 if __name__ == '__main__': main()

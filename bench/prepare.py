@@ -1,9 +1,9 @@
 """Time and memory of `perturbench prepare` and of opening a task.
 
-`python bench/prepare.py [CELLS ...]` prints the figures and writes them to prepare.txt beside this file. The screens are raw counts of 20,000
-genes, some 10 % of them non-zero, in three lines with 200 perturbations, made as h5ad files in a folder that is removed at the end (--at says
-where; 1,000,000 cells need some 20 GB there). Each step is a process of its own; its peak is what the system counts as resident, mapped files
-included.
+`python bench/prepare.py [CELLS ...]` prints the figures and writes them to results/prepare.txt beside this file, where CELLS has at least the
+defaults. The screens are raw counts of 20,000 genes, some 10 % of them non-zero, in three lines with 200 perturbations, made as h5ad files in
+a folder that is removed at the end (--at says where; 1,000,000 cells need some 20 GB there). Each step is a process of its own; its peak is
+what the system counts as resident, mapped files included.
 """
 import argparse, json, platform, shutil, subprocess, sys, tempfile, time
 from pathlib import Path
@@ -13,7 +13,7 @@ from anndata.io import write_elem
 from scipy import sparse
 from perturbench.core import rng
 from perturbench.data.screen import RowWriter
-from loading import machine
+from _common import machine
 
 CELLS, GENES, POOL, BLOCK = [100_000, 250_000, 500_000], 20_000, 4_000, 10_000
 
@@ -80,6 +80,6 @@ def main():
         print(lines[-1], flush=True)
     lines += ['', '"In memory" is the raw matrix alone as compressed sparse rows (8 bytes a non-zero). Opening a task checks the values, splits, chooses',
               '4,000 variable genes and the 25 most changed ones of each training condition, hashes the cells and writes the store.', '']
-    (Path(__file__).parent/'prepare.txt').write_text('\n'.join(lines))
+    if set(CELLS) <= set(o.cells): (Path(__file__).parent/'results'/'prepare.txt').write_text('\n'.join(lines))
 
 if __name__ == '__main__': main()

@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from numba import njit, prange
 from scipy import sparse
 from ..core import InputError, progress, rng
-from ..data.screen import BLOCK, CARD, OPTIONS, CompressedRows, RowWriter, Screen, canonical, in_file, room_for, write_frames, writing
+from ..data.screen import BLOCK, CARD, OPTIONS, Blocks, CompressedRows, RowWriter, Screen, canonical, in_file, room_for, write_frames, writing
 from .batches import Batches, visits, visits_of_sets
 from .store import Cells, CellStore, _columns, _union
 
@@ -178,23 +178,25 @@ class FileStore:
         batch=None, # int64, cells: the technical batch
         batches:tuple=(), # The names of the batches
         library=None, # float32, cells: total counts; None adds them up when they are asked for
+        all_counts:_Matrix=None, # Raw counts of all genes of the screen, to be added up
     ):
         self.values, self.codes, self.genes, self.design, self.counts, self.rows = values, codes, genes, design, counts, rows
-        self.batch, self.batches = batch, batches
+        self.batch, self.batches, self.all_counts = batch, batches, all_counts
         if library is not None: self.library = library
         self.files = _files(*(m.source for m in (values, counts) if m is not None))
         self.stamp = _stamp(self.files)
 
     @cached_property
     def library(self):
-        "float32, cells: total counts over all genes of the file, added up in one pass when they are first asked for; None without counts."
-        if self.counts is None: return None
-        whole, total, n = _Matrix(self.counts.source), np.empty(self.n_cells, np.float32), max(1, BLOCK // int(1 + self.density * self.counts.source.shape[1]))
+        "float32, cells: total counts over all genes of the screen, added up in one pass when they are first asked for; None without counts."
+        if self.all_counts is None: return None
+        total, n = np.empty(self.n_cells, np.float32), max(1, BLOCK // int(1 + self.density * self.values.source.shape[1]))
         for i in progress(range(0, self.n_cells, n), 'adding counts up'):
             rows = np.arange(i, min(i + n, self.n_cells))
             first, last, at = self._places(rows)
-            indptr, indices, values = whole.read(first, last)
-            total[rows] = np.asarray(sparse.csr_matrix((values, indices, indptr), shape=(len(indptr) - 1, self.counts.source.shape[1])).sum(1, dtype=np.float64)).ravel()[at]
+            indptr, indices, values = self.all_counts.read(first, last)
+            read = sparse.csr_matrix((values, indices, indptr), shape=(len(indptr) - 1, self.all_counts.n_columns))
+            total[rows] = np.asarray(read.sum(1, dtype=np.float64)).ravel()[at]
         return total
 
     def _places(self, rows):
@@ -271,18 +273,26 @@ def from_screen(cls:FileStore,
     genes=None, # The genes to keep, in the order wanted; None keeps all
 ) -> FileStore: # Raises InputError when a gene is not in the screen
     "The cells of `screen`, in its order, where they are."
-    if genes is not None: _columns(screen, genes)
-    part, extra = screen if genes is None else screen.subset_genes(genes), {}
-    for layer in (None, 'counts')[:1 + ('counts' in screen.adata.layers)]:
-        blocks, adata = part.blocks(layer), part._rests_on[0]
-        _told(adata.X if layer is None else adata.layers[layer], layer or 'X')
-        place = None if blocks.columns is None else np.full(blocks.source.shape[1], -1, np.int32)
-        if place is not None: place[blocks.columns] = np.arange(len(blocks.columns))
-        extra['counts' if layer else 'values'] = _Matrix(blocks.source, place, part.n_genes, blocks.scale)
+    columns, adata = None if genes is None else _columns(screen, genes), screen._rests_on[0]
+    _told(adata.X, 'X')
+    blocks = screen.blocks(columns=columns)
+    extra = dict(values=_matrix(blocks), rows=blocks.rows, genes=list(screen.genes if genes is None else genes))
+    if 'counts' in screen.adata.layers:
+        _told(adata.layers['counts'], 'the layer of counts')
+        whole = screen.blocks('counts')
+        some = whole if columns is None else Blocks(whole, whole.rows, columns if whole.columns is None else whole.columns[columns])
+        extra |= dict(counts=_matrix(some), all_counts=_matrix(whole))
     if screen.batch_key:
         codes, names = pd.factorize(screen.adata.obs[screen.batch_key].astype(str), sort=True)
         extra |= dict(batch=codes, batches=tuple(names))
-    return cls(codes=screen.codes, genes=list(part.genes), design=screen.design, rows=blocks.rows, **extra)
+    return cls(codes=screen.codes, design=screen.design, **extra)
+
+def _matrix(blocks):
+    "What `blocks` goes through, as what is read anywhere."
+    if blocks.columns is None: return _Matrix(blocks.source, None, blocks.shape[1], blocks.scale)
+    place = np.full(blocks.source.shape[1], -1, np.int32)
+    place[blocks.columns] = np.arange(len(blocks.columns))
+    return _Matrix(blocks.source, place, blocks.shape[1], blocks.scale)
 
 @patch(cls_method=True)
 def from_store(cls:FileStore,
