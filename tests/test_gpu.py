@@ -21,7 +21,17 @@ def by_numba(parts, rows, n_genes):
     densify(*[p.numpy() for p in parts], rows.numpy(), out.numpy())
     return out
 
-WAYS = [by_kernel, by_torch, by_numba]
+def by_stores_past_the_cache(parts, rows, n_genes, first=1):
+    "Into memory that begins anywhere."
+    whole = np.full(len(rows)*n_genes + first + 9, np.nan, np.float32)
+    out = whole[first:first + len(rows)*n_genes].reshape(len(rows), n_genes)
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr('perturbench.loaders.store.IN_CACHE', 0)
+        densify(*[p.numpy() for p in parts], rows.numpy(), out)
+    assert np.isnan(whole[:first]).all() and np.isnan(whole[first + out.size:]).all()
+    return torch.from_numpy(out)
+
+WAYS = [by_kernel, by_torch, by_numba, by_stores_past_the_cache]
 
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(st.integers(1, 9), st.integers(1, 2100), st.sampled_from([0, .02, .3, 1.]), st.integers(0, 2**31), st.integers(0, 9))
@@ -30,6 +40,7 @@ def test_all_give_what_scipy_gives(n, g, density, seed, n_rows):
     X = sparse.random(n, g, density, 'csr', np.float32, random_state=r)
     rows = r.integers(0, n, n_rows)
     parts = [torch.tensor(o) for o in (X.indptr.astype(np.int64), X.indices.astype(np.int32), X.data)]
+    np.testing.assert_array_equal(by_stores_past_the_cache(parts, torch.tensor(rows), g, int(r.integers(0, 17))).numpy(), X[rows].toarray())
     for way in WAYS: np.testing.assert_array_equal(way(parts, torch.tensor(rows), g).numpy(), X[rows].toarray())
 
 @pytest.fixture(scope='module')

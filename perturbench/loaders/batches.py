@@ -251,6 +251,13 @@ def visits_of_sets(
     return rng.permutation(pool.windows(rng, group, size, start, mix))
 
 # %% ../../nbs/21_loaders.batches.ipynb #b8efd2e1
+def _at_line(shape):
+    "Memory for a float32 matrix that begins where a cache line does."
+    n = int(np.prod(shape))
+    a = np.empty(n + 16, np.float32)
+    first = -(a.ctypes.data // 4) % 16
+    return a[first:first + n].reshape(shape)
+
 class Buffers:
     "Dense matrices of at most `n_rows` rows, in memory that is used again once nobody holds them."
     def __init__(self,
@@ -263,7 +270,7 @@ class Buffers:
     ) -> torch.Tensor: # float32, n x columns, not initialised
         "A matrix that overlaps with no other one in use."
         free = next((i for i, (_, user) in enumerate(self.memory) if user() is None), None)
-        array = np.empty(self.shape, np.float32) if free is None else self.memory.pop(free)[0]
+        array = _at_line(self.shape) if free is None else self.memory.pop(free)[0]
         view = array[:n]
         self.memory.append((array, weakref.ref(view)))
         return torch.from_numpy(view)
@@ -354,8 +361,10 @@ def _dense(self:Batches, store, rows, layer='values'):
 def _known(self:Batches, name, condition):
     "The rows `condition` of the table `name`."
     table = getattr(self, name)
-    out = self.buffers[name].take(len(condition)) if table.device.type == 'cpu' else None
-    return torch.index_select(table, 0, condition, out=out)
+    if table.device.type != 'cpu': return table.index_select(0, condition)
+    out = self.buffers[name].take(len(condition))
+    np.take(table.numpy(), condition.numpy(), axis=0, out=out.numpy(), mode='clip')
+    return out
 
 @patch
 def assemble(self:Batches,
