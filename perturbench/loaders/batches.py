@@ -363,7 +363,7 @@ def _known(self:Batches, name, condition):
     table = getattr(self, name)
     if table.device.type != 'cpu': return table.index_select(0, condition)
     out = self.buffers[name].take(len(condition))
-    np.take(table.numpy(), condition.numpy(), axis=0, out=out.numpy(), mode='clip')
+    table.numpy().take(condition.numpy(), 0, out.numpy(), 'clip')
     return out
 
 @patch
@@ -379,7 +379,9 @@ def assemble(self:Batches,
     flat, together = rows.reshape(-1), torch.cat if torch.is_tensor(rows) else np.concatenate
     condition = store.look_up('codes', flat)
     if control_rows is None: x, c = self._dense(store, flat), None
-    elif controls_store is store: x, c = self._dense(store, together([flat, control_rows.reshape(-1)])).split(len(flat))
+    elif controls_store is store:
+        both = self._dense(store, together([flat, control_rows.reshape(-1)]))
+        x, c = both[:len(flat)], both[len(flat):]
     else: x, c = self._dense(store, flat), self._dense(controls_store, control_rows.reshape(-1))
     if self.strategy.pair:
         seed = seed_of('pairs', self.seed, self.epoch if self.shuffle else 0, self.rank, step)

@@ -391,7 +391,8 @@ def look_up(self:CellStore,
 ) -> torch.Tensor: # On the store's device; codes as int64
     "What `name` says of the cells `rows`."
     if self.resident: found = self.resident[name][rows]
-    else: found = torch.from_numpy(getattr(self, name)[np.asarray(rows)]).to(self.device, non_blocking=True)
+    else: found = torch.from_numpy(getattr(self, name)[rows])
+    if self.device.type != 'cpu' and not self.resident: found = found.to(self.device, non_blocking=True)
     return found.long() if name == 'codes' else found
 
 # %% ../../nbs/20_loaders.store.ipynb #cf33f4db
