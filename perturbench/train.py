@@ -18,7 +18,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.strategies import DDPStrategy
 from .core import InputError, atomic_path, nearest, seed_of
-from .loaders.batches import Batches
+from .loaders.batches import STRATEGIES, Batches, Matched
 from .loaders.disk import DiskBatches, FileStore
 from .loaders.store import Cells
 from .models.base import ModelInfo
@@ -158,10 +158,11 @@ def batches(
 ) -> Batches:
     "The batches of `part` as the strategy of `model` wants them."
     cells, controls = task.cells(part, fold), task.controls(part, fold)
-    if model.strategy == 'matched': cells = cells.where(~task.design.is_control)
+    name = model.strategy['name'] if isinstance(model.strategy, dict) else model.strategy
+    if issubclass(STRATEGIES[name], Matched): cells = cells.where(~task.design.is_control)
     if store is not None: cells, controls = Cells(store, cells.rows), Cells(store, controls.rows)
     kind = DiskBatches if isinstance(cells.store, FileStore) else Batches
-    return kind(cells, controls, model.strategy, batch_size, seed, shuffle=part == 'train', fields=getattr(model, 'fields', ()), **options)
+    return kind(cells, controls, model.strategy, batch_size, seed, part == 'train', model.fields, model.sampler, **options)
 
 
 # %% ../nbs/40_train.ipynb #d05ddafd

@@ -115,14 +115,18 @@ def test_matrices_of_another_form_are_said_once(small):
     screen, folder = small
     r = np.random.default_rng(0)
     for form, says in (('by columns', 'kept by columns'), ('dense', 'is dense')):
-        with pytest.warns(UserWarning, match=says) as said: store = FileStore.from_screen(resting(screen, form, folder, r))
+        there = resting(screen, form, folder, r)
+        with pytest.warns(UserWarning, match=says) as said: store = FileStore.from_screen(there)
+        with pytest.warns(UserWarning, match=says) as too: near = CellStore.from_screen(there)
+        np.testing.assert_array_equal(near.dense(np.arange(600)).numpy(), screen.adata.X[near.order].toarray())
+        assert sum(says in str(w.message) for w in too) == 1
         with warnings.catch_warnings():
             warnings.simplefilter('error')
             for _ in DiskBatches(store.select(store.codes >= 0), batch_size=50): pass
         assert sum(says in str(w.message) for w in said) == 1
     with warnings.catch_warnings():
         warnings.simplefilter('error', UserWarning)
-        FileStore.from_screen(resting(screen, 'h5ad', folder, r))
+        FileStore.from_screen(resting(screen, 'h5ad', folder, r)), CellStore.from_screen(screen)
 
 def test_a_column_that_does_not_exist_is_refused_and_not_written_to(small):
     screen, folder = small

@@ -3,6 +3,7 @@ import subprocess, sys
 from dataclasses import replace
 import anndata as ad, numpy as np, pandas as pd, pytest, torch
 import perturbench.models.zoo
+from perturbench.core import InputError
 from perturbench.data.screen import Screen
 from perturbench.data.simulate import simulated
 from perturbench.evaluate import evaluate_task
@@ -215,3 +216,22 @@ def test_a_training_that_stopped_early_and_is_started_again_does_not_go_on(tmp_p
             found.append((fit(model, task, budget=budget, seed=seed, folder=tmp_path/f'{min_epochs}, {seed}', every=0), model.state_dict()))
         assert min_epochs <= len(found[0][0]) < 30
         assert found[0][0].equals(found[1][0]) and same(found[0][1], found[1][1])
+
+@pytest.mark.parametrize('strategy, sampler', [({'name': 'ot', 'n_components': 5}, 'state'), ('matched', 'condition'), ({'name': 'matched', 'same_batch': True}, 'uniform')])
+def test_a_model_chooses_how_its_batches_are_made(task, strategy, sampler):
+    torch.manual_seed(0)
+    model = build_model('linear', model_info(task))
+    model.strategy, model.sampler = strategy, sampler
+    made = batches(model, task, 'train', 0, 256, 0)
+    assert (made.sampler_name, type(made.strategy).__name__) == (sampler, 'Transport' if 'ot' in str(strategy) else 'Matched')
+    codes = torch.cat([b.condition for b in made]).numpy()
+    assert not task.design.is_control[codes].any() and len(codes) == len(made.cells)
+    history = fit(model, task, budget=dict(max_epochs=3, batch_size=256))
+    assert history.train_loss.iloc[-1] < history.train_loss.iloc[0]
+
+def test_a_part_without_controls_of_a_state_is_one_message(task, monkeypatch):
+    from perturbench.tasks import Task
+    some = Task.controls
+    monkeypatch.setattr(Task, 'controls', lambda self, part, fold=0, half=None: some(self, part, fold, half).where(self.design.state != 1))
+    with pytest.raises(InputError, match="no control cell in the state cell_type '.+', which has cells to be matched; give controls of that state"):
+        fit(build_model('linear', model_info(task)), task)

@@ -59,7 +59,7 @@ def _plain(o):
 # %% ../../nbs/30_models.base.ipynb #3e78a087
 class PerturbationModel(nn.Module):
     "Predicts cells after a perturbation; the base of all models."
-    strategy, fields = 'matched', ()
+    strategy, sampler, fields = 'matched', 'uniform', () # Of its training batches: see `Batches`
     name, options = None, {}
     lr, weight_decay = 1e-3, 0.
     def __init__(self,
