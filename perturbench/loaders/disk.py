@@ -17,7 +17,7 @@ from pathlib import Path
 import anndata as ad
 import h5py, numpy as np, pandas as pd, torch, zarr
 from fastcore.basics import patch
-from numba import njit, prange
+from numba import njit
 from scipy import sparse
 from ..core import InputError, progress, rng
 from ..data.screen import BLOCK, CARD, OPTIONS, Blocks, CompressedRows, RowWriter, Screen, canonical, write_frames, writing
@@ -70,35 +70,35 @@ def _stamp(paths):
     return [(s.st_ino, s.st_size, s.st_mtime_ns) for s in map(os.stat, paths)]
 
 # %% ../../nbs/22_loaders.disk.ipynb #2fc22e63
-@njit(parallel=True, cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def _order(
     indptr, # int64, rows + 1
     indices, # int32: columns
     n_columns, # Columns of the matrix
 ): # Whether all columns are columns of the matrix, and the number of rows in which they do not ascend
     "Check compressed rows."
-    outside, unordered = 0, 0
-    for i in prange(len(indptr) - 1):
-        a, b = indptr[i], indptr[i + 1]
-        bad = 0
-        for k in range(a, b):
-            if np.uint32(indices[k]) >= n_columns: outside += 1
-            if k > a and indices[k] <= indices[k - 1]: bad = 1
-        unordered += bad
-    return outside == 0, unordered
+    known, unordered = True, 0
+    for i in range(len(indptr) - 1):
+        last, ascends = -1, True
+        for k in range(indptr[i], indptr[i + 1]):
+            known &= np.uint32(indices[k]) < n_columns
+            ascends &= indices[k] > last
+            last = indices[k]
+        unordered += not ascends
+    return known, unordered
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def _count_kept(indptr, indices, place, out):
     "Write the number of columns of each row that have a place into `out`."
-    for i in prange(len(out)):
+    for i in range(len(out)):
         n = 0
         for k in range(indptr[i], indptr[i + 1]): n += place[indices[k]] >= 0
         out[i] = n
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def _keep(indptr, indices, values, place, at, out_indices, out_values):
     "Write the columns that have a place, under their new number, from `at` on."
-    for i in prange(len(at) - 1):
+    for i in range(len(at) - 1):
         o = at[i]
         for k in range(indptr[i], indptr[i + 1]):
             if place[indices[k]] >= 0:
@@ -216,7 +216,7 @@ class FileStore:
 
     def __repr__(self): return f"FileStore: {self.n_cells:,} cells x {self.n_genes:,} genes, {len(self.design.state):,} conditions, in {', '.join(Path(f).name for f in self.files) or 'memory'}"
 
-    def to(self, device, resident:bool=True):
+    def to(self, device):
         "The store as it makes rows dense on `device`, where each reading goes as a whole."
         new = copy(self)
         new.device = torch.device(device)
