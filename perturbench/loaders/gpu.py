@@ -24,7 +24,7 @@ def _gather(
     n = tl.load(indptr + row + 1) - start
     here, lane = out + i * stride, tl.arange(0, BLOCK)
     for k in range(0, stride, BLOCK):
-        tl.store(here + k + lane, tl.zeros([BLOCK], out.dtype.element_ty), mask=k + lane < stride)
+        tl.store(here + k + lane, tl.full([BLOCK], 0, out.dtype.element_ty), mask=k + lane < stride)
     tl.debug_barrier()
     for k in range(0, n, BLOCK):
         known = k + lane < n
