@@ -173,15 +173,15 @@ def fit(
     budget='quick', # What `read_budget` takes
     seed:int=0, # Order of cells, drawn controls, dropout
     folder=None, # Where to keep the last epoch, and to resume from if one is there
-    every:float=30., # Seconds between two writes there
     devices:int=1, # GPUs, or processes where there is none, that share each step; more than one from a script alone
+    every:float=30., # Seconds between two writes of the last epoch
 ) -> pd.DataFrame: # epoch, train_loss, val_loss; empty for a baseline; raises InputError where no validation loss is finite
     "Train `model` on the training cells of `task`."
     if hasattr(model, 'fit'):
         model.fit(task.cells('train', fold))
         return pd.DataFrame(columns=['epoch', 'train_loss', 'val_loss'])
     budget = read_budget(budget)
-    return fit_batches(model, partial(_start, model, task, fold, budget, seed), budget, seed, folder, every, devices)
+    return fit_batches(model, partial(_start, model, task, fold, budget, seed), budget, seed, folder, devices, every)
 
 def _start(model, task, fold, budget, seed, trainer, resident):
     "The batches of `train` and `val` for the process of `trainer`."
@@ -194,7 +194,7 @@ def _start(model, task, fold, budget, seed, trainer, resident):
 def fit_batches(
     model, # A PerturbationModel; it holds the best weights afterwards
     start, # Training and validation batches; or what makes them from a trainer and whether their rows may be on its device
-    budget='quick', seed:int=0, folder=None, every:float=30., devices:int=1, # As in `fit`
+    budget='quick', seed:int=0, folder=None, devices:int=1, every:float=30., # As in `fit`
 ) -> pd.DataFrame: # epoch, train_loss, val_loss
     "Train `model` on batches, those of one process or, made by `start`, its own for each."
     budget, last = read_budget(budget), folder and Path(folder)/'last.ckpt'

@@ -236,13 +236,13 @@ def test_a_part_without_controls_of_a_state_is_one_message(task, monkeypatch):
     with pytest.raises(InputError, match="no control cell in the state cell_type '.+', which has cells to be matched; give controls of that state"):
         fit(build_model('linear', model_info(task)), task)
 
-def trained(task, **budget):
+def briefly(task, **budget):
     torch.manual_seed(0)
     model = build_model('latent_additive', model_info(task))
     return fit(model, task, budget=dict(max_epochs=2, batch_size=500) | budget), model.state_dict()
 
 def test_bfloat16_is_near_and_keeps_its_weights_whole(task):
-    (history, weights), (near, rounded) = trained(task), trained(task, precision='bf16')
+    (history, weights), (near, rounded) = briefly(task), briefly(task, precision='bf16')
     assert all(w.dtype == torch.float32 for w in rounded.values() if w.is_floating_point()) and not same(weights, rounded)
     np.testing.assert_allclose(near.val_loss, history.val_loss, rtol=.02)
 
@@ -252,7 +252,7 @@ def test_a_compiled_loss_is_the_loss(task, monkeypatch):
     def traced(f, dynamic, mode):
         calls.append((dynamic, mode))
         return compiled(f, dynamic=dynamic, backend='eager')
-    (history, weights) = trained(task)
+    (history, weights) = briefly(task)
     monkeypatch.setattr(torch, 'compile', traced)
-    again, same_weights = trained(task, compile=True)
+    again, same_weights = briefly(task, compile=True)
     assert calls == [(False, None)] and history.equals(again) and same(weights, same_weights)
