@@ -6,7 +6,6 @@ A simulated block of cells is tiled, with its conditions permuted each time, int
 import json, os, shutil, subprocess, sys, tempfile, time
 from pathlib import Path
 import numpy as np, pandas as pd, torch
-from scipy import sparse
 from _common import header, in_turn, options, ratio, report, set_threads, table
 from perturbench.core import rng
 from perturbench.data.screen import OPTIONS, RowWriter, read_screen, write_frames, writing
@@ -28,7 +27,7 @@ def make(path, n, block, n_genes):
     screen, r = block_of_cells(block, n_genes), rng('tiles')
     X, obs, key = screen.adata.X, screen.adata.obs, screen.perturbation_key
     names, is_control = obs[key].astype(str).to_numpy(), screen.design.is_control[screen.codes]
-    treated, tiles, left = np.unique(names[~is_control]), [], n
+    treated, tiles = np.unique(names[~is_control]), []
     rows = [min(X.shape[0], n - i) for i in range(0, n, X.shape[0])]
     with writing(path) as f:
         out = RowWriter(f, 'X', n_genes, n=sum(int(X.indptr[m]) for m in rows))

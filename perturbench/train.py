@@ -111,8 +111,8 @@ class Module(pl.LightningModule):
 
     def _mean(self, losses, weights) -> float:
         "The mean over the cells of all devices, read once."
-        w = torch.tensor(weights, dtype=torch.float64)
-        total = torch.stack([(torch.stack(losses).double().cpu() * w).sum(), w.sum()]).to(self.device)
+        w = torch.tensor(weights, dtype=torch.float64, device=self.device)
+        total = torch.stack([(torch.stack(losses).double() * w).sum(), w.sum()])
         loss, n = self.trainer.strategy.reduce(total, reduce_op='sum').tolist()
         return loss / n
 
@@ -124,7 +124,6 @@ class Module(pl.LightningModule):
         self.history, self.best, self.best_loss = [tuple(h) for h in t['history']], t['best'], t['best_loss']
         self.trainer.should_stop = t['stop']
 
-
 # %% ../nbs/40_train.ipynb #33bff4e8
 class KeepLast(Checkpoint):
     "Save the training at the end of an epoch as `path`, at most each `every` seconds."
@@ -133,7 +132,6 @@ class KeepLast(Checkpoint):
         if not trainer.strategy.broadcast(time.monotonic() - self.saved >= self.every): return
         with atomic_path(self.path) if trainer.is_global_zero else nullcontext(self.path) as part: trainer.save_checkpoint(part)
         self.saved = time.monotonic()
-
 
 # %% ../nbs/40_train.ipynb #f6f6303b
 IN_MEMORY = 2**34 # Bytes of a store up to which its rows may be anywhere in an epoch, and on a GPU
@@ -164,7 +162,6 @@ def batches(
     kind = DiskBatches if isinstance(cells.store, FileStore) else Batches
     return kind(cells, controls, model.strategy, batch_size, seed, part == 'train', model.fields, model.sampler, **options)
 
-
 # %% ../nbs/40_train.ipynb #d05ddafd
 def fit(
     model, # A PerturbationModel; it holds the best weights afterwards
@@ -188,7 +185,6 @@ def _start(model, task, fold, budget, seed, trainer, resident):
     store, size = placed(task.store, trainer.strategy.root_device, resident), -(-budget.batch_size // trainer.world_size)
     options = dict(store=store, rank=trainer.global_rank, world=trainer.world_size, dtype=PRECISIONS[budget.precision][1])
     return [batches(model, task, part, fold, size, seed, **options) for part in ('train', 'val')]
-
 
 # %% ../nbs/40_train.ipynb #1a965596
 def fit_batches(
@@ -247,4 +243,3 @@ def _trainer(budget, callbacks, devices):
                       devices=devices, strategy=ddp if devices > 1 else 'auto', precision=PRECISIONS[budget.precision][0],
                       logger=False, enable_checkpointing=bool(callbacks), enable_model_summary=False, enable_progress_bar=sys.stderr.isatty(),
                       num_sanity_val_steps=0, use_distributed_sampler=False, check_val_every_n_epoch=1)
-

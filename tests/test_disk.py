@@ -1,7 +1,6 @@
 "Batches from files are those of memory in another order, whatever the file looks like; a file that changes is noticed."
 import json, os, shutil, warnings
-from pathlib import Path
-import anndata as ad, h5py, numpy as np, pandas as pd, pytest, torch, zarr
+import anndata as ad, h5py, numpy as np, pandas as pd, pytest, torch
 from hypothesis import given, strategies as st
 from scipy import sparse, stats
 from test_loaders import few, screens, some_controls, subset
@@ -10,7 +9,7 @@ from perturbench.core import InputError
 from perturbench.data.screen import CARD, OPTIONS, Screen, _resting, read_screen
 from perturbench.loaders import disk
 from perturbench.loaders.disk import DiskBatches, FileStore, some_of_each
-from perturbench.loaders.store import Cells, CellStore
+from perturbench.loaders.store import CellStore
 from perturbench.models.base import build_model
 
 FORMS = ['memory', 'h5ad', 'by columns', 'dense', 'dense zarr', 'zarr', 'wide', 'shuffled', 'part', 'store']

@@ -172,23 +172,27 @@ class Blocks:
             yield at, block
             at += block.shape[0]
 
-    def flat(self):
-        "The arrays of the whole as compressed rows, one behind the other, in pieces: where rows start (int64), columns (int32), values."
-        s = self.source
-        plain = isinstance(s, CompressedRows) and s.is_canonical and self.rows is None and self.columns is None
-        pieces = lambda o: (o[a:a + BLOCK] for a in range(0, o.shape[0], BLOCK))
-        yield s.indptr if plain else np.r_[0, np.cumsum(np.concatenate([np.diff(b.indptr) for _, b in self]), dtype=np.int64)]
-        yield from pieces(s.indices) if plain else (b.indices.astype(np.int32, copy=False) for _, b in self)
-        yield from pieces(s.data) if plain and self.scale == 1 else (b.data for _, b in self)
+# %% ../../nbs/10_data.screen.ipynb #d9805887
+@patch
+def flat(self:Blocks):
+    "The arrays of the whole as compressed rows, one behind the other, in pieces: where rows start (int64), columns (int32), values."
+    s = self.source
+    plain = isinstance(s, CompressedRows) and s.is_canonical and self.rows is None and self.columns is None
+    pieces = lambda o: (o[a:a + BLOCK] for a in range(0, o.shape[0], BLOCK))
+    yield s.indptr if plain else np.r_[0, np.cumsum(np.concatenate([np.diff(b.indptr) for _, b in self]), dtype=np.int64)]
+    yield from pieces(s.indices) if plain else (b.indices.astype(np.int32, copy=False) for _, b in self)
+    yield from pieces(s.data) if plain and self.scale == 1 else (b.data for _, b in self)
 
-    def beside(self,
-        other, # `Blocks` of another matrix
-    ):
-        "(First row, block, block of `other`) of the same rows; columns that a file holds once for both are read once."
-        a, b = self.source, other.source
-        if isinstance(a, CompressedRows) and isinstance(a.indices, h5py.Dataset) and a.indices == getattr(b, 'indices', None): a.indices = b.indices = _Last(a.indices)
-        other.size = self.size
-        for (first, x), (_, y) in zip(self, other): yield first, x, y
+# %% ../../nbs/10_data.screen.ipynb #a10f58d6
+@patch
+def beside(self:Blocks,
+    other, # `Blocks` of another matrix
+):
+    "(First row, block, block of `other`) of the same rows; columns that a file holds once for both are read once."
+    a, b = self.source, other.source
+    if isinstance(a, CompressedRows) and isinstance(a.indices, h5py.Dataset) and a.indices == getattr(b, 'indices', None): a.indices = b.indices = _Last(a.indices)
+    other.size = self.size
+    for (first, x), (_, y) in zip(self, other): yield first, x, y
 
 # %% ../../nbs/10_data.screen.ipynb #38b320e5
 def to_csr(

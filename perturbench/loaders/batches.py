@@ -275,9 +275,28 @@ class Buffers:
         self.memory.append((array, weakref.ref(view)))
         return torch.from_numpy(view)
 
-# %% ../../nbs/21_loaders.batches.ipynb #a785ad1b
+# %% ../../nbs/21_loaders.batches.ipynb #537cb1b6
 FIELDS = ('counts', 'library', 'batch')
 
+def _check(cells, batch_size, fields):
+    "Raise InputError for what cannot be put into batches."
+    if not len(cells): raise InputError('there are no cells to make batches of; choose a split that leaves some')
+    if batch_size < 1: raise InputError(f'batch_size is {batch_size}; give 1 or more')
+    for k in fields:
+        if k not in FIELDS: raise InputError(f"the field '{k}' is not known{nearest(k, FIELDS)}")
+        if getattr(cells.store, k) is None: raise InputError(f"this store has no {k}; " + ("name the screen's batch_key" if k == 'batch' else
+                                                             "put raw counts into layers['counts'] of the screen") + ', or use a model without it')
+
+def _strategy(strategy, cells, controls):
+    "The strategy that a name or a mapping stands for."
+    options = dict(strategy) if isinstance(strategy, dict) else {'name': strategy}
+    kind = STRATEGIES[options.pop('name', None)]
+    known = list(inspect.signature(kind).parameters)[2:]
+    for k in options:
+        if k not in known: raise InputError(f"the strategy has no option '{k}'{nearest(k, known)}")
+    return kind(cells, controls, **options)
+
+# %% ../../nbs/21_loaders.batches.ipynb #a785ad1b
 class Batches:
     "The batches of `cells`, again and again: an iterable with a length, as Lightning takes it."
     def __init__(self,
@@ -317,24 +336,6 @@ class Batches:
     def set_epoch(self, epoch:int):
         "Make the next iteration that of `epoch`."
         self.epoch = epoch
-
-def _check(cells, batch_size, fields):
-    "Raise InputError for what cannot be put into batches."
-    if not len(cells): raise InputError('there are no cells to make batches of; choose a split that leaves some')
-    if batch_size < 1: raise InputError(f'batch_size is {batch_size}; give 1 or more')
-    for k in fields:
-        if k not in FIELDS: raise InputError(f"the field '{k}' is not known{nearest(k, FIELDS)}")
-        if getattr(cells.store, k) is None: raise InputError(f"this store has no {k}; " + ("name the screen's batch_key" if k == 'batch' else
-                                                             "put raw counts into layers['counts'] of the screen") + ', or use a model without it')
-
-def _strategy(strategy, cells, controls):
-    "The strategy that a name or a mapping stands for."
-    options = dict(strategy) if isinstance(strategy, dict) else {'name': strategy}
-    kind = STRATEGIES[options.pop('name', None)]
-    known = list(inspect.signature(kind).parameters)[2:]
-    for k in options:
-        if k not in known: raise InputError(f"the strategy has no option '{k}'{nearest(k, known)}")
-    return kind(cells, controls, **options)
 
 # %% ../../nbs/21_loaders.batches.ipynb #fec3b246
 @patch
@@ -395,7 +396,6 @@ def _as_sets(found, shape):
     "The batch of `found` with sets as its first axis."
     one = {id(o): o.unflatten(0, shape) for o in found.values() if o is not None}
     return Batch(**{k: None if o is None else one[id(o)] for k, o in found.items()})
-
 
 # %% ../../nbs/21_loaders.batches.ipynb #2b06da02
 @patch

@@ -6,7 +6,6 @@
 __all__ = ['gather']
 
 # %% ../../nbs/18_loaders.gpu.ipynb #d6e7d814
-import torch
 import triton
 import triton.language as tl
 
