@@ -9,7 +9,7 @@ from perturbench.core import InputError
 from perturbench.data.screen import CARD, OPTIONS, Screen, _resting, read_screen
 from perturbench.loaders import disk
 from perturbench.loaders.disk import DiskBatches, FileStore, some_of_each
-from perturbench.loaders.store import CellStore
+from perturbench.loaders.store import CellStore, _upload
 from perturbench.models.base import build_model
 
 FORMS = ['memory', 'h5ad', 'by columns', 'dense', 'dense zarr', 'zarr', 'wide', 'shuffled', 'part', 'store']
@@ -196,3 +196,20 @@ def test_shuffling_in_many_parts(small, monkeypatch):
     assert sorted(os.listdir(folder)) == ['a.h5ad']
     disk.shuffle_file(screen, folder/'b.h5ad', seed=2)
     assert list(read_screen(folder/'b.h5ad').adata.obs_names) != list(a.obs_names)
+
+@pytest.mark.parametrize('strategy', ['disentangling', 'matched', 'ot', {'name': 'sets', 'size': 7}])
+def test_readings_on_a_device_give_the_same_batches(task, monkeypatch, strategy):
+    "The device is the CPU, with rows as tensors there; of every second reading it has no room for."
+    store, rooms = FileStore.from_store(task.store), []
+    cells = store.select(store.codes >= 0)
+    batches = lambda: list(DiskBatches(cells, strategy=strategy, batch_size=500, block=50, ahead=3000, n_controls=200, fields=['counts', 'library', 'batch']))
+    plain, stays = batches(), CellStore.to
+    def to(self, device):
+        new = stays(self, device)
+        rooms.append(len(rooms) % 2 == 0)
+        new.resident = _upload(self, 'cpu') if rooms[-1] else None
+        return new
+    monkeypatch.setattr(CellStore, 'to', to)
+    for a, b in zip(plain, batches(), strict=True):
+        for k, v in vars(a).items(): assert (v is None) == (getattr(b, k) is None) and (v is None or torch.equal(v, getattr(b, k))), k
+    assert set(rooms) == {True, False}
