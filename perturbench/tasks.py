@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from . import __version__
 from .core import InputError, Registry, atomic_path, digest, nearest, rng
 from .data.datasets import DATASETS, screen_path
+from .data.features import cell_embeddings
 from .data.preprocess import CELLS, select_genes
 from .data.screen import Design, read_card, read_screen, room_for
 from .data.simulate import PRESETS, simulated
@@ -112,7 +113,7 @@ class Task:
     covariate_keys:tuple # Columns of `conditions` that make up the state
     parts:np.ndarray # folds x cells, int8: index in `PARTS`, by store row
     half:np.ndarray # cells, int8: 0 = A, 1 = B for test controls, -1 otherwise
-    naming:dict # control, sep and dose_key of the screen
+    naming:dict # control, sep, dose_key and targets of the screen
 
     @property
     def n_folds(self): return len(self.parts)
@@ -190,11 +191,14 @@ def leaks(self:Task, fold:int=0) -> pd.DataFrame:
 
 # %% ../nbs/24_tasks.ipynb #ea8c4b34
 def _content(screen) -> str:
-    "A hash of the cells: values, genes and labels."
+    "A hash of the cells: values, genes, labels, embeddings and what perturbations act on."
     h = hashlib.sha256()
     for a in chain(screen.blocks().flat(), [screen.codes]): h.update(np.ascontiguousarray(a))
     h.update('\0'.join(screen.adata.obs_names).encode())
-    return digest([h.hexdigest(), screen.genes, screen.conditions.astype(str).values.tolist()])
+    embeddings = cell_embeddings(screen)
+    for a in embeddings.values(): h.update(np.ascontiguousarray(a))
+    extra = [o for o in (list(embeddings), screen.targets) if o]
+    return digest([h.hexdigest(), screen.genes, screen.conditions.astype(str).values.tolist(), *extra])
 
 def _key(spec, protocol) -> str:
     "A hash of the question as asked: the file as it is now, and the version of this library."
@@ -242,7 +246,7 @@ def _write_task(spec, folder, protocol, key, screen, splits, genes, target_sum) 
             leak_check(screen, s).to_csv(part/of_fold('leaks.csv', i, len(splits)), index=False)
             plot_split(screen, s).savefig(part/of_fold('split.png', i, len(splits)))
         (part/'task.json').write_text(json.dumps(dict(task_id=folder.name, name=spec.name, protocol=protocol, key=key, spec=asdict(spec), target_sum=target_sum,
-            covariate_keys=screen.covariate_keys, naming=dict(control=screen.control, sep=screen.sep, dose_key=screen.dose_key), splits=[s.recipe for s in splits]), indent=1, ensure_ascii=False))
+            covariate_keys=screen.covariate_keys, naming=dict(control=screen.control, sep=screen.sep, dose_key=screen.dose_key, targets=screen.targets), splits=[s.recipe for s in splits]), indent=1, ensure_ascii=False))
     return load_task(folder, spec.name)
 
 def load_task(

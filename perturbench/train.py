@@ -62,7 +62,9 @@ def model_info(
     fold:int=0,
 ) -> ModelInfo:
     "What a model of `task` is built from."
-    return ModelInfo(task.genes, task.design, task.cells('train', fold).n, task.protocol)
+    cells = task.cells('train', fold)
+    return ModelInfo(task.genes, task.design, cells.n, task.protocol, targets=task.naming.get('targets', {}), cells=cells,
+                     embeddings={k: a.shape[1] for k, a in cells.store.embeddings.items()})
 
 # %% ../nbs/40_train.ipynb #9f6492a4
 class Module(pl.LightningModule):
@@ -86,6 +88,7 @@ class Module(pl.LightningModule):
 
     def training_step(self, batch, i):
         self._seed('step', self.current_epoch, i)
+        self.model.begin_step(self.current_epoch, self.current_epoch * self.trainer.num_training_batches + i)
         optimisers = self._as_list(self.optimizers())
         if hasattr(self.model, 'train_step'): loss = self.model.train_step(batch, optimisers)
         else:
@@ -157,10 +160,10 @@ def batches(
     "The batches of `part` as the strategy of `model` wants them."
     cells, controls = task.cells(part, fold), task.controls(part, fold)
     name = model.strategy['name'] if isinstance(model.strategy, dict) else model.strategy
-    if issubclass(STRATEGIES[name], Matched): cells = cells.where(~task.design.is_control)
+    if issubclass(STRATEGIES[name], Matched) or not model.trains_on_controls: cells = cells.where(~task.design.is_control)
     if store is not None: cells, controls = Cells(store, cells.rows), Cells(store, controls.rows)
     kind = DiskBatches if isinstance(cells.store, FileStore) else Batches
-    return kind(cells, controls, model.strategy, batch_size, seed, part == 'train', model.fields, model.sampler, **options)
+    return kind(cells, controls, model.strategy, batch_size, seed, part == 'train', model.fields, model.sampler, features=model.features, **options)
 
 # %% ../nbs/40_train.ipynb #d05ddafd
 def fit(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DOMAINS', 'read_table', 'Graph', 'read_annotations', 'annotation_graph', 'interaction_graph', 'coexpression_graph',
            'Features', 'table_features', 'target_names', 'perturbation_features', 'read_smiles', 'fingerprints',
-           'cell_embedding']
+           'cell_embedding', 'cell_embeddings']
 
 # %% ../../nbs/15_data.features.ipynb #b9068783
 import csv, gzip
@@ -381,3 +381,13 @@ def cell_embedding(
     n = int((~np.isfinite(values).all(1)).sum())
     if n: raise InputError(f"obsm['{key}'] has missing or infinite values in {n:,} cells; drop these cells, or embed them again")
     return values
+
+def cell_embeddings(
+    screen, # A Screen
+) -> dict: # cells x d, float32, by name; what is no embedding is left out
+    "All embeddings of the cells of a screen."
+    found = {}
+    for key in screen.adata.obsm:
+        try: found[key] = cell_embedding(screen, key)
+        except InputError: continue
+    return found

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STRATEGIES', 'SAMPLERS', 'FIELDS', 'Batch', 'Pool', 'Disentangling', 'Matched', 'entropic_plan', 'principal_axes',
-           'Transport', 'uniform', 'by_condition', 'by_state', 'visits', 'Sets', 'visits_of_sets', 'Buffers', 'Batches',
-           'ahead']
+           'Transport', 'uniform', 'by_condition', 'by_state', 'expected_visits', 'visits', 'Sets', 'visits_of_sets',
+           'Buffers', 'Batches', 'ahead']
 
 # %% ../../nbs/21_loaders.batches.ipynb #dab8d19a
 import inspect, weakref
@@ -25,7 +25,7 @@ class Batch:
     controls:torch.Tensor=None # cells x genes: a control cell for each
     perturbation:torch.Tensor=None # cells x perturbations, float32: multi-hot, the dose where there is one
     covariates:torch.Tensor=None # cells x covariate values, float32: one-hot
-    cell_features:torch.Tensor=None # cells x genes: `expression` or `controls`
+    cell_features:torch.Tensor=None # What an encoder reads, cells x genes or x d: `expression` or `controls`, or an embedding of these cells
     counts:torch.Tensor=None # cells x genes, float32: raw counts
     library:torch.Tensor=None # cells, float32: total counts over all genes of the screen
     batch:torch.Tensor=None # cells, int64: technical batch
@@ -196,20 +196,29 @@ class Transport(Matched):
 SAMPLERS = Registry('sampler')
 
 @SAMPLERS.register('uniform')
-def uniform(cells:Cells): return None
+def uniform(n, state): return None
 
 @SAMPLERS.register('condition')
 def by_condition(
-    cells:Cells, # The cells of an epoch
+    n, # int64, conditions: the cells of each
+    state, # int64, conditions: the state of each
 ) -> np.ndarray: # float64, conditions
     "The same weight for each condition that has cells."
-    return (cells.n > 0).astype(float)
+    return (n > 0).astype(float)
 
 @SAMPLERS.register('state')
-def by_state(cells:Cells) -> np.ndarray:
+def by_state(n, state) -> np.ndarray:
     "Weights with which a state has the root of its number of cells."
-    state = cells.store.design.state
-    return cells.n / np.sqrt(np.maximum(np.bincount(state, cells.n), 1))[state]
+    return n / np.sqrt(np.maximum(np.bincount(state, n), 1))[state]
+
+def expected_visits(
+    n, # int64, conditions: the cells of each
+    state, # int64, conditions: the state of each
+    sampler:str, # A name in `SAMPLERS`
+) -> np.ndarray: # float64, conditions; as many in all as there are cells
+    "How many cells of each condition an epoch visits on average."
+    weight = SAMPLERS[sampler](n, state)
+    return np.asarray(n, float) if weight is None else n.sum() * weight / weight.sum()
 
 # %% ../../nbs/21_loaders.batches.ipynb #3be50691
 def visits(
@@ -218,7 +227,7 @@ def visits(
     rng:np.random.Generator, # Decides
 ) -> np.ndarray: # int64: as many store rows as there are cells
     "The cells of an epoch in order."
-    weight = SAMPLERS[sampler](cells)
+    weight = SAMPLERS[sampler](cells.n, cells.store.design.state)
     if weight is None: return rng.permutation(cells.rows)
     return Pool(cells.rows, cells.codes, len(cells.n)).draw(rng, rng.choice(len(weight), len(cells), p=weight / weight.sum()))
 
@@ -244,7 +253,7 @@ def visits_of_sets(
     mix:bool=True, # False: the cells of a set are neighbours in the store
 ) -> np.ndarray: # int64, sets x size: store rows
     "The sets of an epoch in order."
-    weight, n = SAMPLERS[sampler](cells), -(-cells.n // size)
+    weight, n = SAMPLERS[sampler](cells.n, cells.store.design.state), -(-cells.n // size)
     pool, group, start = Pool(cells.rows, cells.codes, len(n)), np.repeat(np.arange(len(n)), n), None
     if weight is None: start = size * (np.arange(len(group)) - np.repeat(np.cumsum(n) - n, n))
     else: group = rng.choice(len(n), len(group), p=weight / weight.sum())
@@ -278,10 +287,11 @@ class Buffers:
 # %% ../../nbs/21_loaders.batches.ipynb #537cb1b6
 FIELDS = ('counts', 'library', 'batch')
 
-def _check(cells, batch_size, fields):
+def _check(cells, batch_size, fields, features):
     "Raise InputError for what cannot be put into batches."
     if not len(cells): raise InputError('there are no cells to make batches of; choose a split that leaves some')
     if batch_size < 1: raise InputError(f'batch_size is {batch_size}; give 1 or more')
+    if features is not None and features not in cells.store.embeddings: raise InputError(f"the cells have no embedding '{features}'{nearest(features, cells.store.embeddings)}")
     for k in fields:
         if k not in FIELDS: raise InputError(f"the field '{k}' is not known{nearest(k, FIELDS)}")
         if getattr(cells.store, k) is None: raise InputError(f"this store has no {k}; " + ("name the screen's batch_key" if k == 'batch' else
@@ -311,10 +321,12 @@ class Batches:
         rank:int=0, # Which process this is
         world:int=1, # Of how many that share an epoch
         dtype:torch.dtype=torch.float32, # Of expression and controls
+        features:str=None, # The embedding that `cell_features` holds; None: expression
     ):
-        _check(cells, batch_size, fields)
+        _check(cells, batch_size, fields, features)
         self.cells, self.batch_size, self.seed, self.shuffle, self.fields, self.epoch = cells, batch_size, seed, shuffle, tuple(fields), 0
         self.strategy, self.sampler_name, self.rank, self.world, self.dtype = _strategy(strategy, cells, controls), sampler, rank, world, dtype
+        self.features = features
         self.n = max(1, batch_size // (self.strategy.size or 1))
         self.total = len(cells) if self.strategy.size is None else int((-(-cells.n // self.strategy.size)).sum())
         if self.total < world: raise InputError(f'{self.total} cells or sets cannot be shared by {world} processes; use fewer')
@@ -368,12 +380,18 @@ def _known(self:Batches, name, condition):
     return out
 
 @patch
+def _embedded(self:Batches, rows):
+    "What models read of the cells `rows` in place of their expression."
+    return self.cells.store.embedding(self.features, rows.reshape(-1)).to(self.dtype)
+
+@patch
 def assemble(self:Batches,
     store, # A CellStore
     rows, # int64, cells or sets x size: its rows, on its device where its rows are there
     controls_store=None, # A CellStore of the same genes
     control_rows=None, # As `rows`
-    cell=None, # What `cell` of the batch shall say; None says `rows`
+    cell=None, # What `cell` of the batch shall say, and for controls where their embedding is; None says `rows`
+    control=None, # As `cell`, of the controls
     step:int=0, # Which batch of the epoch it is, for what is drawn now
 ) -> Batch:
     "One batch: the cells `rows`, with everything that is looked up for them."
@@ -384,11 +402,15 @@ def assemble(self:Batches,
         both = self._dense(store, together([flat, control_rows.reshape(-1)]))
         x, c = both[:len(flat)], both[len(flat):]
     else: x, c = self._dense(store, flat), self._dense(controls_store, control_rows.reshape(-1))
+    cell = flat if cell is None else cell.reshape(-1)
+    read = cell if c is None else control_rows if control is None else control
     if self.strategy.pair:
         seed = seed_of('pairs', self.seed, self.epoch if self.shuffle else 0, self.rank, step)
-        c = c.index_select(0, self.strategy.pair(x, c, self.state[condition], seed))
+        pair = self.strategy.pair(x, c, self.state[condition], seed)
+        c, read = c.index_select(0, pair), read[pair if torch.is_tensor(read) else pair.numpy()]
+    read = self._embedded(read) if self.features else x if c is None else c
     found = dict(expression=x, controls=c, perturbation=self._known('perturbation', condition), covariates=self._known('covariates', condition),
-                 cell_features=x if c is None else c, condition=condition, cell=torch.as_tensor(flat if cell is None else cell.reshape(-1), device=condition.device))
+                 cell_features=read, condition=condition, cell=torch.as_tensor(cell, device=condition.device))
     found |= {k: self._dense(store, flat, k) if k == 'counts' else store.look_up(k, flat) for k in self.fields}
     return Batch(**found) if rows.ndim == 1 else _as_sets(found, rows.shape)
 

@@ -19,6 +19,7 @@ from fastcore.basics import patch
 from numba import njit
 from scipy import sparse
 from ..core import InputError, progress, rng
+from ..data.features import cell_embeddings
 from ..data.screen import BLOCK, CARD, OPTIONS, Blocks, CompressedRows, RowWriter, Screen, canonical, write_frames, writing
 from .batches import Batches, visits, visits_of_sets
 from .store import Cells, CellStore, _columns, _union, technical_batches, told
@@ -179,9 +180,11 @@ class FileStore:
         batches:tuple=(), # The names of the batches
         library=None, # float32, cells: total counts; None adds them up when they are asked for
         all_counts:_Matrix=None, # Raw counts of all genes of the screen, to be added up
+        embeddings=None, # float32, cells x d, by name: tables of `obsm`
     ):
         self.values, self.codes, self.genes, self.design, self.counts, self.rows = values, codes, genes, design, counts, rows
         self.batch, self.batches, self.all_counts = batch, batches, all_counts
+        self.embeddings = embeddings or {}
         if library is not None: self.library = library
         self.files = _files(*(m.source for m in (values, counts) if m is not None))
         self.stamp = _stamp(self.files)
@@ -191,7 +194,7 @@ class FileStore:
         "float32, cells: total counts over all genes of the screen, added up in one pass when they are first asked for; None without counts."
         return None if self.all_counts is None else _total_counts(self)
 
-    select, look_up = CellStore.select, CellStore.look_up
+    select, look_up, embedding = CellStore.select, CellStore.look_up, CellStore.embedding
     @property
     def n_cells(self): return len(self.codes)
     @property
@@ -287,7 +290,7 @@ def from_screen(cls:FileStore,
         some = whole if columns is None else Blocks(whole, whole.rows, columns if whole.columns is None else whole.columns[columns])
         extra |= dict(counts=_matrix(some), all_counts=_matrix(whole))
     batch, batches = technical_batches(screen)
-    return cls(codes=screen.codes, design=screen.design, batch=batch, batches=batches, **extra)
+    return cls(codes=screen.codes, design=screen.design, batch=batch, batches=batches, embeddings=cell_embeddings(screen), **extra)
 
 def _matrix(blocks):
     "What `blocks` goes through, as what is read anywhere."
@@ -302,7 +305,8 @@ def from_store(cls:FileStore,
 ) -> FileStore:
     "The cells of `store`, read from its folder and not mapped."
     rows = lambda data: _Matrix(CompressedRows(store.indptr, store.indices, data, (store.n_cells, store.n_genes)), None, store.n_genes)
-    return cls(rows(store.values), store.codes, store.genes, store.design, None if store.counts is None else rows(store.counts), None, store.batch, store.batches, store.library)
+    return cls(rows(store.values), store.codes, store.genes, store.design, None if store.counts is None else rows(store.counts), None, store.batch, store.batches, store.library,
+               embeddings=store.embeddings)
 
 # %% ../../nbs/22_loaders.disk.ipynb #d641787d
 def in_blocks(
@@ -397,16 +401,17 @@ def _there(self:DiskBatches, store, at):
 
 @patch
 def __iter__(self:DiskBatches):
-    (rows, controls), pool, step = self.plan(), None, 0
+    (rows, drawn), pool, controls, step = self.plan(), None, None, 0
     with ThreadPoolExecutor(1) as reader:
         coming = reader.submit(self._reading, rows[:self.ahead])
-        if controls is not None: pool, controls = self._there(*self._reading(controls))
+        if drawn is not None: pool, controls = self._there(*self._reading(drawn))
         for first in range(0, len(rows), self.ahead):
             store, at = self._there(*coming.result())
             coming = reader.submit(self._reading, rows[first + self.ahead:first + 2 * self.ahead]) if first + self.ahead < len(rows) else None
             for k in range(0, len(at), self.n):
                 here = slice(first + k, first + k + self.n)
-                yield self.assemble(store, at[k:k + self.n], pool, None if pool is None else controls[here], rows[here], step)
+                of_pool = (None, None) if pool is None else (controls[here], drawn[here])
+                yield self.assemble(store, at[k:k + self.n], pool, of_pool[0], rows[here], of_pool[1], step)
                 step += 1
 
 # %% ../../nbs/22_loaders.disk.ipynb #51405684

@@ -9,7 +9,7 @@ __all__ = ['IN_CACHE', 'PIECE', 'densify', 'group_sums', 'CellStore', 'told', 't
 # %% ../../nbs/20_loaders.store.ipynb #9c893b02
 import json, warnings
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 import numpy as np
@@ -22,6 +22,7 @@ from numba import get_num_threads, njit, prange, types
 from numba.extending import intrinsic
 from scipy import sparse
 from ..core import InputError, atomic_path, nearest, progress
+from ..data.features import cell_embeddings
 from ..data.screen import Design, Screen, canonical, place_rows, reserve
 
 # %% ../../nbs/20_loaders.store.ipynb #55b31fa1
@@ -151,6 +152,7 @@ class CellStore:
     library:np.ndarray=None # float32, cells: the total count over all genes of the screen
     batch:np.ndarray=None # int64, cells: the technical batch, a position in `batches`
     batches:tuple=() # The names of the batches
+    embeddings:dict=field(default_factory=dict) # Tables of `obsm` by name, float32, cells x d
     device:torch.device=torch.device('cpu') # Where rows are made dense
     resident:dict=None # The arrays as tensors on `device`; None where rows stay on the host
 
@@ -158,7 +160,8 @@ class CellStore:
         for k, dtype in _TYPES.items():
             if getattr(self, k) is not None: setattr(self, k, _fixed(getattr(self, k), dtype))
         n, nnz = self.n_cells, self.indptr[-1]
-        sizes = [len(a) == n for a in (self.codes, self.order, self.cells, self.library, self.batch) if a is not None]
+        self.embeddings = {k: _fixed(a, np.float32) for k, a in self.embeddings.items()}
+        sizes = [len(a) == n for a in (self.codes, self.order, self.cells, self.library, self.batch, *self.embeddings.values()) if a is not None]
         sizes += [len(a) == nnz for a in (self.indices, self.values, self.counts) if a is not None]
         if not all(sizes): raise InputError('the arrays of this store do not fit each other; make it again from its screen')
 
@@ -261,7 +264,8 @@ def from_screen(cls:CellStore,
     columns, (batch, batches) = None if genes is None else _columns(screen, genes), technical_batches(screen)
     if batch is not None: extra = dict(batch=batch[order], batches=batches)
     extra |= dict(codes=screen.codes[order], order=order, cells=np.asarray(screen.adata.obs_names, str)[order],
-                  genes=list(screen.genes if genes is None else genes), design=screen.design)
+                  genes=list(screen.genes if genes is None else genes), design=screen.design,
+                  embeddings={k: a[order] for k, a in cell_embeddings(screen).items()})
     if folder is None: return cls(**_filled(screen, order, columns, None), **extra)
     with atomic_path(folder) as part:
         part.mkdir()
@@ -413,6 +417,16 @@ def look_up(self:CellStore,
     if self.device.type != 'cpu' and not self.resident: found = found.to(self.device, non_blocking=True)
     return found.long() if name == 'codes' else found
 
+# %% ../../nbs/20_loaders.store.ipynb #a75e3c96
+@patch
+def embedding(self:CellStore,
+    key:str, # A name in `embeddings`
+    rows, # Store rows, of any shape
+) -> torch.Tensor: # float32, rows x d, on the store's device
+    "The embedding `key` of the cells `rows`."
+    rows = rows.cpu().numpy() if torch.is_tensor(rows) else rows
+    return torch.from_numpy(self.embeddings[key][rows]).to(self.device, non_blocking=True)
+
 # %% ../../nbs/20_loaders.store.ipynb #cf33f4db
 _TABLES = ('perturbation', 'covariate', 'state', 'is_control')
 
@@ -420,7 +434,8 @@ _TABLES = ('perturbation', 'covariate', 'state', 'is_control')
 def _save(self:CellStore, folder):
     "Write what is not in `folder` yet."
     arrays = {k: getattr(self, k) for k in _TYPES} | {f'design_{k}': getattr(self.design, k) for k in _TABLES}
-    names = dict(genes=self.genes, batches=self.batches, perturbations=self.design.perturbations, covariates=self.design.covariates)
+    arrays |= {f'embedding_{i}': a for i, a in enumerate(self.embeddings.values())}
+    names = dict(genes=self.genes, batches=self.batches, embeddings=list(self.embeddings), perturbations=self.design.perturbations, covariates=self.design.covariates)
     for k, a in arrays.items():
         if a is not None and not (folder/f'{k}.npy').exists(): np.save(folder/f'{k}.npy', a, allow_pickle=False)
     (folder/'store.json').write_text(json.dumps(names, ensure_ascii=False), encoding='utf-8')
@@ -444,7 +459,8 @@ def load(cls:CellStore,
         names = json.loads((folder/'store.json').read_text(encoding='utf-8'))
         arrays = {p.stem: np.load(p, mmap_mode='r') for p in folder.glob('*.npy')}
         design = Design(names['perturbations'], names['covariates'], *[np.array(arrays.pop(f'design_{k}')) for k in _TABLES])
-        return cls(**arrays, genes=names['genes'], batches=tuple(names['batches']), design=design)
+        embeddings = {k: arrays.pop(f'embedding_{i}') for i, k in enumerate(names.get('embeddings', []))}
+        return cls(**arrays, embeddings=embeddings, genes=names['genes'], batches=tuple(names['batches']), design=design)
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise InputError(f'{folder} holds no whole store ({type(e).__name__}); remove it and make it again from its screen') from None
 

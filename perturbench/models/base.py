@@ -27,6 +27,9 @@ class ModelInfo:
     train_cells: np.ndarray # Number of training cells of each condition [C]
     protocol: str = 'default' # 'perturbench' asks for the ways of the original benchmark
     features: dict = field(default_factory=dict) # Tables of side information by name, as tensors
+    targets: dict = field(default_factory=dict) # The genes that a perturbation acts on, where these are not its own name
+    embeddings: dict = field(default_factory=dict) # Width of each embedding of the cells that can be read in place of expression
+    cells: object = None # The training `Cells`, for tables that are made of them; not saved
 
     @property
     def n_genes(self) -> int: return len(self.genes)
@@ -39,10 +42,32 @@ class ModelInfo:
         "Whether some training cell carries the perturbation, alone or in a combination [P]."
         return (self.design.perturbation[self.train_cells > 0] != 0).any(0)
 
+    @property
+    def seen_covariates(self) -> np.ndarray:
+        "Whether some training cell has the covariate value [K]."
+        return (self.design.covariate[self.train_cells > 0] != 0).any(0)
+
+    def table(self,
+        name:str, # What it is kept as in `features`
+        make, # Makes a tensor from the training cells
+    ) -> torch.Tensor: # None where it is neither kept nor can be made, since there are no cells
+        "A table of side information, made when it is first asked for and saved with the model."
+        if name not in self.features and self.cells is not None: self.features[name] = make(self.cells)
+        return self.features.get(name)
+
+    def width(self,
+        features:str=None, # An embedding; None stands for expression
+    ) -> int: # Raises InputError for an embedding that the cells do not have
+        "How many numbers a model reads of a cell."
+        if features is None: return self.n_genes
+        if features in self.embeddings: return self.embeddings[features]
+        raise InputError(f"the cells of this task have no embedding '{features}'{nearest(features, self.embeddings)}; put one into obsm of the screen, "
+                         'as perturbench.data.scgpt.embed_screen does, and prepare it again')
+
     def to_dict(self) -> dict:
         "Plain values and tensors, which `torch.load(weights_only=True)` accepts."
         design = {f.name: getattr(self.design, f.name) for f in fields(Design)}
-        return _plain(dict(genes=self.genes, design=design, train_cells=self.train_cells, protocol=self.protocol, features=self.features))
+        return _plain({f.name: getattr(self, f.name) for f in fields(self) if f.name != 'cells'} | {'design': design})
 
     @classmethod
     def from_dict(cls, d:dict):
@@ -59,7 +84,8 @@ def _plain(o):
 # %% ../../nbs/30_models.base.ipynb #3e78a087
 class PerturbationModel(nn.Module):
     "Predicts cells after a perturbation; the base of all models."
-    strategy, sampler, fields = 'matched', 'uniform', () # Of its training batches: see `Batches`
+    strategy, sampler, fields, features = 'matched', 'uniform', (), None # Of its training batches: see `Batches`
+    trains_on_controls = True # Whether control cells are among the cells it is trained on, where these come without a control each
     name, options = None, {}
     lr, weight_decay = 1e-3, 0.
     def __init__(self,
@@ -67,6 +93,12 @@ class PerturbationModel(nn.Module):
     ):
         super().__init__()
         self.info = info
+
+    def begin_step(self,
+        epoch:int, # From 0 on
+        step:int, # Steps since the start of training
+    ):
+        "Called before each training step, for a loss that depends on it."
 
     def predict(self, batch):
         "Expression after the perturbation [n, G], for the controls, perturbations and covariates of `batch`."
@@ -84,12 +116,20 @@ class PerturbationModel(nn.Module):
         "One Adam over all parameters, a step of which is one pass over them."
         return [torch.optim.Adam(self.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=True)]
 
+    @classmethod
+    def search_space(cls,
+        trial, # An Optuna trial, or what has its `suggest_float`, `suggest_int` and `suggest_categorical`
+    ) -> dict: # Values of options
+        "What a search tries: the ranges of the published benchmark."
+        return dict(lr=trial.suggest_float('lr', 5e-6, 5e-3, log=True), weight_decay=trial.suggest_float('weight_decay', 1e-8, 1e-3, log=True))
+
     def status(self,
         perturbation, # The vector of a condition [P]
         covariates, # Its covariate vector [K]
-    ) -> str: # 'ok', or 'unseen_part' when no training cell carried some part of the perturbation
+    ) -> str: # 'ok'; 'unseen_part' when no training cell carried some part of the perturbation; 'unseen_state' when none had some covariate value
         "What the scores of a prediction for this condition should say about it."
-        return 'unseen_part' if (np.asarray(perturbation) != 0)[~self.info.seen_perturbations].any() else 'ok'
+        if (np.asarray(perturbation) != 0)[~self.info.seen_perturbations].any(): return 'unseen_part'
+        return 'unseen_state' if (np.asarray(covariates) != 0)[~self.info.seen_covariates].any() else 'ok'
 
 # %% ../../nbs/30_models.base.ipynb #28d71a4a
 MODELS = Registry('model')
