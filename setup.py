@@ -13,6 +13,6 @@ extras = {k.removesuffix('_requirements'): words(k) for k in cfg if k.endswith('
 setup(version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],
       author=cfg['author'], author_email=cfg['author_email'],
       project_urls={'Repository': cfg['git_url'], 'Documentation': cfg['doc_host'] + cfg['doc_baseurl']},
-      package_dir={f'{lib}.notebooks': 'nbs/benchmarks'}, package_data={f'{lib}.notebooks': ['*.ipynb']},
+      package_dir={f'{lib}.notebooks': 'nbs/benchmarks'}, package_data={f'{lib}.notebooks': ['*.ipynb'], f'{lib}.models': ['presets.json']},
       install_requires=words('requirements'), extras_require=extras,
       entry_points={'console_scripts': words('console_scripts'), 'nbdev': [f'{lib}={lib}._modidx:d']})

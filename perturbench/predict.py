@@ -25,7 +25,7 @@ def predict_cells(
     perturbation:np.ndarray, # The condition as `Design.encode` gives it, P
     covariates:np.ndarray, # K
     *keys, # What random draws are keyed by: seed, condition
-    **known, # What else is known of the controls: `cell_features` and `library` of a `Batch`
+    **known, # What else is known of the controls: `cell_features`, `library` and `counts` of a `Batch`
 ) -> np.ndarray: # n x genes, float32, on the screen's log scale
     "The cells `controls`, had they been perturbed."
     model.eval()
@@ -59,6 +59,7 @@ def known_of(
     "Control cells as `predict_cells` takes them."
     known = {'cell_features': store.embedding(model.features, rows)} if model.features else {}
     if 'library' in model.fields: known['library'] = store.look_up('library', rows)
+    if 'counts' in model.fields: known['counts'] = store.dense(rows, layer='counts')
     return store.dense(rows), known
 
 def predict_task(

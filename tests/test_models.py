@@ -7,13 +7,20 @@ from perturbench.core import InputError
 from perturbench.data.screen import Screen
 from perturbench.data.simulate import simulated
 from perturbench.evaluate import evaluate_task
-from perturbench.models.base import MODELS, build_model, load_model, save_model
-from perturbench.predict import predict_cells, predict_task
+from perturbench.bench.batch import run_grid
+from perturbench.models.base import MODELS, build_model, check_options, load_model, model_class, presets, save_model
+from perturbench.predict import known_of, predict_cells, predict_task
 from perturbench.tasks import open_task
 from perturbench.train import batches, fit, model_info
 
 NAMES = list(MODELS)
 TRAINED = [k for k in NAMES if not hasattr(MODELS[k], 'fit')]
+
+@pytest.fixture(scope='module')
+def task(task):
+    "The task that all tests share, with an embedding of its cells."
+    cells = task.store.dense(np.arange(task.store.n_cells)).numpy()
+    return replace(task, store=replace(task.store, embeddings={'X_scGPT': cells @ np.random.default_rng(0).normal(0, .05, (cells.shape[1], 16))}))
 
 def train(name, task, fold=0, budget=dict(max_epochs=2, batch_size=256), **options):
     "A trained model and its history."
@@ -51,7 +58,8 @@ def test_neither_order_nor_company_nor_the_global_generator_changes_a_prediction
     for c in reversed(list(once)):
         torch.manual_seed(int(c))
         rows = task.given().where(task.design.state == task.design.state[c]).rows
-        cells = predict_cells(model, task.store.dense(rows), task.design.perturbation[c], task.design.covariate[c], 0, c)
+        controls, known = known_of(model, task.store, rows)
+        cells = predict_cells(model, controls, task.design.perturbation[c], task.design.covariate[c], 0, c, **known)
         assert (cells == once[c]).all()
 
 def test_trained_without_a_look_at_test_cells(trained, task):
@@ -84,7 +92,7 @@ def toy(folder, lines=('A', 'B', 'C'), what=('p1', 'p2', 'p3', 'p4'), n=6, keys=
     rows = rows if 'dose_key' in options else [o for i, o in enumerate(rows) if o[3] < 5]
     obs = pd.DataFrame(rows, columns=['line', 'stage', 'what', 'dose'], index=[f'c{i}' for i in range(len(rows))])
     X = np.log1p(r.poisson(1.5, (len(obs), 30))*r.uniform(.5, 2, (len(obs), 1))).astype(np.float32)
-    Screen(ad.AnnData(X, obs=obs, var=pd.DataFrame(index=[f'g{i}' for i in range(30)])), 'what', keys, **options).write(folder/'toy.h5ad')
+    Screen(ad.AnnData(X, obs=obs, obsm={'X_scGPT': X[:, :8].copy()}, var=pd.DataFrame(index=[f'g{i}' for i in range(30)])), 'what', keys, **options).write(folder/'toy.h5ad')
     return open_task(dict(screen=str(folder/'toy.h5ad'), split=split or dict(kind='transfer', fraction=.5)), folder/'out', protocol)
 
 PAIRS = ('p1', 'p2', 'p3', 'p1+p2', 'p1+p3', 'p2+p3', 'p3+p4')
@@ -151,6 +159,84 @@ def test_linear_adds_and_under_the_published_protocol_is_positive(tmp_path):
             x = np.log(np.expm1(p.cells.astype(float))) if protocol == 'perturbench' else p.cells
             assert protocol == 'default' or (p.cells > 0).all()
             np.testing.assert_allclose(x - controls, np.tile((x - controls)[0], (len(x), 1)), atol=1e-3 if protocol == 'perturbench' else 1e-5)
+
+@pytest.mark.parametrize('name', TRAINED)
+def test_every_training_that_breaks_off_and_is_started_again_ends_the_same(name, corner, tmp_path, monkeypatch):
+    "It breaks off within its third epoch, after the adversary has begun, where there is one."
+    options = {'n_warmup_epochs': 1} if 'cpa' in name else {}
+    make = lambda: (torch.manual_seed(0), build_model(name, model_info(corner), **options))[1]
+    budget, whole = dict(max_epochs=4, batch_size=20), make()
+    history = fit(whole, corner, budget=budget)
+    monkeypatch.setattr('perturbench.train.Module.on_train_epoch_start', breaks_off)
+    with pytest.raises(ArithmeticError): fit(make(), corner, budget=budget, folder=tmp_path, every=0)
+    monkeypatch.undo()
+    again = make()
+    assert history.equals(fit(again, corner, budget=budget, folder=tmp_path, every=0)) and same(whole.state_dict(), again.state_dict())
+
+def breaks_off(module):
+    if module.current_epoch == 2: raise ArithmeticError
+    module.losses, module.weights = [], []
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_state_that_was_not_trained_on_is_predicted_and_said(name, tmp_path):
+    unknown = toy(tmp_path, what=PAIRS[:3], split=dict(kind='transfer', fraction=.5))
+    there = unknown.design.covariate[:, 0] == 0
+    unknown.parts[0][~there[unknown.store.codes] & (unknown.parts[0] == 0)] = 3
+    model, _ = train(name, unknown, budget=dict(max_epochs=1))
+    first = next(c for c in unknown.test_conditions() if not there[c])
+    found = {p.condition: p for p in predict_task(model, unknown)}
+    assert np.isfinite(found[first].cells).all()
+    if name in TRAINED: assert found[first].status == 'unseen_state' and {p.status for c, p in found.items() if there[c]} <= {'ok', 'unseen_part'}
+
+class Trial:
+    "What a search asks, answered by the first or the last value of each range."
+    def __init__(self, last): self.last = last
+    def suggest_float(self, name, low, high, step=None, log=False): return high if self.last else low
+    def suggest_int(self, name, low, high, step=1, log=False): return low + (high - low)//step*step if self.last else low
+    def suggest_categorical(self, name, choices): return choices[-1 if self.last else 0]
+
+@pytest.mark.parametrize('name', TRAINED)
+def test_what_a_search_suggests_are_options(name):
+    for last in (False, True):
+        found = model_class(name).search_space(Trial(last))
+        assert {'lr', 'weight_decay'} <= set(found) and check_options(name, found) | found == check_options(name, found)
+
+def test_published_options_are_options(task):
+    assert {'cpa', 'sams_vae', 'biolord', 'linear', 'latent_additive', 'decoder_only'} <= {k for k in NAMES if presets(k)}
+    for name in NAMES:
+        for preset, p in presets(name).items():
+            options = check_options(name, dict(preset=preset))
+            assert p['options'].items() <= options.items() and 'preset' not in options and p['batch_size'] >= 256
+    model = build_model('linear', model_info(task), preset='norman19', lr=.5)
+    assert (model.options['inject_covariates'], model.lr, model.weight_decay) == (False, .5, 1.76e-8)
+    with pytest.raises(InputError, match="linear has no preset 'norman'; did you mean 'norman19'"): check_options('linear', dict(preset='norman'))
+
+def test_an_ablation_is_its_model_with_a_switch(task):
+    for name, of, switch in [('cpa_noadv', 'cpa', dict(use_adversary=False)), ('cpa_scgpt', 'cpa', dict(features='X_scGPT')),
+                             ('latent_additive_scgpt', 'latent_additive', dict(features='X_scGPT')), ('sams_vae_s', 'sams_vae', dict(sparse_additive_mechanism=False)),
+                             ('covariate_only', 'decoder_only', dict(use_perturbations=False))]:
+        (a, _), (b, _) = train(name, task, budget=dict(max_epochs=1, batch_size=2000)), train(of, task, budget=dict(max_epochs=1, batch_size=2000), **switch)
+        assert a.options == b.options and same(a.state_dict(), b.state_dict())
+
+def test_any_embedding_of_the_cells_is_named_in_a_grid(tmp_path):
+    toy(tmp_path)
+    grid = dict(tasks=[str(tmp_path/'toy.h5ad')], budget=dict(max_epochs=1), models=[{'name': 'latent_additive', 'features': 'X_scGPT'}, 'cpa_scgpt',
+                {'name': 'cpa', 'features': 'X_pca'}])
+    outcome = run_grid(grid, tmp_path/'out')
+    assert outcome.done == 2
+    (spec, log), = outcome.failed
+    assert spec.label == 'cpa' and "the cells of this task have no embedding 'X_pca'" in log.read_text()
+
+@pytest.mark.parametrize('name, likelihood', [(n, l) for n in ('cpa', 'sams_vae', 'biolord') for l in ('isotropic', 'nb', 'zinb')])
+def test_likelihoods_of_counts(name, likelihood, task):
+    "Cells drawn from the likelihood are spread more than the means, and have about the mean that these have."
+    means = {}
+    for prediction in ('mean', 'sample'):
+        model, history = train(name, task, budget=dict(max_epochs=2, batch_size=512), likelihood=likelihood, prediction=prediction)
+        means[prediction] = np.stack([(p.cells.mean(0), p.cells.std(0)) for p in predict_task(model, task)])
+    assert history.notna().all(axis=None) and np.isfinite(means['mean']).all()
+    assert (means['sample'][:, 1].mean() > 1.5*means['mean'][:, 1].mean()) and (likelihood == 'isotropic' or means['sample'].min() >= 0)
+    assert abs(means['sample'][:, 0] - means['mean'][:, 0]).mean() < .15
 
 KILLED = '''
 import os, signal, sys

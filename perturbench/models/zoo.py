@@ -8,17 +8,17 @@ __all__ = ['model_table']
 # %% ../../nbs/39_models.zoo.ipynb #b6274df1
 import inspect
 import pandas as pd
-from .base import MODELS, model_class, model_options
-from . import baselines, simple
+from .base import MODELS, model_class, model_options, presets
+from . import baselines, biolord, cpa, gears, sams_vae, simple
 
 # %% ../../nbs/39_models.zoo.ipynb #0e7aa5c7
 def model_table(
     names=None, # The models to list, as `model_class` takes them; by default all that are registered
-) -> pd.DataFrame: # One row a model: name, kind, what it does, its options with their defaults
+) -> pd.DataFrame: # One row a model: name, kind, what it does, its options with their defaults, its presets
     "What there is to choose from."
     rows = []
     for name in MODELS if names is None else names:
         cls = model_class(name)
         options = ', '.join(k if v is inspect.Parameter.empty else f'{k}={v}' for k, v in model_options(cls).items())
-        rows.append((name, 'baseline' if hasattr(cls, 'fit') else 'trained', inspect.getdoc(cls).split('\n')[0], options))
-    return pd.DataFrame(rows, columns=['name', 'kind', 'text', 'options'])
+        rows.append((name, 'baseline' if hasattr(cls, 'fit') else 'trained', inspect.getdoc(cls).split('\n')[0], options, ', '.join(presets(name)) or 'none'))
+    return pd.DataFrame(rows, columns=['name', 'kind', 'text', 'options', 'presets'])
