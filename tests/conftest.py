@@ -1,6 +1,7 @@
 "Fixtures that tests share: one small simulated screen, and the real ones where they lie beside the project."
 import os
-os.environ.setdefault('OMP_NUM_THREADS', '1')
+for threads in ('OMP_NUM_THREADS', 'NUMBA_NUM_THREADS'): os.environ.setdefault(threads, '1')  # a parallel kernel of numba sets torch's threads too
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 os.environ.setdefault('TRITON_INTERPRET', '1')  # the GPU kernel runs on the CPU; read when the kernel is defined
 from pathlib import Path
 import pytest

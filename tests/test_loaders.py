@@ -7,6 +7,7 @@ from perturbench.core import InputError
 from perturbench.data.screen import Screen
 from perturbench.data.simulate import Parameters, simulate
 from perturbench.loaders.batches import Batches, Matched, entropic_plan
+from perturbench.loaders.disk import DiskBatches, FileStore
 from perturbench.loaders.store import CellStore, _upload
 
 few = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
@@ -215,3 +216,21 @@ def test_a_store_leaves_its_screen_as_it_was():
     for a, b in zip(before, (X.data, X.indices, X.indptr)): np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(store.dense([0, 1]).numpy(), [[0, 2, 0], [.5, 0, 1.5]])
     with pytest.raises(ValueError): store.values[0] = 1
+
+@pytest.mark.parametrize('strategy', ['disentangling', 'matched', {'name': 'ot', 'n_components': 3}, {'name': 'sets', 'size': 4}])
+@pytest.mark.parametrize('kind', [Batches, DiskBatches])
+def test_an_embedding_is_that_of_the_cell_that_a_model_reads(strategy, kind, tmp_path):
+    "Whatever order and draws: the embedding holds two sums of the expression, which tell a cell from any other."
+    screen = simulate(Parameters(n_genes=60, n_perturbations=4, n_states=2, cells=15, controls=20), 0).screen
+    X = screen.adata.X.toarray()
+    of = lambda x: np.stack([x.sum(-1), x @ np.arange(x.shape[-1])/50], -1)
+    screen.adata.obsm['X_sums'] = of(X)
+    store = CellStore.from_screen(screen, folder=tmp_path/'store')
+    assert list(CellStore.load(tmp_path/'store').embeddings) == ['X_sums']
+    store = FileStore.from_store(store) if kind is DiskBatches else store
+    cells, design = store.select(np.ones(store.n_cells, bool)), store.design
+    batches = kind(cells if strategy == 'disentangling' else cells.where(~design.is_control), cells.where(design.is_control), strategy, 32, features='X_sums')
+    for batch in batches:
+        read = batch.expression if batch.controls is None else batch.controls
+        np.testing.assert_allclose(batch.cell_features, of(read.numpy()), rtol=1e-4)
+    with pytest.raises(InputError, match="the cells have no embedding 'X_sum'; did you mean 'X_sums'"): kind(cells, features='X_sum')

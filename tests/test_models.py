@@ -160,18 +160,21 @@ def test_linear_adds_and_under_the_published_protocol_is_positive(tmp_path):
             assert protocol == 'default' or (p.cells > 0).all()
             np.testing.assert_allclose(x - controls, np.tile((x - controls)[0], (len(x), 1)), atol=1e-3 if protocol == 'perturbench' else 1e-5)
 
+@pytest.fixture(scope='module')
+def dosed(tmp_path_factory): return toy(tmp_path_factory.mktemp('dosed'), **CORNERS['two covariates and a dose'])
+
 @pytest.mark.parametrize('name', TRAINED)
-def test_every_training_that_breaks_off_and_is_started_again_ends_the_same(name, corner, tmp_path, monkeypatch):
+def test_every_training_that_breaks_off_and_is_started_again_ends_the_same(name, dosed, tmp_path, monkeypatch):
     "It breaks off within its third epoch, after the adversary has begun, where there is one."
     options = {'n_warmup_epochs': 1} if 'cpa' in name else {}
-    make = lambda: (torch.manual_seed(0), build_model(name, model_info(corner), **options))[1]
+    make = lambda: (torch.manual_seed(0), build_model(name, model_info(dosed), **options))[1]
     budget, whole = dict(max_epochs=4, batch_size=20), make()
-    history = fit(whole, corner, budget=budget)
+    history = fit(whole, dosed, budget=budget)
     monkeypatch.setattr('perturbench.train.Module.on_train_epoch_start', breaks_off)
-    with pytest.raises(ArithmeticError): fit(make(), corner, budget=budget, folder=tmp_path, every=0)
+    with pytest.raises(ArithmeticError): fit(make(), dosed, budget=budget, folder=tmp_path, every=0)
     monkeypatch.undo()
     again = make()
-    assert history.equals(fit(again, corner, budget=budget, folder=tmp_path, every=0)) and same(whole.state_dict(), again.state_dict())
+    assert history.equals(fit(again, dosed, budget=budget, folder=tmp_path, every=0)) and same(whole.state_dict(), again.state_dict())
 
 def breaks_off(module):
     if module.current_epoch == 2: raise ArithmeticError
@@ -230,13 +233,12 @@ def test_any_embedding_of_the_cells_is_named_in_a_grid(tmp_path):
 @pytest.mark.parametrize('name, likelihood', [(n, l) for n in ('cpa', 'sams_vae', 'biolord') for l in ('isotropic', 'nb', 'zinb')])
 def test_likelihoods_of_counts(name, likelihood, task):
     "Cells drawn from the likelihood are spread more than the means, and have about the mean that these have."
-    means = {}
-    for prediction in ('mean', 'sample'):
-        model, history = train(name, task, budget=dict(max_epochs=2, batch_size=512), likelihood=likelihood, prediction=prediction)
-        means[prediction] = np.stack([(p.cells.mean(0), p.cells.std(0)) for p in predict_task(model, task)])
-    assert history.notna().all(axis=None) and np.isfinite(means['mean']).all()
-    assert (means['sample'][:, 1].mean() > 1.5*means['mean'][:, 1].mean()) and (likelihood == 'isotropic' or means['sample'].min() >= 0)
-    assert abs(means['sample'][:, 0] - means['mean'][:, 0]).mean() < .15
+    model, history = train(name, task, budget=dict(max_epochs=2, batch_size=512), likelihood=likelihood)
+    found = []
+    for model.prediction in ('mean', 'sample'): found.append(np.stack([(p.cells.mean(0), p.cells.std(0)) for p in predict_task(model, task)]))
+    mean, drawn = found
+    assert history.notna().all(axis=None) and np.isfinite(mean).all() and (likelihood == 'isotropic' or drawn.min() >= 0)
+    assert drawn[:, 1].mean() > 1.5*mean[:, 1].mean() and abs((drawn - mean)[:, 0].mean()) < .05
 
 KILLED = '''
 import os, signal, sys

@@ -33,7 +33,7 @@ def build(store, seed=0, name='sams_vae', **options):
     cells = everything(store)
     return build_model(name, ModelInfo(store.genes, store.design, cells.n, cells=cells), **options)
 
-def learn(store, seed=0, n_epochs=50, **options):
+def learn(store, seed=0, n_epochs=35, **options):
     "A model after `n_epochs` on all cells."
     model = build(store, seed, **options)
     (adam,), batches = model.optimisers(), Batches(everything(store), strategy='disentangling', batch_size=256, seed=seed)
@@ -93,7 +93,7 @@ def test_on_average_it_does_so_under_another_sampler(small):
     cells, shares = everything(small), []
     torch.manual_seed(0)
     model = ByCondition(ModelInfo(small.genes, small.design, cells.n))
-    batches = Batches(cells, strategy='disentangling', batch_size=31, sampler='condition')
+    batches = Batches(cells, strategy='disentangling', batch_size=62, sampler='condition')
     with torch.no_grad():
         model.effects.logits.normal_(), model.effects.guide[-1].weight.normal_()
         torch.manual_seed(1)

@@ -13,7 +13,7 @@ from torch import nn
 from fastcore.basics import patch
 from torch.func import functional_call
 from ..core import InputError
-from .base import MODELS, ModelInfo, PerturbationModel
+from .base import MODELS, PerturbationModel
 from .blocks import LIKELIHOODS, MLP, Encoder, draw_normal, kl_normal
 from .simple import Network
 
@@ -112,7 +112,7 @@ class CPA(Network):
 
 def _vectors(n, n_latent, seen):
     "A vector for each of `n` things, standard normal, 0 where it was never seen."
-    table = nn.Linear(n, n_latent, bias=False)
+    table = nn.utils.skip_init(nn.Linear, n, n_latent, bias=False)
     nn.init.normal_(table.weight)
     with torch.no_grad(): table.weight[:, torch.tensor(~seen)] = 0
     return table

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['N_DRAWS', 'Effects', 'FreeEffects', 'perturbation_visits', 'SAMSVAE', 'SAMSVAES']
 
-# %% ../../nbs/35_models.sams_vae.ipynb #813cddff
+# %% ../../nbs/35_models.sams_vae.ipynb #85de293b
 from functools import partialmethod
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from .base import MODELS, ModelInfo
 from .blocks import LIKELIHOODS, MLP, Encoder, draw_mask, draw_normal, kl_bernoulli, kl_normal
 from .simple import Network
 
-# %% ../../nbs/35_models.sams_vae.ipynb #90a33fe2
+# %% ../../nbs/35_models.sams_vae.ipynb #84cb49d4
 class Effects(nn.Module):
     "Prior and guide of the masks and effects of all perturbations."
     def __init__(self,
@@ -60,7 +60,7 @@ class Effects(nn.Module):
         chance = self.chance()
         return chance*self.given((chance > .5).to(chance.dtype))[0]
 
-# %% ../../nbs/35_models.sams_vae.ipynb #0d0d2731
+# %% ../../nbs/35_models.sams_vae.ipynb #a0432777
 class FreeEffects(nn.Module):
     "A vector for each perturbation, which costs nothing."
     def __init__(self, n, latent_dim):
@@ -70,7 +70,7 @@ class FreeEffects(nn.Module):
     def draw(self): return self.vectors, torch.zeros_like(self.vectors[:, 0])
     def mean(self): return self.vectors
 
-# %% ../../nbs/35_models.sams_vae.ipynb #5c246350
+# %% ../../nbs/35_models.sams_vae.ipynb #cd1c5b29
 def perturbation_visits(
     info:ModelInfo, # What the model is told about its task
     sampler:str='uniform', # A name in `SAMPLERS`
@@ -80,7 +80,7 @@ def perturbation_visits(
     n = info.train_cells*(with_controls | ~info.design.is_control)
     return expected_visits(n, info.design.state, sampler) @ (info.design.perturbation != 0)
 
-# %% ../../nbs/35_models.sams_vae.ipynb #6e84e5de
+# %% ../../nbs/35_models.sams_vae.ipynb #85680033
 N_DRAWS = 4 # Basal states of a cell that its mean prediction is taken over
 
 @MODELS.register('sams_vae')
@@ -96,7 +96,7 @@ class SAMSVAE(Network):
         n_layers_decoder:int=1, # Hidden layers of the decoder
         decoder_norm:bool=None, # Whether hidden values of the decoder are normalised; by default only under protocol='perturbench'
         dropout:float=.1, # Share of hidden values of encoder and decoder set to 0 in training
-        mask_prior_probability:float=.1, # Chance, by the prior, that a perturbation moves a coordinate
+        mask_prior_probability:float=.05, # Chance, by the prior, that a perturbation moves a coordinate
         effect_scale:float=1., # Standard deviation of the prior of effects
         mean_field_encoding:bool=False, # Whether the encoder of cells does without a look at what the perturbation adds
         sparse_additive_mechanism:bool=True, # False: a free vector for each perturbation, without a mask
