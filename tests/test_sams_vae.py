@@ -35,7 +35,7 @@ def build(store, seed=0, name='sams_vae', **options):
 
 def learn(store, seed=0, n_epochs=35, **options):
     "A model after `n_epochs` on all cells."
-    model = build(store, seed, **options)
+    model = build(store, seed, decoder_norm=False, **options)
     (adam,), batches = model.optimisers(), Batches(everything(store), strategy='disentangling', batch_size=256, seed=seed)
     for epoch in range(n_epochs):
         batches.set_epoch(epoch)

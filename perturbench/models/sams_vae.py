@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['N_DRAWS', 'Effects', 'FreeEffects', 'perturbation_visits', 'SAMSVAE', 'SAMSVAES']
 
-# %% ../../nbs/35_models.sams_vae.ipynb #85de293b
+# %% ../../nbs/35_models.sams_vae.ipynb #4815d0d2
 from functools import partialmethod
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from .base import MODELS, ModelInfo
 from .blocks import LIKELIHOODS, MLP, Encoder, draw_mask, draw_normal, kl_bernoulli, kl_normal
 from .simple import Network
 
-# %% ../../nbs/35_models.sams_vae.ipynb #84cb49d4
+# %% ../../nbs/35_models.sams_vae.ipynb #bf0e8782
 class Effects(nn.Module):
     "Prior and guide of the masks and effects of all perturbations."
     def __init__(self,
@@ -60,7 +60,7 @@ class Effects(nn.Module):
         chance = self.chance()
         return chance*self.given((chance > .5).to(chance.dtype))[0]
 
-# %% ../../nbs/35_models.sams_vae.ipynb #a0432777
+# %% ../../nbs/35_models.sams_vae.ipynb #237ac880
 class FreeEffects(nn.Module):
     "A vector for each perturbation, which costs nothing."
     def __init__(self, n, latent_dim):
@@ -70,7 +70,7 @@ class FreeEffects(nn.Module):
     def draw(self): return self.vectors, torch.zeros_like(self.vectors[:, 0])
     def mean(self): return self.vectors
 
-# %% ../../nbs/35_models.sams_vae.ipynb #cd1c5b29
+# %% ../../nbs/35_models.sams_vae.ipynb #dc70bd7b
 def perturbation_visits(
     info:ModelInfo, # What the model is told about its task
     sampler:str='uniform', # A name in `SAMPLERS`
@@ -80,7 +80,7 @@ def perturbation_visits(
     n = info.train_cells*(with_controls | ~info.design.is_control)
     return expected_visits(n, info.design.state, sampler) @ (info.design.perturbation != 0)
 
-# %% ../../nbs/35_models.sams_vae.ipynb #85680033
+# %% ../../nbs/35_models.sams_vae.ipynb #a121ed80
 N_DRAWS = 4 # Basal states of a cell that its mean prediction is taken over
 
 @MODELS.register('sams_vae')
@@ -94,7 +94,7 @@ class SAMSVAE(Network):
         n_layers_encoder_x:int=1, # Hidden layers of the encoder of cells
         n_layers_encoder_e:int=1, # Hidden layers of the guide of effects
         n_layers_decoder:int=1, # Hidden layers of the decoder
-        decoder_norm:bool=None, # Whether hidden values of the decoder are normalised; by default only under protocol='perturbench'
+        decoder_norm:bool=True, # Whether hidden values of the decoder are normalised
         dropout:float=.1, # Share of hidden values of encoder and decoder set to 0 in training
         mask_prior_probability:float=.05, # Chance, by the prior, that a perturbation moves a coordinate
         effect_scale:float=1., # Standard deviation of the prior of effects
@@ -124,8 +124,7 @@ class SAMSVAE(Network):
         else: self.effects = FreeEffects(len(visits), latent_dim)
         n_in = info.width(features) + info.n_covariates*inject_covariates_encoder + latent_dim*(not mean_field_encoding)
         self.encode_cell = Encoder(n_in, hidden_dim_x, latent_dim, n_layers_encoder_x, dropout)
-        norm = info.protocol == 'perturbench' if decoder_norm is None else decoder_norm
-        self.decode = MLP(latent_dim + info.n_covariates*inject_covariates_decoder, hidden_dim_x, self.likelihood.n_out, n_layers_decoder, dropout, norm)
+        self.decode = MLP(latent_dim + info.n_covariates*inject_covariates_decoder, hidden_dim_x, self.likelihood.n_out, n_layers_decoder, dropout, decoder_norm)
 
     def optimisers(self):
         masks = [p for k, p in self.named_parameters() if k == 'effects.logits']
