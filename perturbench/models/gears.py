@@ -140,7 +140,7 @@ class GEARS(Network):
         inject_covariates:bool=True, # Whether the state takes part; else all states get one effect
         direction_weight:float=1e-3, # Of the term of the loss that asks for the right direction
         direction_scale:float=.1, # A change well above it counts as a direction
-        lr:float=1e-3, # Learning rate of Adam
+        lr:float=3e-3, # Learning rate of Adam
         weight_decay:float=1e-8, # Its weight decay
     ):
         super().__init__(info, lr, weight_decay)
