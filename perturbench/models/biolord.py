@@ -13,8 +13,8 @@ from fastcore.basics import patch
 from torch import nn
 from ..core import InputError
 from .base import MODELS, PerturbationModel
-from .blocks import LIKELIHOODS, MLP
-from .simple import Network, width_space
+from .blocks import MLP
+from .simple import Generative, width_space
 
 # %% ../../nbs/36_models.biolord.ipynb #052e1fee
 class Codes(nn.Module):
@@ -36,9 +36,8 @@ class Codes(nn.Module):
 
 # %% ../../nbs/36_models.biolord.ipynb #5d9dd6ec
 @MODELS.register('biolord')
-class BioLord(Network):
+class BioLord(Generative):
     "Decodes a free code of the cell beside vectors of perturbation and covariates."
-    strategy = 'disentangling'
     def __init__(self, info,
         encoder_width:int=128, # Width of the hidden layers
         latent_dim:int=32, # Width of the codes
@@ -56,14 +55,11 @@ class BioLord(Network):
         codes_lr:float=.03, # Learning rate of the codes, in training and of new cells
         weight_decay:float=1e-6, # Weight decay of the networks
     ):
-        super().__init__(info, lr, weight_decay, features)
-        if prediction not in ('mean', 'sample'): raise InputError(f"the prediction '{prediction}' is not known; give 'mean' or 'sample'")
+        encoded = info.protocol == 'perturbench'
+        super().__init__(info, 'isotropic' if encoded else likelihood, prediction, lr, weight_decay, features)
         self.mse_weight, self.penalty_weight, self.noise, self.adapt_steps = mse_weight, penalty_weight, noise, adapt_steps
-        self.prediction, self.codes_lr, self.fitted, self.encoded = prediction, codes_lr, {}, info.protocol == 'perturbench'
-        self.trains_on_controls = not self.encoded
-        self.likelihood = LIKELIHOODS['isotropic' if self.encoded else likelihood](info)
-        self.fields = self.likelihood.fields
-        if self.encoded: self.encode = MLP(info.width(features), encoder_width, latent_dim, n_layers, dropout)
+        self.codes_lr, self.fitted, self.encoded = codes_lr, {}, encoded
+        if encoded: self.encode = MLP(info.width(features), encoder_width, latent_dim, n_layers, dropout)
         else: self.codes = Codes(_training_rows(info), latent_dim)
         self.effect = nn.Sequential(nn.Linear(info.n_perturbations + 1, encoder_width, bias=False), nn.ReLU(), nn.Linear(encoder_width, attribute_dim, bias=False))
         sizes = [len(v) for v in info.design.covariates.values()]
@@ -148,5 +144,4 @@ def fit_codes(self:BioLord, batch):
 
 @patch
 def predict(self:BioLord, batch):
-    out = self.decoded(self.basal(batch), batch)
-    return self.likelihood.mean(out, batch) if self.prediction == 'mean' else self.likelihood.draw(out, batch)
+    return self.emitted(self.decoded(self.basal(batch), batch), batch)

@@ -14,8 +14,8 @@ from fastcore.basics import patch
 from torch.func import functional_call
 from ..core import InputError
 from .base import MODELS, PerturbationModel
-from .blocks import LIKELIHOODS, MLP, Encoder, draw_normal, kl_normal
-from .simple import Network
+from .blocks import MLP, Encoder, draw_normal, kl_normal
+from .simple import Generative
 
 # %% ../../nbs/34_models.cpa.ipynb #32f88cfd
 class DoseCurves(nn.Module):
@@ -56,9 +56,8 @@ class Adversary(nn.Module):
 
 # %% ../../nbs/34_models.cpa.ipynb #041c64e7
 @MODELS.register('cpa')
-class CPA(Network):
+class CPA(Generative):
     "Adds vectors for perturbation and state to the basal code of a cell, which an adversary keeps free of both."
-    strategy = 'disentangling'
     def __init__(self, info,
         hidden_dim:int=128, # Width of the hidden layers of encoder and decoder
         n_latent:int=64, # Width of the codes
@@ -79,14 +78,10 @@ class CPA(Network):
         lr:float=3e-3, # Learning rate of both Adams
         weight_decay:float=1e-6, # Their weight decay
     ):
-        super().__init__(info, lr, weight_decay, features)
-        if prediction not in ('mean', 'sample'): raise InputError(f"the prediction '{prediction}' is not known; give 'mean' or 'sample'")
+        super().__init__(info, likelihood, prediction, lr, weight_decay, features)
         if use_adversary and adv_steps < 2: raise InputError(f'adv_steps is {adv_steps}, which leaves the adversary no step; give 2 or more')
         self.kl_weight, self.adv_weight, self.adv_steps, self.n_warmup_epochs = kl_weight, adv_weight, adv_steps, n_warmup_epochs
-        self.penalty_weight, self.prediction, self.turn = penalty_weight, prediction, 'warm-up'
-        self.trains_on_controls, doses = info.protocol != 'perturbench', torch.tensor(info.design.perturbation)
-        self.likelihood = LIKELIHOODS[likelihood](info)
-        self.fields = self.likelihood.fields
+        self.penalty_weight, self.turn, doses = penalty_weight, 'warm-up', torch.tensor(info.design.perturbation)
         self.encode = Encoder(info.width(features), hidden_dim, n_latent, n_layers_encoder, dropout)
         self.decode = MLP(n_latent, hidden_dim, self.likelihood.n_out, n_layers_encoder, dropout)
         self.doses = DoseCurves(doses) if ((doses != 0) & (doses != self.dose_unit)).any() else None
@@ -101,9 +96,9 @@ class CPA(Network):
         return z + self.effect(self.perturbation(batch)) + self.state(batch.covariates)
 
     def predict(self, batch):
-        z, log_variance = self.encode(batch.cell_features)
-        if self.prediction == 'mean': return self.likelihood.mean(self.decode(self.shifted(z, batch)), batch)
-        return self.likelihood.draw(self.decode(self.shifted(draw_normal(z, log_variance), batch)), batch)
+        mean, log_variance = self.encode(batch.cell_features)
+        z = mean if self.prediction == 'mean' else draw_normal(mean, log_variance)
+        return self.emitted(self.decode(self.shifted(z, batch)), batch)
 
     def optimisers(self):
         adversary = list(self.adversary.parameters()) if self.adversary else []

@@ -10,12 +10,13 @@ from functools import partialmethod
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import nn
 from ..core import InputError
 from ..loaders.batches import expected_visits
 from .base import MODELS, ModelInfo
-from .blocks import LIKELIHOODS, MLP, Encoder, draw_mask, draw_normal, kl_bernoulli, kl_normal
-from .simple import Network
+from .blocks import MLP, Encoder, draw_mask, draw_normal, kl_bernoulli, kl_normal
+from .simple import Generative
 
 # %% ../../nbs/35_models.sams_vae.ipynb #bf0e8782
 class Effects(nn.Module):
@@ -84,9 +85,8 @@ def perturbation_visits(
 N_DRAWS = 4 # Basal states of a cell that its mean prediction is taken over
 
 @MODELS.register('sams_vae')
-class SAMSVAE(Network):
+class SAMSVAE(Generative):
     "Variational autoencoder that adds a sparse effect for each perturbation to the basal state of a cell."
-    strategy = 'disentangling'
     def __init__(self, info,
         latent_dim:int=64, # Coordinates of the latent space
         hidden_dim_x:int=128, # Width of the hidden layers of the encoder of cells and the decoder
@@ -110,63 +110,18 @@ class SAMSVAE(Network):
         lr_mask:float=.1, # That of the masks
         weight_decay:float=1e-8, # Weight decay of all but the masks
     ):
-        super().__init__(info, lr, weight_decay, features)
-        if prediction not in ('mean', 'sample'): raise InputError(f"a prediction is 'mean' or 'sample', not '{prediction}'")
+        super().__init__(info, likelihood, prediction, lr, weight_decay, features)
         if not 0 < mask_prior_probability < 1: raise InputError(f'a mask_prior_probability of {mask_prior_probability} is not possible; give one above 0 and below 1')
         if effect_scale <= 0: raise InputError(f'an effect_scale of {effect_scale} is not possible; give one above 0')
-        self.mean_field, self.from_prior, self.prediction, self.lr_mask = mean_field_encoding, generative_counterfactual, prediction, lr_mask
-        self.in_encoder, self.in_decoder, self.trains_on_controls = inject_covariates_encoder, inject_covariates_decoder, info.protocol != 'perturbench'
+        self.mean_field, self.from_prior, self.lr_mask = mean_field_encoding, generative_counterfactual, lr_mask
+        self.in_encoder, self.in_decoder = inject_covariates_encoder, inject_covariates_decoder
         visits = perturbation_visits(info, self.sampler, self.trains_on_controls)
         self.register_buffer('share', torch.tensor(np.where(visits > 0, 1/np.where(visits > 0, visits, 1), 0), dtype=torch.float32))
-        self.likelihood = LIKELIHOODS[likelihood](info)
-        self.fields = self.likelihood.fields
         if sparse_additive_mechanism: self.effects = Effects(visits > 0, latent_dim, hidden_dim_cond, n_layers_encoder_e, mask_prior_probability, effect_scale)
         else: self.effects = FreeEffects(len(visits), latent_dim)
         n_in = info.width(features) + info.n_covariates*inject_covariates_encoder + latent_dim*(not mean_field_encoding)
         self.encode_cell = Encoder(n_in, hidden_dim_x, latent_dim, n_layers_encoder_x, dropout)
         self.decode = MLP(latent_dim + info.n_covariates*inject_covariates_decoder, hidden_dim_x, self.likelihood.n_out, n_layers_decoder, dropout, decoder_norm)
-
-    def optimisers(self):
-        masks = [p for k, p in self.named_parameters() if k == 'effects.logits']
-        rest = dict(params=[p for k, p in self.named_parameters() if k != 'effects.logits'], weight_decay=self.weight_decay)
-        return [torch.optim.Adam([rest, *([dict(params=masks, lr=self.lr_mask)] if masks else [])], lr=self.lr, fused=True)]
-
-    def basal(self, batch, z_p):
-        "Mean and log variance of the basal state of cells that carry `z_p` [n, K]."
-        x = batch.cell_features
-        parts = [x] + [batch.covariates]*self.in_encoder + [z_p]*(not self.mean_field)
-        return self.encode_cell(torch.cat([o.to(x.dtype) for o in parts], 1))
-
-    def output(self, batch, z): return self.decode(torch.cat([z, batch.covariates], 1) if self.in_decoder else z)
-
-    def loss(self, batch):
-        p, (effects, kl) = self.perturbation(batch), self.effects.draw()
-        z_p = p @ effects
-        mean, log_variance = self.basal(batch, z_p)
-        parts = dict(nll=self.likelihood.nll(self.output(batch, draw_normal(mean, log_variance) + z_p), batch).mean(),
-                     kl_basal=kl_normal(mean, log_variance).mean(), kl_effects=((p != 0).to(kl.dtype) @ (kl*self.share)).mean())
-        return dict(loss=sum(parts.values()), **parts)
-
-    def draws(self, mean, log_variance, n):
-        "`n` draws of each row, the same ones each time, in pairs about the mean."
-        generator = torch.Generator(mean.device).manual_seed(0)
-        for _ in range(n//2):
-            away = torch.randn(mean.shape, generator=generator, device=mean.device)*(log_variance/2).exp()
-            yield from (mean + away, mean - away)
-
-    def val_loss(self, batch):
-        z_p = self.perturbation(batch) @ self.effects.mean()
-        mean, log_variance = self.basal(batch, z_p)
-        nll = torch.stack([self.likelihood.nll(self.output(batch, z_b + z_p), batch) for z_b in self.draws(mean, log_variance, 2)])
-        return nll.mean() + kl_normal(mean, log_variance).mean()
-
-    def predict(self, batch):
-        p = self.perturbation(batch)
-        z_p = p @ (self.effects.mean() if self.prediction == 'mean' else self.effects.draw()[0])
-        none = torch.zeros_like(z_p)
-        mean, log_variance = (none, none) if self.from_prior else self.basal(batch, none)
-        if self.prediction == 'sample': return self.likelihood.draw(self.output(batch, draw_normal(mean, log_variance) + z_p), batch)
-        return sum(self.likelihood.mean(self.output(batch, z_b + z_p), batch) for z_b in self.draws(mean, log_variance, N_DRAWS))/N_DRAWS
 
     @classmethod
     def search_space(cls, trial):
@@ -179,6 +134,58 @@ class SAMSVAE(Network):
             mean_field_encoding=trial.suggest_categorical('mean_field_encoding', [True, False]),
             mask_prior_probability=trial.suggest_float('mask_prior_probability', 1e-4, .99, log=True))
 
+# %% ../../nbs/35_models.sams_vae.ipynb #f5d7f05b
+@patch
+def optimisers(self:SAMSVAE):
+    masks = [p for k, p in self.named_parameters() if k == 'effects.logits']
+    rest = dict(params=[p for k, p in self.named_parameters() if k != 'effects.logits'], weight_decay=self.weight_decay)
+    return [torch.optim.Adam([rest, *([dict(params=masks, lr=self.lr_mask)] if masks else [])], lr=self.lr, fused=True)]
+
+@patch
+def basal(self:SAMSVAE, batch, z_p):
+    "Mean and log variance of the basal state of cells that carry `z_p` [n, K]."
+    x = batch.cell_features
+    parts = [x] + [batch.covariates]*self.in_encoder + [z_p]*(not self.mean_field)
+    return self.encode_cell(torch.cat([o.to(x.dtype) for o in parts], 1))
+
+@patch
+def output(self:SAMSVAE, batch, z): return self.decode(torch.cat([z, batch.covariates], 1) if self.in_decoder else z)
+
+@patch
+def loss(self:SAMSVAE, batch):
+    p, (effects, kl) = self.perturbation(batch), self.effects.draw()
+    z_p = p @ effects
+    mean, log_variance = self.basal(batch, z_p)
+    parts = dict(nll=self.likelihood.nll(self.output(batch, draw_normal(mean, log_variance) + z_p), batch).mean(),
+                 kl_basal=kl_normal(mean, log_variance).mean(), kl_effects=((p != 0).to(kl.dtype) @ (kl*self.share)).mean())
+    return dict(loss=sum(parts.values()), **parts)
+
+# %% ../../nbs/35_models.sams_vae.ipynb #3383e5d1
+@patch
+def draws(self:SAMSVAE, mean, log_variance, n):
+    "`n` draws of each row, the same ones each time, in pairs about the mean."
+    generator = torch.Generator(mean.device).manual_seed(0)
+    for _ in range(n//2):
+        away = torch.randn(mean.shape, generator=generator, device=mean.device)*(log_variance/2).exp()
+        yield from (mean + away, mean - away)
+
+@patch
+def val_loss(self:SAMSVAE, batch):
+    z_p = self.perturbation(batch) @ self.effects.mean()
+    mean, log_variance = self.basal(batch, z_p)
+    nll = torch.stack([self.likelihood.nll(self.output(batch, z_b + z_p), batch) for z_b in self.draws(mean, log_variance, 2)])
+    return nll.mean() + kl_normal(mean, log_variance).mean()
+
+@patch
+def predict(self:SAMSVAE, batch):
+    p = self.perturbation(batch)
+    z_p = p @ (self.effects.mean() if self.prediction == 'mean' else self.effects.draw()[0])
+    none = torch.zeros_like(z_p)
+    mean, log_variance = (none, none) if self.from_prior else self.basal(batch, none)
+    if self.prediction == 'sample': return self.likelihood.draw(self.output(batch, draw_normal(mean, log_variance) + z_p), batch)
+    return sum(self.likelihood.mean(self.output(batch, z_b + z_p), batch) for z_b in self.draws(mean, log_variance, N_DRAWS))/N_DRAWS
+
+# %% ../../nbs/35_models.sams_vae.ipynb #9d9817be
 @MODELS.register('sams_vae_s')
 class SAMSVAES(SAMSVAE):
     "SAMS-VAE with a free vector for each perturbation, without a mask."
