@@ -10,7 +10,7 @@ from perturbench.core import progress
 from perturbench.loaders.batches import Batches
 from perturbench.loaders.store import Cells
 from perturbench.models.base import MODELS, ModelInfo, build_model, model_class, model_options
-from perturbench.models.gears import distinct
+from perturbench.models.simple import distinct
 from _common import header, in_turn, options, random_store, ratio, report, set_threads, table
 sys.path.append(str(Path(__file__).resolve().parents[1]/'tests'))
 from test_gears import predict_by_cell

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['N_CONTROLS', 'PIECE', 'coexpression_edges', 'annotation_edges', 'perturbation_edges', 'gene_edges', 'row_means',
-           'GraphConvolution', 'distinct', 'GEARS']
+           'GraphConvolution', 'GEARS']
 
 # %% ../../nbs/37_models.gears.ipynb #3964ccee
 from pathlib import Path
@@ -20,7 +20,7 @@ from ..core import InputError
 from ..data.features import Graph, annotation_graph, coexpression_graph, read_annotations
 from .base import MODELS
 from .blocks import MLP
-from .simple import Network
+from .simple import Network, distinct
 
 # %% ../../nbs/37_models.gears.ipynb #c2adb7fa
 N_CONTROLS = 2048 # Control cells that correlations are taken over, at most
@@ -115,15 +115,6 @@ class GraphConvolution(nn.Module):
             with torch.autocast(x.device.type, enabled=False): x = torch.sparse.mm(A, (F.relu(x) if i else x).float())  # no gradient in bfloat16
             x = layer(x)
         return x
-
-# %% ../../nbs/37_models.gears.ipynb #43758802
-def distinct(
-    batch, # A Batch
-) -> tuple: # int64 [C], a cell of each condition; int64 [n], the condition of each cell, from 0 on
-    "The conditions that differ among the cells."
-    if batch.condition is None: row = torch.cat([batch.perturbation, batch.covariates], 1).unique(dim=0, return_inverse=True)[1]
-    else: row = batch.condition.unique(return_inverse=True)[1]
-    return row.new_zeros(int(row.max()) + 1).scatter_(0, row, torch.arange(len(row), device=row.device)), row
 
 # %% ../../nbs/37_models.gears.ipynb #90663e9e
 PIECE = 2**25 # Numbers of the tensor of conditions x genes x vectors that are held at once
