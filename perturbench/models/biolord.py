@@ -30,7 +30,7 @@ class Codes(nn.Module):
 
     def forward(self, cell):
         "The codes of the cells in store rows `cell` [n, latent_dim]; 0 for a cell that has none."
-        at = torch.searchsorted(self.rows, cell).clamp(max=max(0, len(self.rows) - 1))
+        at = torch.searchsorted(self.rows, cell.contiguous()).clamp(max=max(0, len(self.rows) - 1))
         known = self.rows[at] == cell if len(self.rows) else torch.zeros_like(cell, dtype=torch.bool)
         return self.table(at)*known[:, None]
 
@@ -56,6 +56,7 @@ class BioLord(Generative):
         weight_decay:float=1e-6, # Weight decay of the networks
     ):
         encoded = info.protocol == 'perturbench'
+        if features and not encoded: raise InputError("BioLord has an encoder, which could read `features`, under protocol='perturbench' alone; leave them out")
         super().__init__(info, 'isotropic' if encoded else likelihood, prediction, lr, weight_decay, features)
         self.mse_weight, self.penalty_weight, self.noise, self.adapt_steps = mse_weight, penalty_weight, noise, adapt_steps
         self.codes_lr, self.fitted, self.encoded = codes_lr, {}, encoded
