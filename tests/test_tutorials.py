@@ -29,3 +29,29 @@ def test_a_baseline_does_not_care_which_genes_are_modelled(leak):
 def test_the_parts_of_the_leak_add_up(leak):
     table = leak[leak.metric == 'rmse_average'].pivot(index='model', columns='contrast', values='difference')
     np.testing.assert_allclose(table[['more cells', 'truth', 'noise']].sum(axis=1), table.scored, atol=5e-5)
+
+@pytest.fixture(scope='module')
+def compared(tmp_path_factory):
+    "What a small run of ablations leaves, by metric, model and condition."
+    folder = tmp_path_factory.mktemp('ablations')
+    execute('benchmarks/ablations', folder, tasks=['sim-combination'], models=['linear', 'covariate_only', 'cpa', 'cpa_noadv'], seeds=[0], budget=dict(max_epochs=3, batch_size=256))
+    return pd.read_csv(folder/'results'/'ablations.csv').groupby(['metric', 'model', 'condition']).value.mean()
+
+def test_ablations_know_what_costs_nothing(compared):
+    "Of the references, one profile is furthest from cells; a model told nothing ranks .5; both ways of predicting are there, and a drawn cell is no mean."
+    distance, rank = compared['energy_distance'], compared['rmse_rank_average']
+    assert distance['controls + shift'].mean() < distance['controls'].mean() < distance['constant'].mean()
+    assert (rank['covariate_only'] == .5).all() and rank['linear'].mean() < .45
+    assert {f'{m} ({w})' for m in ('cpa', 'cpa_noadv') for w in ('mean', 'sample')} <= set(distance.index.unique('model'))
+    assert (distance['cpa (sample)'] != distance['cpa (mean)']).all()
+
+def test_the_distance_of_ablations_is_the_unbiased_one(compared, tmp_path):
+    "By a double loop over the cells of one condition, from controls as they are."
+    from perturbench.loaders.batches import principal_axes
+    from perturbench.tasks import open_task
+    task = open_task('sim-combination', tmp_path)
+    c = int(task.test_conditions()[0])
+    axes = principal_axes(task.cells('train'), 50).double().numpy()
+    x, y = (task.store.dense(rows).double().numpy() @ axes for rows in (task.given().rows, task.cells('test').of(c)))
+    mean = lambda a, b, same: sum(np.sqrt(((p - q)**2).sum()) for i, p in enumerate(a) for j, q in enumerate(b) if not same or i != j)/(len(a)*(len(b) - same))
+    assert compared['energy_distance', 'controls', c] == pytest.approx(2*mean(x, y, False) - mean(x, x, True) - mean(y, y, True), rel=1e-4)
