@@ -52,8 +52,8 @@ def models():
 @app.command()
 def metrics():
     "List the metrics."
-    from perturbench.metrics.ranks import METRICS
-    _print_table([dict(name=k, better=m.better, best=m.best, about=m.text) for k, m in METRICS.items()])
+    from perturbench.evaluate import metric_table
+    _print_table(metric_table()[['name', 'kind', 'better', 'best', 'source', 'about']].to_dict('records'))
 
 @app.command()
 def tasks():
@@ -181,26 +181,28 @@ def evaluate(
     control:Control='control',
     values:Annotated[str, typer.Option(help='What X holds: lognorm or counts (raw).')]='lognorm',
     sep:Sep='+',
-    train:Annotated[Optional[Path], typer.Option(help='An h5ad of the training cells: baselines fitted on it are scored beside.')]=None,
+    train:Annotated[Optional[Path], typer.Option(help='An h5ad of the training cells: axes and centres come from it, and baselines fitted on it are scored beside.')]=None,
     protocol:Protocol='default',
+    intersection:Annotated[bool, typer.Option('--intersection', help='Score only the conditions that the truth and all predictions have.')]=False,
 ):
     """Score predictions that were made elsewhere.
 
     Predict from the controls that OUT/controls.csv calls half A: true effects are taken against half B, and a model that was given half B carries its noise.
     """
-    import pandas as pd
-    from perturbench.bench.leaderboard import print_tables, write_board
+    from perturbench.bench.leaderboard import conditions_of, print_tables, write_board
     from perturbench.core import Lock, atomic_path
-    from perturbench.evaluate import evaluate_files
+    from perturbench.files import evaluate_files
     if (out/'runs').exists(): raise InputError(f'{out} holds the runs of a benchmark, whose leaderboard would be lost; choose another folder with -o')
     with Lock(out):
-        scores = evaluate_files(truth, predictions, perturbation_key, covariate_keys, control, values, _sep(sep), train, protocol)
-        with atomic_path(out/'scores.parquet') as part: scores.to_parquet(part, index=False)
-        board, files = write_board(scores, None, out)
+        found = evaluate_files(truth, predictions, perturbation_key, covariate_keys, control, values, _sep(sep), train, protocol, intersection=intersection)
+        with atomic_path(out/'scores.parquet') as part: found.scores.to_parquet(part, index=False)
+        name = found.evaluation.task.name
+        board, files = write_board(found.scores, found.runs, out, {name: found.references}, {name: conditions_of(found.evaluation)})
         print_tables(board)
-        for note in scores.attrs.get('notes', ()): print(f'note: {note}')
-        with atomic_path(out/'controls.csv') as part: pd.DataFrame(scores.attrs['controls']).to_csv(part, index=False)
+        for note in found.notes: print(f'note: {note}')
+        with atomic_path(out/'controls.csv') as part: found.controls.to_csv(part, index=False)
         for f in [out/'scores.parquet', out/'controls.csv', *files]: print(f)
+
 
 # %% ../nbs/70_cli.ipynb #bc842de5
 UsageError = typer.BadParameter.__base__  # typer brings its own click, so its errors are reached through typer

@@ -67,14 +67,17 @@ def predict_task(
     task, # A Task
     fold:int=0,
     seed:int=0, # For models that draw
+    controls:bool=False, # Predict the controls of each state as well, before its conditions
 ):
     "Yield a `Prediction` for each condition that `fold` tests, made from the controls of its state that models are given."
     design, given = task.design, task.given(fold)
     state = design.state[np.asarray(task.store.codes)[given.rows]]
-    for c in task.test_conditions(fold):
-        controls, known = known_of(model, task.store, given.rows[state == design.state[c]])
-        p, k = design.perturbation[c], design.covariate[c]
-        yield Prediction(int(c), predict_cells(model, controls, p, k, seed, int(c), **known), fold, model.status(p, k))
+    for s, codes in pd.Series(task.test_conditions(fold)).groupby(design.state[task.test_conditions(fold)]):
+        cells, known = known_of(model, task.store, given.rows[state == s])
+        own = np.flatnonzero(design.is_control & (design.state == s))[:1] if controls else []
+        for c in [*own, *codes]:
+            p, k = design.perturbation[c], design.covariate[c]
+            yield Prediction(int(c), predict_cells(model, cells, p, k, seed, int(c), **known), fold, model.status(p, k))
 
 # %% ../nbs/41_predict.ipynb #961409d4
 def read_conditions(

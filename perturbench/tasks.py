@@ -114,6 +114,8 @@ class Task:
     parts:np.ndarray # folds x cells, int8: index in `PARTS`, by store row
     half:np.ndarray # cells, int8: 0 = A, 1 = B for test controls, -1 otherwise
     naming:dict # control, sep, dose_key and targets of the screen
+    target_sum:float=None # The total that cells were normalised to; None where the file does not say
+    replicate:np.ndarray=None # cells, int64: the biological replicate (donor, guide), by store row; None where the screen has none
 
     @property
     def n_folds(self): return len(self.parts)
@@ -121,6 +123,8 @@ class Task:
     def genes(self): return list(self.store.genes)
     @property
     def design(self) -> Design: return self.store.design
+    @property
+    def scale(self): return 1e4/self.target_sum if self.target_sum else 1.
 
     def __repr__(self):
         n = [f'{(self.parts[0] == i).sum():,} {p}' for i, p in enumerate(PARTS)]
@@ -240,6 +244,7 @@ def _write_task(spec, folder, protocol, key, screen, splits, genes, target_sum) 
         order = np.asarray(store.order)
         np.save(part/'parts.npy', np.stack([s.parts.codes for s in splits]).astype(np.int8)[:, order])
         np.save(part/'half.npy', splits[0].half[order])
+        if screen.replicate_key: np.save(part/'replicate.npy', pd.factorize(screen.adata.obs[screen.replicate_key].astype(str), sort=True)[0][order])
         screen.conditions.to_parquet(part/'conditions.parquet')
         for i, s in enumerate(splits):
             s.write(part/of_fold('split.csv', i, len(splits)))
@@ -258,4 +263,5 @@ def load_task(
     try: o = json.loads((folder/'task.json').read_text())
     except OSError: raise InputError(f'{folder} holds no task; start `perturbench run` again, it opens the tasks it needs') from None
     return Task(name or o['name'], o['task_id'], o['protocol'], TaskSpec(**o['spec']), folder, CellStore.load(folder/'store'),
-                pd.read_parquet(folder/'conditions.parquet'), tuple(o['covariate_keys']), np.load(folder/'parts.npy'), np.load(folder/'half.npy'), o['naming'])
+                pd.read_parquet(folder/'conditions.parquet'), tuple(o['covariate_keys']), np.load(folder/'parts.npy'), np.load(folder/'half.npy'), o['naming'], o['target_sum'],
+                np.load(folder/'replicate.npy') if (folder/'replicate.npy').exists() else None)

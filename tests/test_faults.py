@@ -150,8 +150,9 @@ def test_wrong_options(at, capsys, args):
 def test_a_metric_that_is_not_known():
     from perturbench.core import InputError
     from perturbench.evaluate import score
+    from perturbench.metrics.effects import Profiles
     x = np.zeros((2, 3))
-    with pytest.raises(InputError, match="did you mean 'rmse_average'"): score(x, x, x, x, np.zeros(2, int), metrics=['rmse_avrage'])
+    with pytest.raises(InputError, match="did you mean 'rmse_average'"): score(Profiles(x, x), Profiles(x, x), np.zeros(2, int), metrics=['rmse_avrage'])
 
 def test_no_traceback_from_a_shell(at):
     done = subprocess.run([Path(sys.executable).parent/'perturbench', 'report', 'nowhere'], capture_output=True, text=True)

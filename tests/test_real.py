@@ -5,7 +5,7 @@ from perturbench.cli import main
 from perturbench.core import InputError
 from perturbench.data.screen import read_screen
 from perturbench.data.splits import default_recipe, make_splits
-from perturbench.evaluate import collect, evaluate_task
+from perturbench.evaluate import Evaluation, evaluate_task
 from perturbench.metrics.accuracy import cosine
 from perturbench.metrics.calibration import paired_difference
 from perturbench.metrics.effects import log_fold_change
@@ -72,16 +72,16 @@ def test_on_the_doubles_additive_beats_the_perturbed_mean(prepared):
 def test_on_the_doubles_additive_is_as_good_as_a_replicate(prepared):
     "A dozen control cells in each half and 97 % zeros leave little of a log fold change: half of the cells of a double predict the others no better."
     task, r, replicate = opened(prepared, K562), np.random.default_rng(0), []
-    a, m = (collect(task, predictions(task, k)) for k in ('additive', 'perturbed_mean'))
+    a, m = (Evaluation(task, 'cosine_logfc').collect(predictions(task, k)) for k in ('additive', 'perturbed_mean'))
     for _ in range(20):
         for i, (c, f) in enumerate(zip(a.condition, a.fold)):
             cells = task.store.dense(task.cells('test', f).of(c)).numpy()[r.permutation(100)]
-            x, y = log_fold_change(cells[:50].mean(0), a.pred_control[i]), log_fold_change(cells[50:].mean(0), a.true_control[i])
+            x, y = log_fold_change(cells[:50].mean(0), a.pred.control[i]), log_fold_change(cells[50:].mean(0), a.true.control[i])
             replicate.append(cosine(x[None], y[None])[0])
     effects = cosine(*a.effects())
     assert np.mean(replicate) < .25 and effects.mean() > np.mean(replicate) - .05
     # on the scale of the means, where genes that hardly any cell shows weigh little, the doubles are the sum of their parts
-    plain = {k: cosine(p.pred - p.pred_control, p.true - p.true_control) for k, p in (('additive', a), ('mean', m))}
+    plain = {k: cosine(p.pred.rows('delta'), p.true.rows('delta')) for k, p in (('additive', a), ('mean', m))}
     assert plain['additive'].mean() > .5 and (plain['additive'] > plain['mean']).all()
 
 def test_panobinostat_is_refused_with_the_recipe_that_works(prepared):

@@ -15,7 +15,8 @@ from fastcore.basics import patch
 from threadpoolctl import threadpool_limits
 from .. import __version__
 from ..core import InputError, digest, remove, seed_of
-from ..evaluate import collect, score_effects
+from ..evaluate import Evaluation
+from ..metrics import references as _references # gives an evaluation its references
 from ..plots import figure, label, loss_curve, observed_predicted
 from ..models.base import build_model, load_model, model_class, save_model
 from ..models.zoo import MODELS
@@ -58,7 +59,8 @@ class Run:
     folder:Path # Where this attempt writes
     moves:bool # Whether `save` puts it in its place
     history:pd.DataFrame = None # fold, epoch, train_loss, val_loss
-    effects:object = None # Mean profiles, predicted and observed, after `score`
+    effects:object = None # A `Comparison`, after `score`
+    collapse:dict = field(default_factory=dict) # spread, rank_pred, rank_true and collapsed, after `score`
     costs:dict = field(default_factory=dict) # fit_seconds, predict_seconds, peak_memory (MB)
 
     @property
@@ -123,14 +125,16 @@ def train(self:Run) -> pd.DataFrame: # fold, epoch, train_loss, val_loss; empty 
 def predict(self:Run):
     "Yield the prediction of each tested condition, each from the model that did not see it."
     for fold in range(self.task.n_folds):
-        yield from predict_task(load_model(self.folder/of_fold('model.ckpt', fold, self.task.n_folds)), self.task, fold, self.seed)
+        yield from predict_task(load_model(self.folder/of_fold('model.ckpt', fold, self.task.n_folds)), self.task, fold, self.seed, controls=True)
 
 @patch
 def score(self:Run) -> pd.DataFrame: # The columns of a score table
     "Predict, and score the predictions."
     start = time.perf_counter()
-    self.effects = collect(self.task, self.predict())
-    scores = score_effects(self.task, self.effects)
+    evaluation = Evaluation(self.task)
+    self.effects = evaluation.collect(self.predict())
+    scores = evaluation.table(self.effects)
+    self.collapse = evaluation.collapsed(self.effects)
     self.costs['predict_seconds'] = time.perf_counter() - start
     for i, (k, v) in enumerate(dict(task=self.task.name, task_id=self.task.task_id, model=self.label, seed=self.seed, run_id=self.run_id).items()):
         scores.insert(i, k, v)
@@ -142,7 +146,7 @@ def save(self:Run, scores:pd.DataFrame) -> Path: # The folder of the run
     "Write scores and costs, and put the run in its place; one that was given a folder is put there by who gave it."
     scores.to_parquet(self.folder/'scores.parquet', index=False)
     about = dict(run_id=self.run_id, task=self.task.name, task_id=self.task.task_id, model=self.label, name=self.model, options=self.options, seed=self.seed,
-                 budget=asdict(self.budget), protocol=self.task.protocol, threads=self.threads, **self.costs,
+                 budget=asdict(self.budget), protocol=self.task.protocol, threads=self.threads, **{k: None if v != v else v for k, v in self.collapse.items()}, **self.costs,
                  versions=dict(perturbench=__version__, torch=torch.__version__, numpy=np.__version__, python=platform.python_version()))
     (self.folder/'run.json').write_text(json.dumps(about, indent=1, ensure_ascii=False))
     remove(self.out/'checkpoints'/self.run_id)

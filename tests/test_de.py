@@ -1,0 +1,337 @@
+"Differential expression against scipy and scanpy, its scores against their definitions in sets and against scikit-learn."
+import subprocess, sys, warnings
+from dataclasses import replace
+import anndata as ad, numpy as np, pandas as pd, pytest, scanpy as sc
+from hypothesis import given, settings, strategies as st
+from scipy import sparse, stats
+from sklearn.metrics import average_precision_score
+from perturbench.core import InputError
+from perturbench.metrics import de
+from perturbench.metrics.accuracy import METRICS
+from perturbench.metrics.de import benjamini_hochberg, de_weights, down_sample, enough_variance, false_positives, t_test, top, wilcoxon
+
+few = settings(max_examples=25, deadline=None, derandomize=True)
+seeds = st.integers(0, 2**32 - 1)
+DE = [m for _, m in METRICS.items() if m.kind == 'de']
+
+def expression(r, n, n_genes, wild=False):
+    "Log counts with many ties; `wild`: a silent gene, a constant one, one of a single cell, one with values below 0, one without ties."
+    x = np.log1p(r.negative_binomial(.5, .5/(.5 + r.gamma(1., 1., n_genes)), (n, n_genes)))
+    if wild:
+        x[:, :3] = [0, 2, 0]
+        x[r.integers(n), 2] = 1
+        x[:, 3], x[:, 4] = r.integers(-2, 3, n), r.normal(size=n)
+    return x
+
+def case(seed, wild=True, n_groups=3, n_genes=12):
+    "Cells, their conditions, and reference cells."
+    r = np.random.default_rng(seed)
+    n, m = r.integers(12, 120), r.integers(2, 80)
+    x = expression(r, n + m, n_genes, wild)
+    codes = np.append(np.arange(n_groups), r.integers(-1, n_groups, n - n_groups))
+    return x[:n], codes, x[n:]
+
+def by_scipy(x, codes, y, n_groups=3):
+    "P-values of each condition, conditions x genes."
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        p = [[stats.mannwhitneyu(a, b, method='asymptotic', use_continuity=True).pvalue for a, b in zip(x[codes == g].T, y.T)] for g in range(n_groups)]
+    return np.nan_to_num(p, nan=1)
+
+@few
+@given(seeds)
+def test_wilcoxon_is_that_of_scipy_in_every_layout(seed):
+    x, codes, y = case(seed)
+    x, y = x.astype(np.float32), y.astype(np.float32)
+    known = by_scipy(x.astype(float), codes, y.astype(float))
+    first = wilcoxon(x, codes, 3, y)
+    for layout in (np.asarray, np.asfortranarray, sparse.csr_matrix, sparse.csr_array, sparse.csc_array):
+        for dtype in (np.float32, np.float64):
+            tests = wilcoxon(layout(x.astype(dtype)), codes, 3, layout(y.astype(dtype)))
+            assert tests.p == pytest.approx(known, abs=1e-12)
+            assert (tests.p == first.p).all() and (tests.statistic == first.statistic).all()
+            assert tests.lfc == pytest.approx(first.lfc, abs=1e-12) and tests.t == pytest.approx(first.t, rel=1e-6, abs=1e-9)
+    assert tests.fdr == pytest.approx(stats.false_discovery_control(known, axis=1), abs=1e-12)
+    higher = np.array([[np.mean(np.sign(a[:, None] - b)) for a, b in zip(x[codes == g].T, y.T)] for g in range(3)])
+    assert (tests.statistic*higher >= 0).all()
+    level = lambda o: np.log2(np.expm1(o.astype(float)).mean(0) + 1)
+    assert tests.lfc == pytest.approx(np.stack([level(x[codes == g]) - level(y) for g in range(3)]), abs=1e-9)
+
+@few
+@given(seeds)
+def test_wilcoxon_does_not_depend_on_the_order_of_cells_genes_and_conditions(seed):
+    x, codes, y = case(seed)
+    r, tests = np.random.default_rng(seed), wilcoxon(x, codes, 3, y)
+    rows, others, genes, names = r.permutation(len(x)), r.permutation(len(y)), r.permutation(x.shape[1]), r.permutation(3)
+    turned = wilcoxon(x[rows][:, genes], codes[rows], 3, y[others][:, genes])
+    assert (turned.p == tests.p[:, genes]).all() and turned.lfc == pytest.approx(tests.lfc[:, genes], abs=1e-12)
+    renamed = wilcoxon(x, np.where(codes >= 0, names[codes], -1), 3, y)
+    for name in ('p', 'fdr', 'lfc', 'statistic', 't', 'n'): assert (getattr(renamed, name)[names] == getattr(tests, name)).all()
+    alone = wilcoxon(x[codes == 1], np.zeros((codes == 1).sum(), int), 1, y)[0]
+    assert (alone.p == tests[1].p).all() and (alone.fdr == tests[1].fdr).all() and alone.n == tests[1].n
+
+def test_wilcoxon_takes_stored_zeros_for_zeros_and_leaves_its_input_alone():
+    x, codes, y = case(1)
+    tests, m = wilcoxon(x, codes, 3, y), sparse.csr_array(np.where(x == 0, 9, x))
+    m.data[m.data == 9] = 0
+    before = m.nnz, m.data.copy()
+    assert (wilcoxon(m, codes, 3, sparse.csr_array(y)).p == tests.p).all()
+    assert m.nnz == before[0] and (m.data == before[1]).all()
+    order = np.concatenate([s + np.random.default_rng(0).permutation(e - s) for s, e in zip(m.indptr, m.indptr[1:])])
+    jumbled = sparse.csr_array((m.data[order], m.indices[order], m.indptr), m.shape)
+    assert (wilcoxon(jumbled, codes, 3, sparse.csr_array(y)).p == tests.p).all()
+
+def test_wilcoxon_takes_numbers_of_any_kind():
+    x, y = np.random.default_rng(0).poisson(1, (50, 5)), np.random.default_rng(1).poisson(2, (20, 5))
+    tests = wilcoxon(x.astype(float), np.zeros(50, int), 1, y.astype(float))
+    for a, b in [(np.int64, np.int64), (np.float16, np.float32), (np.uint8, np.float64), (np.float64, np.float32)]:
+        for layout in (np.asarray, sparse.csr_array):
+            if layout is sparse.csr_array and np.float16 in (a, b): continue  # scipy has no such sparse matrix
+            assert (wilcoxon(layout(x.astype(a)), np.zeros(50, int), 1, layout(y.astype(b))).p == tests.p).all()
+
+def test_wilcoxon_gives_the_same_on_two_threads_and_says_nothing(monkeypatch, capfd):
+    r = np.random.default_rng(0)
+    x, codes, y = sparse.csr_array(expression(r, 90, 700)), r.integers(0, 3, 90), sparse.csr_array(expression(r, 60, 700))
+    tests = wilcoxon(x, codes, 3, y)
+    assert (wilcoxon(x, codes, 3, y).p == tests.p).all()
+    monkeypatch.setattr(de, 'get_num_threads', lambda: 2)
+    assert (wilcoxon(x, codes, 3, y).p == tests.p).all()
+    assert capfd.readouterr() == ('', '')
+
+def test_a_gene_in_perfect_balance_says_nothing():
+    for x, y in [([1., 4.], [2., 3.]), ([0., 1.], [0., 1.]), ([0., 0., 1., 2.], [0., 0.5])]:
+        x, y = np.array(x)[:, None], np.array(y)[:, None]
+        for layout in (np.asarray, sparse.csr_array):
+            tests = wilcoxon(layout(x), np.zeros(len(x), int), 1, layout(y))
+            assert tests.p == pytest.approx(by_scipy(x, np.zeros(len(x), int), y, 1), abs=1e-12)
+    assert wilcoxon(np.array([[1.], [4.]]), [0, 0], 1, np.array([[2.], [3.]])).statistic == 0
+
+def test_wilcoxon_of_many_zeros():
+    r = np.random.default_rng(0)
+    x = np.log1p(r.poisson([.001, .05], (60_000, 2)))
+    codes = np.where(np.arange(60_000) < 500, 0, -1)
+    tests = wilcoxon(sparse.csr_array(x), codes, 1, sparse.csr_array(x[500:]))
+    assert tests.p == pytest.approx(by_scipy(x, codes, x[500:], 1), abs=1e-12) and tests.n_reference == 59_500
+
+def test_wilcoxon_of_empty_and_single_cells():
+    x, codes, y = case(2)
+    tests = wilcoxon(x, np.where(codes == 1, -1, codes), 5, y)
+    assert np.isnan(tests.p[[1, 3, 4]]).all() and np.isnan(tests.lfc[1]).all() and np.isnan(tests.t[1]).all() and tests.n_significant[1] == 0
+    assert (tests.p[0] == wilcoxon(x, codes, 3, y).p[0]).all()
+    lone = wilcoxon(x[:1], [0], 1, y[:1])
+    assert lone.p == pytest.approx(by_scipy(x[:1], np.array([0]), y[:1], 1), abs=1e-12) and (lone.t == 0).all()
+    none = wilcoxon(x, np.full(len(x), -1), 2, y)
+    assert none.p.shape == (2, 12) and np.isnan(none.fdr).all() and (none.n == 0).all()
+
+@pytest.mark.parametrize('change, says', [(dict(codes=[0]), '1 codes for'), (dict(n_groups=2), 'not one of 2 conditions'),
+                                          (dict(reference=np.ones((3, 5))), '5 of the reference'), (dict(reference=np.ones((0, 12))), 'no reference cell'),
+                                          (dict(reference=np.full((3, 12), np.nan)), 'not finite'), (dict(reference=np.full((3, 12), np.inf)), 'not finite')])
+def test_wilcoxon_says_what_is_wrong(change, says):
+    x, codes, y = case(3)
+    with pytest.raises(InputError, match=says): wilcoxon(**{**dict(cells=x, codes=codes, n_groups=3, reference=y), **change})
+
+def test_importing_the_module_does_not_import_illico():
+    code = "import sys, perturbench, perturbench.metrics.de; assert 'illico' not in sys.modules and 'scanpy' not in sys.modules"
+    subprocess.run([sys.executable, '-c', code], check=True)
+
+@few
+@given(seeds)
+def test_false_discovery_rates_are_those_of_scipy(seed):
+    r = np.random.default_rng(seed)
+    p = r.choice([r.random((5, 40))**4, r.integers(0, 5, (5, 40))/4])
+    assert benjamini_hochberg(p) == pytest.approx(stats.false_discovery_control(p, axis=1), abs=1e-15)
+    assert (benjamini_hochberg(p) == np.stack([benjamini_hochberg(o) for o in p])).all()
+
+def by_scanpy(x, labels, reference='rest'):
+    "Scores and p-values, genes in order, of each group that scanpy tests."
+    a = ad.AnnData(x, obs=pd.DataFrame({'group': pd.Categorical(labels)}, index=np.arange(len(x)).astype(str)))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        sc.tl.rank_genes_groups(a, 'group', method='t-test_overestim_var', reference=reference)
+        found = {g: sc.get.rank_genes_groups_df(a, g).set_index('names') for g in a.uns['rank_genes_groups']['names'].dtype.names}
+    return {g: (o.scores.loc[a.var_names].to_numpy(), o.pvals.loc[a.var_names].to_numpy()) for g, o in found.items()}
+
+def moments(x): return x.mean(0), x.var(0, ddof=1), len(x)
+
+@pytest.mark.parametrize('seed', range(3))
+def test_t_test_is_that_of_scanpy_against_a_reference_and_against_the_rest(seed):
+    r = np.random.default_rng(seed)
+    x, labels = expression(r, 300, 40), r.choice(['a', 'b', 'c', 'd'], 300, p=[.1, .2, .3, .4])
+    x[:, 0] = 0
+    for reference in ('d', 'rest'):
+        for g, (t, p) in by_scanpy(x, labels, reference).items():
+            other = x[labels != g] if reference == 'rest' else x[labels == reference]
+            ours = t_test(*moments(x[labels == g]), *moments(other)[:2])
+            assert ours[0] == pytest.approx(t, rel=1e-5, abs=1e-6) and ours[1] == pytest.approx(p, rel=1e-6, abs=1e-12)
+    tests = wilcoxon(x, np.array([list('abc-').index(o) if o != 'd' else -1 for o in labels]), 3, x[labels == 'd'])
+    for i, (t, _) in enumerate(by_scanpy(x, labels, 'd').values()): assert tests.t[i] == pytest.approx(t, rel=1e-5, abs=1e-6)
+
+@pytest.mark.parametrize('seed', range(3))
+def test_weights_are_those_of_scanpy_against_the_rest(seed):
+    r = np.random.default_rng(seed)
+    x, labels = expression(r, 400, 40), r.choice(list('abcde'), 400, p=[.05, .1, .2, .25, .4])
+    x[labels == 'b', 5:10] += .5
+    x[:, 0] = 0
+    t = np.abs(np.stack([o[0] for o in by_scanpy(x, labels).values()]))
+    low, high = t.min(1, keepdims=True), t.max(1, keepdims=True)
+    mean, var, n = zip(*(moments(x[labels == g]) for g in 'abcde'))
+    w = de_weights(mean, var, n)
+    assert w == pytest.approx(((t - low)/(high - low))**2, rel=1e-5, abs=1e-6)
+    order = r.permutation(5)
+    assert de_weights(np.array(mean)[order], np.array(var)[order], np.array(n)[order]) == pytest.approx(w[order], abs=1e-9)
+    far = de_weights(np.array(mean) + 100, var, n)  # no cancellation far from 0
+    assert far == pytest.approx(w, rel=1e-4, abs=1e-6)
+
+def test_weights_without_information():
+    assert (de_weights(np.ones((1, 5)), np.ones((1, 5)), [9]) == 1).all()
+    assert (de_weights(np.ones((3, 5)), np.zeros((3, 5)), [9, 8, 7]) == 1).all()
+    mean, var = np.array([[1., 2, 3], [1, 1, 1], [2, 2, 2]]), np.array([[1., 1, 1], [1, 1, 1], [np.nan]*3])
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        w = de_weights(mean, var, [10, 10, 1])
+        empty = de_weights(np.vstack([mean[:2], [[np.nan]*3]]), var, [10, 10, 0])
+    assert np.isfinite(w).all() and (w[2] == 1).all() and (empty[2] == 1).all()
+    assert empty[:2] == pytest.approx(de_weights(mean[:2], var[:2], [10, 10]))
+    constant = de_weights([[5., 1, 2], [1, 1, 1]], [[0., 1, 1], [0, 1, 1]], [9, 9])  # a gene of infinite t counts as 0
+    assert constant[0].tolist() == [0, 0, 1]
+
+def made(r, n_genes, share=.3, levels=None, ties=False):
+    "Tests of one condition with p-values and fold changes of any kind; a `share` of genes is significant."
+    fdr = np.where(r.random(n_genes) < share, r.uniform(0, .05, n_genes), r.uniform(.05, 1, n_genes))
+    p, lfc = fdr*r.uniform(.2, 1), r.normal(size=n_genes)
+    if ties: p, fdr, lfc = np.ceil(p*20)/20, fdr, np.round(lfc*2)/2
+    return de.Tests(p, fdr, lfc, np.sign(lfc), r.normal(size=n_genes)*4, np.array(50), 80)
+
+def in_order(tests): return sorted([g for g in range(len(tests.fdr)) if tests.fdr[g] < .05], key=lambda g: -abs(tests.lfc[g]))
+
+def naive(pred, true):
+    "All scores from their definitions, by sets and loops."
+    S, P = in_order(true), in_order(pred)
+    best = lambda o, k: set(o[:k])
+    out = {}
+    for name in ('N', '50', '100', '200'):
+        most = 10**9 if name == 'N' else int(name)
+        k, q = min(most, len(S)), min(most, len(P))
+        out[f'overlap_at_{name}'] = len(best(S, k) & best(P, k))/k if k else np.nan
+        out[f'precision_at_{name}'] = len(best(S, q) & best(P, q))/q if q else np.nan
+    out['de_recall'] = len(set(S) & set(P))/len(S) if S else np.nan
+    out['de_direction'] = sum(true.lfc[g]*pred.lfc[g] > 0 for g in S)/len(S) if S else np.nan
+    flat = len(S) < 2 or len(set(pred.lfc[S])) == 1 or len(set(true.lfc[S])) == 1
+    out['de_spearman'] = np.nan if flat else stats.spearmanr(pred.lfc[S], true.lfc[S]).statistic
+    out['de_auprc'] = average_precision_score(true.fdr < .05, -np.log10(pred.p)) if S else np.nan
+    out['de_count_error'] = abs(np.log2(1 + len(P)) - np.log2(1 + len(S)))
+    by_t = lambda o: set(sorted(range(len(o.t)), key=lambda g: -abs(o.t[g]))[:20])
+    out['deg_recall_published'] = len(by_t(pred) & by_t(true))/min(20, len(true.t))
+    return out
+
+@few
+@given(seeds, st.sampled_from([0, .01, .1, .6, 1]), st.sampled_from([0, .05, .5, 1]), st.booleans())
+def test_scores_are_those_of_loops_over_sets(seed, a, b, ties):
+    r = np.random.default_rng(seed)
+    n = int(r.choice([5, 60, 400]))
+    pred, true = made(r, n, a, ties=ties), made(r, n, b, ties=ties)
+    known = naive(pred, true)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        found = {m.name: m(pred, true) for m in DE}
+    for name, value in found.items():
+        assert value == pytest.approx(known[name.removesuffix('_own')], abs=1e-12, nan_ok=True), name
+        low, high = METRICS[name].limits
+        assert np.isnan(value) or low <= value <= high, name
+    assert set(known) == {m.name for m in DE if m.space == 'de'}
+
+@few
+@given(seeds)
+def test_scores_do_not_depend_on_the_order_of_genes(seed):
+    r = np.random.default_rng(seed)
+    pred, true = made(r, 300), made(r, 300)
+    genes = r.permutation(300)
+    turn = lambda o: replace(o, p=o.p[genes], fdr=o.fdr[genes], lfc=o.lfc[genes], statistic=o.statistic[genes], t=o.t[genes])
+    for m in DE: assert m(turn(pred), turn(true)) == pytest.approx(m(pred, true), abs=1e-12), m.name
+
+def test_equal_fold_changes_stand_in_the_order_of_genes():
+    tests = de.Tests(np.zeros(6), np.array([0, 0, .5, 0, 0, 0]), np.array([1., -2, 9, 2, -1, 2]), np.zeros(6), np.zeros(6), np.array(5), 5)
+    assert top(tests, 9).tolist() == [1, 3, 5, 0, 4] and top(tests, 2).tolist() == [1, 3] and top(tests, 0).tolist() == []
+
+def test_a_perfect_prediction_has_the_best_score_and_an_opposite_one_does_not():
+    r = np.random.default_rng(0)
+    x, y = expression(r, 500, 60), expression(np.random.default_rng(1), 400, 60)
+    codes = r.integers(0, 3, 500)
+    tests = wilcoxon(x, codes, 3, y)
+    assert (tests.n_significant >= 2).all()
+    for i in range(3):
+        for m in DE: assert m(tests[i], tests[i]) == pytest.approx(m.best, abs=1e-12), m.name
+    turned = replace(tests[0], lfc=-tests[0].lfc)
+    assert METRICS['de_direction'](turned, tests[0]) == 0 and METRICS['de_spearman'](turned, tests[0]) == pytest.approx(-1)
+
+def test_each_score_is_registered_against_real_and_against_own_controls():
+    for m in DE:
+        own = m.name.endswith('_own')
+        assert m.space == ('de_own' if own else 'de') and m.limits[0] <= m.best <= m.limits[1] and m.better == ('lower' if m.best == 0 else 'higher')
+        assert ('predicted control' in m.text) == own and m.needs == ()
+    plain, own = ({m.name.removesuffix('_own') for m in DE if m.space == s} for s in ('de', 'de_own'))
+    assert plain - own == {'deg_recall_published'} and own < plain
+
+def test_what_is_undefined_is_missing():
+    r = np.random.default_rng(0)
+    some, none = made(r, 100), made(r, 100, 0)
+    missing = lambda pred, true: {m.name for m in DE if m.space == 'de' and np.isnan(m(pred, true))}
+    both, by_truth = {'overlap_at_N', 'overlap_at_50', 'overlap_at_100', 'overlap_at_200', 'de_recall', 'de_direction', 'de_spearman', 'de_auprc'}, set()
+    precision = {f'precision_at_{k}' for k in ('N', '50', '100', '200')}
+    assert missing(some, some) == by_truth
+    assert missing(some, none) == both and all(METRICS[m](some, none) == 0 for m in precision)
+    assert missing(none, some) == precision and METRICS['de_recall'](none, some) == 0
+    assert missing(none, none) == both | precision and METRICS['de_count_error'](none, none) == 0
+
+def test_a_prediction_without_change_has_no_direction_and_no_order():
+    r = np.random.default_rng(0)
+    true = made(r, 100)
+    for rounding in (0, 1e-8):
+        flat = replace(made(r, 100, 0), lfc=rounding*r.normal(size=100))
+        assert METRICS['de_direction'](flat, true) == 0 and np.isnan(METRICS['de_spearman'](flat, true))
+    same = replace(true, p=np.ones(100))
+    assert METRICS['de_auprc'](same, true) == pytest.approx(true.significant().mean())
+
+def test_published_recall_is_that_of_scanpys_lists():
+    r = np.random.default_rng(3)
+    x, labels = expression(r, 400, 120), np.repeat(['control', 'true', 'pred'], [200, 100, 100])
+    x[200:, :30] += r.gamma(1., .3, 30)
+    tests = wilcoxon(x[200:], np.repeat([0, 1], 100), 2, x[:200])
+    found = by_scanpy(x, labels, 'control')
+    lists = [set(np.argsort(-abs(found[g][0]))[:20]) for g in ('true', 'pred')]
+    value = METRICS['deg_recall_published'](tests[1], tests[0])
+    assert 0 < value < 1 and value == len(lists[0] & lists[1])/20
+
+def test_published_recall_counts_infinite_scores_as_none():
+    tests = made(np.random.default_rng(0), 60)
+    wild = replace(tests, t=np.where(np.arange(60) < 20, np.inf, tests.t))
+    tame = replace(tests, t=np.where(np.arange(60) < 20, 0, tests.t))
+    score = METRICS['deg_recall_published']
+    assert score(wild, tests) == score(tame, tests) < 1 and score(tests, wild) == score(tests, tame)
+    assert np.isnan(score(replace(tests, t=np.full(60, -np.inf)), tests))
+
+def test_significance_has_a_level_and_conditions_an_index():
+    x, codes, y = case(5)
+    tests = wilcoxon(x, codes, 3, y)
+    assert (tests.significant(.2) == (tests.fdr < .2)).all() and (tests.n_significant == (tests.fdr < .05).sum(1)).all()
+    assert tests[1].p.shape == (12,) and tests[1].n == tests.n[1] and tests[1].n_reference == len(y) and (tests[[2, 0]].lfc == tests.lfc[[2, 0]]).all()
+
+@few
+@given(seeds, st.integers(0, 60), st.integers(0, 60))
+def test_down_sampling_keeps_what_it_is_asked_for(seed, size, n):
+    rows = np.sort(np.random.default_rng(seed).permutation(200)[:size])
+    kept = down_sample(rows, n, seed, 'pred')
+    assert len(kept) == min(size, n) and np.isin(kept, rows).all() and (np.diff(kept) > 0).all()
+    assert (kept == down_sample(rows, n, seed, 'pred')).all() and (rows[down_sample(size, n, seed, 'pred')] == kept).all()
+    assert set(down_sample(rows, n//2, seed, 'pred')) <= set(kept)
+
+def test_down_sampling_is_even_and_depends_on_its_keys():
+    times = sum(np.isin(np.arange(20), down_sample(20, 5, 'evenly', i)) for i in range(2000))
+    assert stats.chisquare(times).pvalue > .001
+    assert len({tuple(down_sample(100, 10, 0, 'pred', i)) for i in range(50)}) == 50
+
+def test_guards():
+    assert enough_variance([.05, .05], [1, 0]) and not enough_variance([.05, .04], [1, 0])
+    y = expression(np.random.default_rng(7), 200, 100)
+    assert false_positives(y[:100], y[100:]) <= .02
+    assert false_positives(y[:100] + .3, y[100:]) > .9 and false_positives(np.tile(y.mean(0), (100, 1)), y) > .7

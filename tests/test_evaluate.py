@@ -1,0 +1,264 @@
+"An evaluation against its definitions, one condition at a time; what a score must not depend on; every status."
+import anndata as ad, numpy as np, pandas as pd, pytest, torch
+from dataclasses import replace
+from scipy import sparse, stats
+from perturbench.bench.runs import set_threads
+from perturbench.core import InputError
+from perturbench.data.splits import PARTS
+from perturbench.evaluate import METRICS, Evaluation, asked, evaluate_task, halve, rounds, score
+from perturbench.files import evaluate_files
+from perturbench.loaders.batches import principal_axes
+from perturbench.metrics import references
+from perturbench.metrics.distributions import energy_distance, median_distance, mmd_rbf
+from perturbench.metrics.effects import Profiles, fold_change, read_gene_sets
+from perturbench.models.base import build_model
+from perturbench.predict import Prediction, predict_task
+from perturbench.tasks import open_task
+from perturbench.train import fit, model_info
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    set_threads(1)
+    return tmp_path_factory.mktemp('tasks')
+
+@pytest.fixture(scope='module')
+def lines(folder): return open_task('sim-transfer', folder)
+
+@pytest.fixture(scope='module')
+def doubles(folder): return open_task('sim-combination', folder)
+
+def predictions(task, name='additive', fold=0, **options):
+    model = build_model(name, model_info(task, fold), **options)
+    fit(model, task, fold)
+    return list(predict_task(model, task, fold, controls=True))
+
+@pytest.fixture(scope='module')
+def predicted(lines): return predictions(lines)
+
+@pytest.fixture(scope='module')
+def whole(lines, predicted):
+    evaluation = Evaluation(lines)
+    compared = evaluation.collect(predicted)
+    return evaluation, compared, evaluation.table(compared)
+
+def wide(table): return table.assign(n=table.groupby('metric').cumcount()).pivot(index='n', columns='metric', values=['value', 'value_half'])
+
+def same(a, b): pd.testing.assert_frame_equal(a.reset_index(drop=True), b.reset_index(drop=True), check_exact=True)
+
+@pytest.mark.parametrize('seed', range(4))
+def test_no_metric_depends_on_which_others_are_asked_for_or_on_the_order_of_anything(lines, predicted, whole, seed):
+    r = np.random.default_rng(seed)
+    names = [m for m in whole[2].metric.unique() if r.random() < .25 + .5*(seed == 0)]
+    found = {}
+    for p in predicted: found.setdefault(lines.design.state[p.condition], []).append(p)
+    stream = [replace(q, cells=q.cells[r.permutation(len(q.cells))]) for s in r.permutation(list(found)) for q in [found[s][0], *r.permutation(np.array(found[s][1:], object))]]
+    evaluation = Evaluation(lines, names)
+    for again in range(2):  # nor on what was scored before
+        table = evaluation.score(stream)
+        expected = whole[2][whole[2].metric.isin(names)]
+        same(table.sort_values(['cell_type', 'perturbation', 'metric']), expected.sort_values(['cell_type', 'perturbation', 'metric']))
+
+def test_scores_of_profiles_are_those_of_the_measured_and_predicted_cells(lines, predicted, whole):
+    evaluation, compared, table = whole
+    i, value = 5, wide(table)['value'].iloc[5]
+    c, state = evaluation.condition[i], evaluation.state[i]
+    dense = lambda rows: lines.store.dense(rows).numpy().astype(float)
+    pred, true = next(p.cells for p in predicted if p.condition == c).astype(float), dense(lines.cells('test').of(c))
+    a, b = (dense(lines.controls('test', half=h).where(lines.design.state == state).rows) for h in (0, 1))
+    train = lines.cells('train')
+    centre = np.mean([dense(train.of(k)).mean(0) for k in np.flatnonzero((train.n > 0) & ~lines.design.is_control & (lines.design.state == state))], axis=0)
+    p, t = pred.mean(0), true.mean(0)
+    spaces = dict(average=(p, t), delta=(p - a.mean(0), t - b.mean(0)), centred=(p - centre, t - centre),
+                  logfc=tuple(np.log2(np.maximum(x, 0) + .1) - np.log2(y.mean(0) + .1) for x, y in ((p, a), (t, b))),
+                  foldchange=tuple(np.log2(np.expm1(x).mean(0).clip(0) + 1) - np.log2(np.expm1(y).mean(0) + 1) for x, y in ((pred, a), (true, b))))
+    for space, (x, y) in spaces.items():
+        by_hand = dict(rmse=np.sqrt(((x - y)**2).mean()), mae=np.abs(x - y).mean(), cosine=x @ y/np.linalg.norm(x)/np.linalg.norm(y), pearson=stats.pearsonr(x, y)[0],
+                       spearman=stats.spearmanr(x, y)[0], r2=1 - ((x - y)**2).sum()/((y - y.mean())**2).sum())
+        for name, v in by_hand.items(): assert value[f'{name}_{space}'] == pytest.approx(v, rel=1e-6, abs=1e-7), (name, space)
+    assert value['mae_variance'] == pytest.approx(np.abs(pred.var(0, ddof=1) - true.var(0, ddof=1)).mean(), rel=1e-6)
+    assert value['mae_zeros'] == pytest.approx(np.abs((pred == 0).mean(0) - (true == 0).mean(0)).mean(), rel=1e-6)
+
+def test_distributions_are_compared_in_all_genes_and_along_axes_of_training_cells(lines, predicted, whole):
+    evaluation, _, table = whole
+    i, value = 3, wide(table)
+    c = evaluation.condition[i]
+    pred = torch.from_numpy(next(p.cells for p in predicted if p.condition == c))
+    axes = principal_axes(lines.cells('train'), 50)
+    state = lines.cells('test').where((lines.design.state == evaluation.state[i]) & ~lines.design.is_control).rows
+    for part, column in ((None, 'value'), (0, 'value_half')):
+        cells = [lines.store.dense(evaluation.cells(i, 'whole' if part is None else ('half', h))) for h in ((0,) if part is None else (0, 1))]
+        assert value[column, 'energy_genes'][i] == pytest.approx(np.mean([energy_distance(pred, o) for o in cells]), rel=1e-6)
+        assert value[column, 'energy_pca'][i] == pytest.approx(np.mean([energy_distance(pred @ axes, o @ axes) for o in cells]), rel=1e-5)
+        scale = median_distance(lines.store.dense(state) @ axes)
+        assert value[column, 'mmd_rbf_pca'][i] == pytest.approx(np.mean([mmd_rbf(pred @ axes, o @ axes, scale) for o in cells]), rel=1e-3, abs=1e-6)
+
+def test_weights_and_truth_come_from_different_cells(lines, predicted, whole):
+    "By scanpy's t test of each half against the other perturbed cells of the state, controls left out."
+    import scanpy as sc
+    evaluation, compared, table = whole
+    i, value = 7, wide(table)['value'].iloc[7]
+    state, dense = evaluation.state[i], lambda rows: lines.store.dense(rows).numpy()
+    here, train = np.flatnonzero(evaluation.group == evaluation.group[i]), lines.cells('train')
+    rest = train.where((lines.design.state == state) & ~lines.design.is_control).rows
+    def weights(k):
+        rows = [(evaluation.cells(j, ('half', k)), j == i) for j in here] + [(rest, False)]
+        obs = pd.DataFrame(dict(g=np.repeat(['it' if mine else 'rest' for _, mine in rows], [len(x) for x, _ in rows])))
+        a = ad.AnnData(np.concatenate([dense(x) for x, _ in rows]), obs=obs.set_index(obs.index.astype(str)))
+        a.obs['g'], a.uns['log1p'] = a.obs.g.astype('category'), {}
+        sc.tl.rank_genes_groups(a, 'g', groups=['it'], method='t-test_overestim_var', n_genes=a.n_vars)
+        s = pd.Series(np.abs(a.uns['rank_genes_groups']['scores']['it']), a.uns['rank_genes_groups']['names']['it']).reindex(a.var_names).to_numpy(float)
+        s = np.nan_to_num(s)
+        return ((s - s.min())/(s.max() - s.min()))**2
+    pred, w = compared.pred.mean[i], [weights(k) for k in (0, 1)]
+    truth = [dense(evaluation.cells(i, ('half', k))).mean(0, dtype=float) for k in (0, 1)]
+    wmse = lambda t, w: (w*(pred - t)**2).sum()/w.sum()
+    assert value['wmse_average'] == pytest.approx((wmse(truth[0], w[1]) + wmse(truth[1], w[0]))/2, rel=1e-3)
+    assert value['wmse_miller'] == pytest.approx((wmse(truth[0], w[0]) + wmse(truth[1], w[1]))/2, rel=1e-3)
+    top = [np.argsort(-w[k], kind='stable')[:20] for k in (0, 1)]
+    assert value['rmse_top20_average'] == pytest.approx(np.mean([np.sqrt(((pred - truth[k])[top[1 - k]]**2).mean()) for k in (0, 1)]), rel=1e-3)
+
+def test_tests_are_those_of_scipy_on_equal_numbers_of_cells(lines, predicted, whole):
+    "The prediction here has fewer cells than the truth, and no more than it are taken of either."
+    evaluation, _, table = whole
+    i, value = 2, wide(table)['value'].iloc[2]
+    few = [replace(p, cells=p.cells[:12]) for p in predicted]
+    p = next(p.cells for p in few if p.condition == evaluation.condition[i])
+    found = Evaluation(lines, ['de_auprc', 'de_count_error']).score(few)
+    b = lines.store.dense(lines.controls('test', half=1).where(lines.design.state == evaluation.state[i]).rows).numpy()
+    a = lines.store.dense(lines.controls('test', half=0).where(lines.design.state == evaluation.state[i]).rows).numpy()
+    def called(x, ref):
+        with np.errstate(all='ignore'): pv = stats.mannwhitneyu(x.astype(float), ref.astype(float), method='asymptotic', axis=0).pvalue
+        return (stats.false_discovery_control(np.where(np.isnan(pv), 1, pv)) < .05).sum()
+    n = lines.store.dense(evaluation.cells(i)).numpy()
+    error = found[found.metric == 'de_count_error'].value.iloc[i]
+    counts = [abs(np.log2((1 + called(p, a))/(1 + called(n[np.random.default_rng(s).permutation(len(n))[:12]], b)))) for s in range(20)]
+    assert min(counts) - 1e-9 <= error <= max(counts) + 1e-9
+
+def test_halves_and_thirds_are_disjoint_and_make_up_the_cells(whole):
+    evaluation = whole[0]
+    for i in range(len(evaluation)):
+        for kind, n in (('half', 2), ('third', 3)):
+            parts = [evaluation.cells(i, (kind, k)) for k in range(n)]
+            assert sorted(np.concatenate(parts)) == sorted(evaluation.cells(i)) and min(map(len, parts)) >= len(evaluation.cells(i))//4
+    assert rounds(METRICS['rmse_average'], True) == [(('half', 0), None, ('half', 1)), (('half', 1), None, ('half', 0))]
+    for m in asked():
+        for halves in (False, True):
+            for truth, weights, replicate in rounds(m, halves) if m.kind in ('accuracy', 'rank') else ():
+                assert 'weights' not in m.needs or truth != weights
+                assert not halves or replicate not in (truth, None) and ('weights' not in m.needs or replicate != weights)
+
+def test_a_half_is_of_whole_batches_where_it_can_be():
+    half, whole = halve(np.arange(90), np.repeat([0, 1, 2], 30), 'x')
+    assert whole and all(len(set(half[k:k + 30])) == 1 for k in (0, 30, 60)) and {(half == 0).sum(), (half == 1).sum()} == {30, 60}
+    half, whole = halve(np.arange(100), np.repeat([0, 1], [90, 10]), 'x')
+    assert not whole and (half == 0).sum() == 50
+    assert (halve(np.arange(9), None, 'a')[0] == halve(np.arange(9), None, 'a')[0]).all() and (halve(np.arange(99), None, 'a')[0] != halve(np.arange(99), None, 'b')[0]).any()
+
+def test_interactions_are_of_doubles_and_the_additive_model_has_none_that_helps(doubles):
+    names = [m for m in METRICS if METRICS[m].space == 'interaction']
+    table = Evaluation(doubles, names + ['rmse_average']).score(predictions(doubles))
+    tested = doubles.conditions.loc[doubles.test_conditions()]
+    assert len(table[table.metric == 'rmse_average']) == len(tested)
+    for m in names: assert set(table[table.metric == m].perturbation) == set(tested.perturbation[tested.n_perturbations == 2])
+    truth = [Prediction(int(c), doubles.store.dense(doubles.cells('test').of(c)).numpy()) for c in doubles.test_conditions()]
+    best = Evaluation(doubles, names).score(truth).groupby('metric').value.mean()
+    mine = table.groupby('metric').value.mean()
+    assert best['cosine_interaction'] > mine['cosine_interaction'] + .1 and mine['cosine_interaction'] < .2
+    assert ({*table[table.metric == 'sign_interaction'].value.dropna()} | {*table[table.metric == 'class_interaction'].value.dropna()}) <= {0., 1.}
+
+def test_every_status_says_what_is_missing(lines, predicted):
+    conditions = [p for p in predicted if not lines.design.is_control[p.condition]]
+    flat = [replace(p, cells=np.repeat(p.cells.mean(0, keepdims=True), 9, 0)) for p in conditions]
+    table = Evaluation(lines, ['de_recall', 'energy_pca', 'cosine_foldchange', 'mae_variance', 'rmse_average']).score(flat)
+    status = table.groupby('metric').status.agg(set)
+    assert status['de_recall'] == status['cosine_foldchange'] == {'little_variance'} and status['energy_pca'] == status['mae_variance'] == status['rmse_average'] == {'ok'}
+    one = [replace(p, cells=p.cells[:1]) for p in conditions]
+    table = Evaluation(lines, ['de_recall', 'energy_pca', 'cosine_foldchange', 'mae_variance', 'mmd_published']).score(one)
+    status = table.groupby('metric').status.agg(set)
+    assert status['de_recall'] == status['energy_pca'] == status['mae_variance'] == {'few_cells'} and status['cosine_foldchange'] == {'little_variance'} and status['mmd_published'] == {'ok'}
+    assert table[table.status != 'ok'].value.isna().all()
+    own = Evaluation(lines, ['de_count_error', 'de_count_error_own'])
+    assert set(own.score(conditions).query("metric == 'de_count_error_own'").status) == {'no_own_control'}
+    assert set(own.score(predicted).query("metric == 'de_count_error_own'").status) == {'ok'}
+    none = replace(lines, parts=np.where(lines.parts == PARTS.index('train'), PARTS.index('unused'), lines.parts).astype(np.int8))
+    assert set(Evaluation(none, 'pearson_centred').score(conditions).status) == {'no_training'}
+    partial = Evaluation(lines, ['energy_pca', 'de_recall', 'rmse_average']).score(conditions[1:], partial=True)
+    assert set(partial[partial.n_pred == 0].status) == {'not_predicted'} and (partial.n_pred == 0).sum() == 3
+
+def test_gene_sets_are_a_space_of_their_own(lines, predicted, tmp_path):
+    genes, file = lines.genes, tmp_path/'sets.gmt'
+    file.write_text(''.join('\t'.join([f'set {k}', '', *genes[40*k:40*k + 40]]) + '\n' for k in range(8)))
+    sets = read_gene_sets(file, genes)
+    table = Evaluation(lines, ['cosine_sets', 'cosine_delta'], sets).score(predicted)
+    evaluation = Evaluation(lines, 'cosine_delta')
+    compared = evaluation.collect(predicted)
+    p, t = (o.rows('delta')[0] for o in (compared.pred, compared.true))
+    p, t = ([o[40*k:40*k + 40].mean() for k in range(8)] for o in (p, t))
+    assert table[table.metric == 'cosine_sets'].value.iloc[0] == pytest.approx(np.dot(p, t)/np.linalg.norm(p)/np.linalg.norm(t))
+    assert 'cosine_sets' not in set(Evaluation(lines).score(predicted).metric)
+    with pytest.raises(InputError, match='need gene sets'): Evaluation(lines, 'cosine_sets')
+    (tmp_path/'odd.gmt').write_bytes(b'\xff\xfe\x00')
+    for name in ('odd.gmt', 'none.gmt'):
+        with pytest.raises(InputError, match='cannot be read as a GMT file'): read_gene_sets(tmp_path/name, genes)
+
+def screen(n=30, seed=0, perturbations=('ctrl', 'a', 'b', 'c')):
+    r = np.random.default_rng(seed)
+    obs = pd.DataFrame([(l, p) for l in 'xy' for p in perturbations for _ in range(n)], columns=['line', 'gene'])
+    obs.index = [f'{seed}_{i}' for i in range(len(obs))]
+    x = np.log1p(r.poisson(np.stack([np.exp(.4*np.sin(np.arange(40)*(1 + ['ctrl', 'a', 'b', 'c'].index(p)))) for p in obs.gene]))).astype(np.float32)
+    return ad.AnnData(x, obs=obs, var=pd.DataFrame(index=[f'g{i}' for i in range(40)]))
+
+KEYS = dict(perturbation_key='gene', covariate_keys='line', control='ctrl')
+
+@pytest.mark.parametrize('kind', ['csc', 'csr', 'float16', 'float64', 'int', 'backed', 'integers'])
+def test_a_prediction_may_be_kept_in_any_way(kind, tmp_path):
+    pred = screen(seed=1)
+    pred.X = pred.X.astype(np.float16).astype(np.float32) if kind == 'float16' else np.floor(pred.X) + .5*(pred.X > 1) if kind == 'integers' else pred.X
+    names = ['rmse_average', 'cosine_logfc', 'energy_pca', 'de_count_error', 'rmse_rank_average']
+    expected = evaluate_files(screen(), {'mine': pred}, metrics=names, **KEYS).scores
+    other = pred.copy()
+    if kind == 'csc': other.X = sparse.csc_matrix(pred.X)
+    if kind == 'csr': other.X = sparse.csr_matrix(pred.X)
+    if kind in ('float16', 'float64'): other.X = pred.X.astype(kind)
+    if kind == 'backed':
+        pred.write_h5ad(tmp_path/'mine.h5ad')
+        other = ad.read_h5ad(tmp_path/'mine.h5ad', backed='r')
+    found = evaluate_files(screen(), {'mine': other}, metrics=names, **KEYS).scores
+    same(found[found.model == 'mine'], expected[expected.model == 'mine'])
+
+def test_zero_genes_and_a_state_with_one_condition_are_no_trouble():
+    truth, pred = (s[(s.obs.line == 'x') | s.obs.gene.isin(['ctrl', 'a'])].copy() for s in (screen(), screen(seed=1)))
+    for s in (truth, pred): s.X[:, :10] = 0
+    with np.errstate(all='raise', under='ignore'): table = evaluate_files(truth, {'mine': pred}, **KEYS).scores
+    lone = table[(table.model == 'mine') & (table.line == 'y')].set_index('metric')
+    assert lone.value['rmse_average'] > 0 and np.isnan(lone.value['rmse_rank_average']) and lone.status['rmse_rank_average'] == 'few_candidates'
+    assert np.isfinite(lone.value[['energy_pca', 'cosine_logfc', 'de_count_error', 'mae_zeros']].astype(float)).all()
+    assert (table.value.abs() < 1e6)[table.value.notna()].all()
+
+def test_the_measured_cells_as_their_own_prediction_are_perfect(lines):
+    truth = (Prediction(int(c), lines.store.dense(lines.cells('test').of(c)).numpy()) for c in lines.test_conditions())
+    table = Evaluation(lines).score(truth)
+    for m, part in table.groupby('metric'):
+        k = METRICS[m]
+        if k.space in ('average', 'centred', 'variance', 'zeros') and 'weights' not in k.needs and 'weights_same' not in k.needs or m == 'mmd_published': assert part.value.to_numpy() == pytest.approx(k.best, abs=1e-5), m
+        if k.kind == 'distribution' and m != 'mmd_published': assert (part.value < 0).all(), m  # unbiased: the same cells are closer than others of their kind would be
+
+def test_the_duplicate_is_one_half_against_the_other(lines, whole):
+    evaluation = Evaluation(lines, ['rmse_average', 'energy_genes', 'cosine_delta', 'wmse_average'])
+    table = wide(evaluation.duplicate())['value']
+    i, dense = 4, lambda rows: lines.store.dense(rows)
+    halves = [dense(evaluation.cells(4, ('half', k))) for k in (0, 1)]
+    assert table['energy_genes'][i] == pytest.approx(energy_distance(*halves))
+    x, y = (h.double().mean(0).numpy() for h in halves)
+    assert table['rmse_average'][i] == pytest.approx(np.sqrt(((x - y)**2).mean()), rel=1e-6)
+    a, b = (evaluation.controls(h).mean[i] for h in (0, 1))
+    cos = lambda u, v: u @ v/np.linalg.norm(u)/np.linalg.norm(v)
+    assert table['cosine_delta'][i] == pytest.approx((cos(x - a, y - b) + cos(y - a, x - b))/2, rel=1e-6)
+
+def test_references_stand_where_they_should(lines):
+    found = references.task_references(lines)
+    mean = found.pivot_table(index='model', columns='metric', values='value_half')
+    assert (mean.loc[['null_control', 'null_mean'], 'rmse_rank_average'] == .5).all()
+    assert mean.loc['duplicate', 'rmse_rank_average'] < .3 and abs(mean.loc['duplicate', 'energy_pca']) < .1 < mean.loc['null_control', 'energy_pca']
+    assert mean.loc['interpolated', 'rmse_average'] < mean.loc['duplicate', 'rmse_average']  # the mean of many takes noise away
+    same(references.task_references(lines), found)
