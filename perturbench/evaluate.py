@@ -20,7 +20,7 @@ from .metrics.accuracy import METRICS
 from .metrics.de import de_weights, down_sample, enough_variance, wilcoxon
 from .metrics.distributions import median_distance
 from .metrics.effects import Moments, Profiles, moments
-from .metrics.ranks import DISTANCES, FEW
+from .metrics.ranks import DISTANCES, FEW, alike
 from .tasks import PROTOCOLS
 
 # %% ../nbs/55_evaluate.ipynb #c605bedc
@@ -51,33 +51,37 @@ def score(
     if protocol not in PROTOCOLS: raise InputError(f"the protocol '{protocol}' is not known{nearest(protocol, PROTOCOLS)}")
     groups, order = np.unique(np.asarray(groups), return_inverse=True)[1], asked(metrics)
     if metrics is None: order = [m for m in order if m.kind in ('accuracy', 'rank') and _given(m, pred, weights, targets)]
-    tables = {}
+    tables, same = {}, {}
     for space in dict.fromkeys(m.space for m in order):
         rows = [o.rows(space) for o in (pred, true)]
         known = np.isfinite(rows[0]).all(1) & np.isfinite(rows[1]).all(1)
-        tables |= _score_space([m for m in order if m.space == space], *rows, groups, known, protocol, weights, targets, (pred.parts, true.parts))
+        tables |= _score_space([m for m in order if m.space == space], *rows, groups, known, protocol, weights, targets, (pred.parts, true.parts), (true.mean, pred.mean), same)
     have = np.isfinite(pred.mean).all(1)
     n = np.bincount(groups[have], minlength=groups.max(initial=0) + 1)[groups]
     table = pd.concat([tables[m.name].assign(n_candidates=n) for m in order]).sort_values('row', kind='stable', ignore_index=True)
     table.loc[~have[table.row], 'status'] = 'not_predicted'
     return table
 
-def _score_space(metrics, pred, true, groups, known, protocol, weights, targets, parts):
+def _score_space(metrics, pred, true, groups, known, protocol, weights, targets, parts, means, same):
     "The rows of each metric of one space, by name."
     ties = 'full' if protocol == 'perturbench' else 'half'
     values = {m.name: np.full(len(pred), np.nan) for m in metrics}
+    rows = slice(None) if known.all() else known
     for m in metrics:
         if m.kind == 'rank': continue
-        more = {k: [o[known] for o in parts] if k == 'parts' else np.asarray(weights)[known] for k in m.needs}
-        values[m.name][known] = m(pred[known], true[known], **({'weights': more.pop('weights_same')} if 'weights_same' in more else more))
+        more = {k: [o[rows] for o in parts] if k == 'parts' else np.asarray(weights)[rows] for k in m.needs}
+        values[m.name][rows] = m(pred[rows], true[rows], **({'weights': more.pop('weights_same')} if 'weights_same' in more else more))
     for g in np.unique(groups[known]):
         rows = np.flatnonzero(known & (groups == g))
+        rows = slice(None) if len(rows) == len(pred) else rows
         for off in (False, True):
             ranked = [m for m in metrics if m.kind == 'rank' and ('offtarget' in m.needs) == off]
             if not ranked: continue
             genes = ~targets[rows].any(0) if off else slice(None)
             p, t = pred[rows][:, genes], true[rows][:, genes]
-            between = {k: DISTANCES[k](p, t) for k in {k for m in ranked for k in m.needs} & set(DISTANCES)}
+            key = g, off, *np.flatnonzero(known)[[0, -1]], known.sum()
+            if key not in same: same[key] = tuple(alike(o[rows][:, genes]) for o in means)
+            between = {k: DISTANCES[k](p, t, same[key]) for k in {k for m in ranked for k in m.needs} & set(DISTANCES)}
             for m in ranked: values[m.name][rows] = m(p, t, ties=ties, **{'between': between[k] for k in m.needs if k in between})
     n = np.bincount(groups[known], minlength=groups.max(initial=0) + 1)[groups]
     return {m.name: _with_status(m, values[m.name], known, n) for m in metrics}
@@ -97,7 +101,7 @@ def halve(
     batch, # The replicate, or technical batch, of each; None where none are known
     *keys, # What the draw is keyed by
 ) -> tuple: # 0 or 1 for each cell; whether whole batches were kept together
-    "Two halves of some cells, of whole replicates where the smaller half then has a third of the cells."
+    "Two halves of some cells, of whole replicates where the smaller half then has a quarter of the cells."
     order, half = rng('halves', *keys).permutation(len(rows)), np.empty(len(rows), int)
     if batch is not None:
         names, at, n = np.unique(batch, return_inverse=True, return_counts=True)
@@ -105,7 +109,7 @@ def halve(
         for b in np.argsort(-n, kind='stable'):
             side[b] = int(total[1] < total[0])
             total[side[b]] += n[b]
-        if min(total) >= len(rows)/3: return side[at], True
+        if min(total) >= len(rows)/4: return side[at], True
     half[order] = np.arange(len(rows)) % 2
     return half, False
 
@@ -124,7 +128,8 @@ class Evaluation:
         self.fold, self.condition = np.array(pairs, int).reshape(-1, 2).T
         self.state = self.design.state[self.condition]
         self.group = self.state*task.n_folds + self.fold
-        self.rows = [task.cells('test', f).of(c) for f, c in pairs]
+        tested = [task.cells('test', f) for f in range(task.n_folds)]
+        self.rows = [tested[f].of(c) for f, c in pairs]
         self.n = np.array([len(r) for r in self.rows])
         self.row, self._kept = {k: i for i, k in enumerate(pairs)}, {}
 
@@ -186,13 +191,15 @@ def controls(self:Evaluation,
     part='whole', # Of the cells that they are for
 ) -> Moments: # Means of each tested condition's controls; raises InputError where a state has none
     "The controls that each condition is compared with: those of its own replicates where its cells are a half of whole replicates, as far as controls have these."
-    out = Moments(np.zeros(len(self), int), *(np.empty((len(self), self.task.store.n_genes)) if k in ('mean', 'linear') else None for k in ('mean', 'var', 'zeros', 'linear')))
+    want = ('mean', 'linear') if self._want('foldchange') else ('mean',)
+    out = Moments(np.zeros(len(self), int), *(np.empty((len(self), self.task.store.n_genes)) if k in want else None for k in ('mean', 'var', 'zeros', 'linear')))
     for f in range(self.task.n_folds):
         cells, codes = self.task.controls('test', f, half), np.full(self.task.store.n_cells, -1)
         codes[cells.rows] = self.design.state[cells.codes]
-        m, mine = moments(self.task.store, codes, self.design.state.max() + 1, ('mean', 'linear')), self.fold == f
+        m, mine = moments(self.task.store, codes, self.design.state.max() + 1, want), self.fold == f
         self._need_controls(m.n, self.state[mine])
-        out.n[mine], out.mean[mine], out.linear[mine] = (o[self.state[mine]] for o in (m.n, m.mean, m.linear))
+        out.n[mine] = m.n[self.state[mine]]
+        for k in want: getattr(out, k)[mine] = getattr(m, k)[self.state[mine]]
     return self._of_batches(out, half, part) if part[0] == 'half' and self._replicate is not None else out
 
 @patch
@@ -207,8 +214,10 @@ def _of_batches(self:Evaluation, out, half, part):
             rows = rows[(self.design.state[store.codes[rows]] == self.state[i]) & np.isin(batch[rows], batches)]
             codes = np.full(store.n_cells, -1)
             codes[rows] = 0
-            known[key] = moments(store, codes, 1, ('mean', 'linear'))
-        if known[key].n[0]: out.n[i], out.mean[i], out.linear[i] = known[key].n[0], known[key].mean[0], known[key].linear[0]
+            known[key] = moments(store, codes, 1, [k for k in ('mean', 'linear') if getattr(out, k) is not None])
+        if not known[key].n[0]: continue
+        for k in ('n', 'mean', 'linear'):
+            if getattr(out, k) is not None: getattr(out, k)[i] = getattr(known[key], k)[0]
     return out
 
 @patch
@@ -450,13 +459,14 @@ def _own(self:Evaluation, p, cells, out):
 @patch
 def _checked(self:Evaluation, p, n):
     "The cells of a prediction in an order of their own, whatever the one they came in; raises InputError where it does not fit."
-    i, cells, name = self.row.get((p.fold, int(p.condition))), np.asarray(p.cells), _title(self.task.conditions, p.condition)
+    i, cells, name = self.row.get((p.fold, int(p.condition))), np.asarray(p.cells), lambda: _title(self.task.conditions, p.condition)
     if i is None and not self.design.is_control[p.condition]: raise InputError(f'fold {p.fold} does not test the condition {p.condition}; predict `task.test_conditions({p.fold})`')
-    if i is not None and n[i]: raise InputError(f'{name} is predicted twice; predict each condition once')
+    if i is not None and n[i]: raise InputError(f'{name()} is predicted twice; predict each condition once')
     if cells.ndim != 2 or not len(cells) or cells.shape[1] != self.task.store.n_genes:
-        raise InputError(f'the prediction for {name} has the shape {cells.shape}; give cells x {self.task.store.n_genes} genes')
-    if not np.isfinite(cells).all(): raise InputError(f'the prediction for {name} holds values that are not finite')
-    return cells[np.argsort(cells @ np.cos(np.arange(cells.shape[1])), kind='stable')]
+        raise InputError(f'the prediction for {name()} has the shape {cells.shape}; give cells x {self.task.store.n_genes} genes')
+    along = cells @ np.cos(np.arange(cells.shape[1])).astype(np.result_type(cells.dtype, np.float32))
+    if not np.isfinite(along).all() and not np.isfinite(cells).all(): raise InputError(f'the prediction for {name()} holds values that are not finite')
+    return cells[np.argsort(along, kind='stable')]
 
 @patch
 def _take(self:Evaluation, i, cells, status, m, out):

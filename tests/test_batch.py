@@ -178,7 +178,7 @@ class Deadly(ControlMean):
 '''
 
 def test_two_jobs_give_the_same_bits_and_survive_a_killed_worker(start, place, out, undisturbed):
-    from perturbench.bench.leaderboard import read_results, write_board
+    from perturbench.bench.leaderboard import write_report
     (place/'deadly.py').write_text(DEADLY)
     write_grid(place/'deadly.yaml', [*MODELS, 'deadly:Bystander', 'deadly:Deadly'])
     run = start('run', 'deadly.yaml', '-o', out.name, '--jobs', 2)
@@ -191,7 +191,7 @@ def test_two_jobs_give_the_same_bits_and_survive_a_killed_worker(start, place, o
     assert {k: got[k] for k in scores(undisturbed)} == scores(undisturbed)
     assert leftovers(out) == []
     assert set(pd.read_csv(out/'leaderboard.csv').model) == {*MODELS, 'Bystander'}
-    write_board(*read_results(out, [p.parent.name for p in runs(undisturbed)]), out)
+    write_report(out, [p.parent.name for p in runs(undisturbed)])
     assert board(out) == board(undisturbed)
 
 BROKEN = '''

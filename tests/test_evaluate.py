@@ -251,9 +251,9 @@ def test_the_duplicate_is_one_half_against_the_other(lines, whole):
     assert table['energy_genes'][i] == pytest.approx(energy_distance(*halves))
     x, y = (h.double().mean(0).numpy() for h in halves)
     assert table['rmse_average'][i] == pytest.approx(np.sqrt(((x - y)**2).mean()), rel=1e-6)
-    a, b = (evaluation.controls(h).mean[i] for h in (0, 1))
+    control = {(h, k): evaluation.controls(h, ('half', k)).mean[i] for h in (0, 1) for k in (0, 1)}  # of the batches that a half is made of
     cos = lambda u, v: u @ v/np.linalg.norm(u)/np.linalg.norm(v)
-    assert table['cosine_delta'][i] == pytest.approx((cos(x - a, y - b) + cos(y - a, x - b))/2, rel=1e-6)
+    assert table['cosine_delta'][i] == pytest.approx((cos(x - control[0, 0], y - control[1, 1]) + cos(y - control[0, 1], x - control[1, 0]))/2, rel=1e-6)
 
 def test_references_stand_where_they_should(lines):
     found = references.task_references(lines)

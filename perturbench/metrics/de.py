@@ -120,7 +120,7 @@ def wilcoxon(
     group = np.r_[codes[keep], np.full(reference.shape[0], n_groups)]
     with np.errstate(over='ignore'): top = np.expm1(np.abs(both).max())
     if not np.isfinite(top): raise InputError('cells hold values that are not finite, or far too large for log-normalised expression; correct them')
-    m = moments(both, group, n_groups + 1, ('mean', 'var', 'linear'), 4096)
+    m = moments(both, group, n_groups + 1, ('mean', 'var', 'linear'))
     mean, var, level, n = m.mean, m.var, m.linear, m.n
     have, (p, z) = n[:-1] > 0, np.full((2, n_groups, both.shape[1]), np.nan)
     p[have], z[have] = _illico(both, group)

@@ -12,6 +12,7 @@ import numpy as np
 from numba import njit, prange
 from scipy import sparse
 from ..core import InputError
+from ..loaders.store import _prefetch
 
 # %% ../../nbs/50_metrics.effects.ipynb #ea9818d1
 @njit(parallel=True, cache=True, nogil=True)
@@ -19,12 +20,29 @@ def _add(indptr, indices, values, rows, ptr, mean, square, seen, linear):
     "Sums over the cells of each group, of what has room in the last four arrays."
     for g in prange(len(ptr) - 1):
         for i in range(ptr[g], ptr[g + 1]):
+            ahead = indptr[rows[min(i + 2, len(rows) - 1)]]
             for k in range(indptr[rows[i]], indptr[rows[i] + 1]):
+                if k % 16 == 0:
+                    _prefetch(indices, ahead + k - indptr[rows[i]])
+                    _prefetch(values, ahead + k - indptr[rows[i]])
                 j, v = np.uint32(indices[k]), np.float64(values[k])
                 if mean.size: mean[g, j] += v
                 if square.size: square[g, j] += v*v
                 if seen.size: seen[g, j] += v != 0
                 if linear.size: linear[g, j] += np.expm1(v)
+
+@njit(parallel=True, cache=True, nogil=True)
+def _add_dense(cells, rows, ptr, mean, square, seen, linear):
+    "What `_add` does, for a dense matrix."
+    for g in prange(len(ptr) - 1):
+        for i in range(ptr[g], ptr[g + 1]):
+            x = cells[rows[i]]
+            for j in range(len(x)):
+                v = np.float64(x[j])
+                if mean.size: mean[g, j] += v
+                if square.size: square[g, j] += v*v
+                if seen.size: seen[g, j] += v != 0
+                if linear.size and v != 0: linear[g, j] += np.expm1(v)
 
 def _compressed(matrix):
     "indptr, indices and values of compressed rows, each gene once a cell; None for a dense matrix."
@@ -36,9 +54,9 @@ def _compressed(matrix):
         matrix.sum_duplicates()
     return matrix.indptr, matrix.indices, matrix.data
 
-MOMENTS = dict(mean=lambda v: v, var=lambda v: np.square(v, dtype=float), zeros=lambda v: (v != 0)*1., linear=lambda v: np.expm1(v, dtype=float))
+MOMENTS = ('mean', 'var', 'zeros', 'linear')
 
-def _sums(matrix, codes, n_groups, want, block):
+def _sums(matrix, codes, n_groups, want):
     "The sums by group of what each of `want` needs, and the cells of each group."
     codes, cells = np.asarray(codes), _compressed(matrix)
     n_cells, n_genes = (len(cells[0]) - 1, matrix.n_genes if hasattr(matrix, 'n_genes') else matrix.shape[1]) if cells else matrix.shape
@@ -46,22 +64,17 @@ def _sums(matrix, codes, n_groups, want, block):
     sums = {k: np.zeros((n_groups, n_genes) if k in want else (0, 0)) for k in MOMENTS}
     order = np.argsort(codes, kind='stable')[(codes < 0).sum():]
     n = np.bincount(codes[order], minlength=n_groups)
-    if cells: _add(*cells, order, np.r_[0, np.cumsum(n)], *sums.values())
-    for start in range(0, 0 if cells else n_cells, block):
-        c, x = codes[start:start + block], np.asarray(matrix[start:start + block])
-        rows = np.flatnonzero(c >= 0)
-        member = sparse.csr_array((np.ones(len(rows)), (c[rows], rows)), shape=(n_groups, len(c)))
-        for k in want: sums[k] += member @ MOMENTS[k](x)
+    add, cells = (_add, cells) if cells else (_add_dense, [np.ascontiguousarray(matrix)])
+    add(*cells, order, np.r_[0, np.cumsum(n)], *sums.values())
     return [sums[k] for k in want], n
 
 def pseudobulk(
     matrix, # Expression, cells x genes: dense, compressed rows, or a `CellStore`
     codes, # Group of each cell; cells with a negative code are left out
     n_groups:int, # Number of groups
-    block:int=65536, # Rows taken at a time
 ) -> tuple: # Means, float64, groups x genes (missing where a group is empty); cells of each group
     "Means of the rows of `matrix` by group. Raises InputError where `codes` and rows differ in number."
-    (sums,), n = _sums(matrix, codes, n_groups, ['mean'], block)
+    (sums,), n = _sums(matrix, codes, n_groups, ['mean'])
     return _over(sums, n), n
 
 def _over(sums, n): return np.divide(sums, n[:, None], out=np.full_like(sums, np.nan), where=n[:, None] > 0)
@@ -84,12 +97,11 @@ def moments(
     matrix, # Log-normalised expression, cells x genes: dense, compressed rows, or a `CellStore`
     codes, # Group of each cell; cells with a negative code are left out
     n_groups:int, # Number of groups
-    want=tuple(MOMENTS), # Which moments
-    block:int=65536, # Rows taken at a time
+    want=MOMENTS, # Which moments
 ) -> Moments: # Missing where a group is empty
     "The moments of the rows of `matrix` by group. Raises InputError where `codes` and rows differ in number."
     need = [k for k in MOMENTS if k in want or k == 'mean' and 'var' in want]
-    sums, n = _sums(matrix, codes, n_groups, need, block)
+    sums, n = _sums(matrix, codes, n_groups, need)
     found = {k: _over(s, n) for k, s in zip(need, sums)}
     if 'zeros' in found: found['zeros'] = 1 - found['zeros']
     if 'var' in found:

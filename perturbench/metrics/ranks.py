@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit, prange
 from ..core import InputError
-from .accuracy import METRICS, RESOLUTION, metric, unit_rows
+from .accuracy import METRICS, RESOLUTION, lengths, metric
 
 # %% ../../nbs/52_metrics.ranks.ipynb #34cf6fdd
 FEW = 10 # Candidates below which a rank is coarse; a table says so
@@ -66,14 +66,19 @@ def alike(
         return size[:, None] + size - 2*product <= reach**2
     a = np.repeat(np.arange(len(x)), n_near)
     b = a + 1 + np.arange(len(a)) - np.repeat(np.r_[0, np.cumsum(n_near)[:-1]], n_near)
-    i, j = order[a], order[b]
+    across = x @ np.sin(np.arange(x.shape[1]))/max(1, x.shape[1]/2)**.5
+    some = np.abs(across[order[a]] - across[order[b]]) <= 2*reach + 1e-12*np.abs(across).max()  # few are near along both
+    i, j = order[a[some]], order[b[some]]
     near, same = np.square(x[i] - x[j]).sum(1) <= reach**2, np.eye(len(x), dtype=bool)
     same[i[near], j[near]] = same[j[near], i[near]] = True
     return same if near.any() else False
 
+def _both_alike(pred, true): return alike(true), alike(pred)
+
 def squared_distances(
     pred, # Predicted profiles, P x genes
     true, # Measured ones, rows in the same order
+    same:tuple=None, # What `alike` says of truths and of predictions, where it is known
 ) -> Between:
     "Squared Euclidean distances, by one matrix product."
     pred, true = np.asarray(pred, float), np.asarray(true, float)
@@ -82,17 +87,20 @@ def squared_distances(
     distance *= -2
     distance += size[0][:, None]
     distance += size[1]
-    return Between(np.maximum(distance, 0, out=distance), tuple(1e-13*o for o in size), 2e-9, (alike(true), alike(pred)))
+    return Between(np.maximum(distance, 0, out=distance), tuple(1e-13*o for o in size), 2e-9, same or _both_alike(pred, true))
 
 # %% ../../nbs/52_metrics.ranks.ipynb #7936fab6
 def cosine_distances(
     pred, # Predicted effects, P x genes
     true, # Measured ones, rows in the same order
+    same:tuple=None, # What `alike` says of truths and of predictions, where it is known
 ) -> Between: # 1 less the cosine; 1 where one of the two is zero
     "Cosine distances, by one matrix product."
-    p, t = unit_rows(pred), unit_rows(true)
+    p, t = np.asarray(pred, float), np.asarray(true, float)
     distance = t @ p.T
-    return Between(np.subtract(1, distance, out=distance), (5e-14, 5e-14), 1e-9, (alike(np.asarray(true, float)), alike(np.asarray(pred, float))))
+    distance *= -1/lengths(t)[:, None]
+    distance /= lengths(p)
+    return Between(np.add(1, distance, out=distance), (5e-14, 5e-14), 1e-9, same or _both_alike(p, t))
 
 @njit(parallel=True, cache=True, nogil=True, fastmath={'reassoc', 'contract', 'nsz'})
 def _absolute(pred, true, out):
@@ -107,12 +115,13 @@ def _absolute(pred, true, out):
 def absolute_distances(
     pred, # Predicted profiles, P x genes
     true, # Measured ones, rows in the same order
+    same:tuple=None, # What `alike` says of truths and of predictions, where it is known
 ) -> Between:
     "Sums of absolute differences."
     pred, true = (np.ascontiguousarray(o, float) for o in (pred, true))
     distance = np.zeros((len(pred),)*2)
     _absolute(pred, true, distance)
-    return Between(distance, tuple(1e-13*np.abs(o).sum(1) for o in (true, pred)), 1e-9, (alike(true), alike(pred)))
+    return Between(distance, tuple(1e-13*np.abs(o).sum(1) for o in (true, pred)), 1e-9, same or _both_alike(pred, true))
 
 DISTANCES = dict(l1=absolute_distances, l2=squared_distances, cosine=cosine_distances)
 
