@@ -262,3 +262,27 @@ def test_references_stand_where_they_should(lines):
     assert mean.loc['duplicate', 'rmse_rank_average'] < .3 and abs(mean.loc['duplicate', 'energy_pca']) < .1 < mean.loc['null_control', 'energy_pca']
     assert mean.loc['interpolated', 'rmse_average'] < mean.loc['duplicate', 'rmse_average']  # the mean of many takes noise away
     same(references.task_references(lines), found)
+
+@pytest.mark.parametrize('screen', ['sim-transfer', 'sim-combination'])
+def test_the_oracle_is_at_least_the_duplicate_and_reaches_the_limit(screen, folder):
+    "It adds the true effect to the controls that it is given, and has no noise of its own."
+    from perturbench.data.simulate import PRESETS
+    from perturbench.metrics.calibration import Resamples, limit
+    task, simulation = open_task(screen, folder), PRESETS[screen]()
+    truth, effects, genes = simulation.truth, simulation.truth.effects(), list(simulation.screen.genes)
+    names = ['pearson_delta', 'rmse_average', 'rmse_rank_average', 'wmse_average']
+    evaluation, keys = Evaluation(task, names), [*task.covariate_keys, 'perturbation']
+    row = {tuple(o): i for i, o in enumerate(truth.conditions[keys].astype(str).to_numpy())}
+    given, at = task.given(), [genes.index(g) for g in task.genes]
+    def oracle():
+        for c in task.test_conditions():
+            controls = task.store.dense(given.rows[task.design.state[given.codes] == task.design.state[c]]).numpy()
+            yield Prediction(int(c), controls + effects[row[tuple(task.conditions.loc[c, keys].astype(str))]][at].astype(np.float32))
+    best, duplicate = wide(evaluation.score(oracle())), wide(evaluation.duplicate())['value']
+    assert best['value_half', 'pearson_delta'].mean() > duplicate['pearson_delta'].mean()
+    assert best['value', 'rmse_rank_average'].mean() < duplicate['rmse_rank_average'].mean()
+    assert best['value_half', 'wmse_average'].mean() < duplicate['wmse_average'].mean()
+    found, perturbation = best['value', 'pearson_delta'].to_numpy(), task.conditions.perturbation[evaluation.condition]
+    reached = Resamples(perturbation).interval(found)
+    r = Resamples(perturbation).interval(duplicate['pearson_delta'].to_numpy())
+    assert limit(r.lo) - .1 < reached.hi and reached.lo < limit(r.hi) + .1, (reached, limit(np.array(r)))
