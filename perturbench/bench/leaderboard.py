@@ -11,10 +11,13 @@ __all__ = ['STATUSES', 'COLUMNS', 'COLLAPSE', 'COSTS', 'PAIRS', 'PRIMARY', 'HEAD
 
 # %% ../../nbs/63_bench.leaderboard.ipynb #9a9c2f61
 import itertools, json, re
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 import numpy as np
 import pandas as pd
+import torch
+from .runs import set_threads
 from ..core import InputError, atomic_path, digest
 from ..evaluate import METRICS, Evaluation # METRICS with all that are built in
 from ..metrics.calibration import Resamples, compare_models
@@ -591,6 +594,14 @@ def read_results(
     if not runs: raise InputError(f"there is no finished run in {Path(out)/'runs'}; start some with `perturbench run -o {out}`")
     return pd.concat(scores, ignore_index=True), pd.DataFrame(runs)
 
+@contextmanager
+def _one_thread():
+    "Two threads give other bits than one, and a report has to be the same wherever it is made."
+    n = torch.get_num_threads()
+    set_threads(1)
+    try: yield
+    finally: set_threads(n)
+
 def write_report(
     out, # A folder of results
     only=None, # The run ids to report; by default all
@@ -599,4 +610,7 @@ def write_report(
     scores, runs = read_results(out, only)
     folders = {t: Path(out)/'tasks'/k for t, k in zip(scores.task, scores.task_id)}
     tasks = {t: load_task(f, t) for t, f in folders.items() if f.exists()}
-    return write_board(scores, runs, out, {t: task_references(o) for t, o in tasks.items()}, {t: conditions_of(Evaluation(o, 'rmse_average')) for t, o in tasks.items()})
+    with _one_thread():
+        references, known = {t: task_references(o) for t, o in tasks.items()}, {t: conditions_of(Evaluation(o, 'rmse_average')) for t, o in tasks.items()}
+        return write_board(scores, runs, out, references, known)
+
