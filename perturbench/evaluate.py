@@ -19,7 +19,7 @@ from .metrics import distributions as _distributions # registers them
 from .metrics.accuracy import METRICS
 from .metrics.de import de_weights, down_sample, enough_variance, wilcoxon
 from .metrics.distributions import median_distance
-from .metrics.effects import Moments, Profiles, moments
+from .metrics.effects import MOMENTS, Moments, Profiles, moments
 from .metrics.ranks import DISTANCES, FEW, alike
 from .tasks import PROTOCOLS
 
@@ -38,6 +38,7 @@ def _given(m, pred, weights, targets):
     known = dict(weights=weights is not None, weights_same=weights is not None, offtarget=targets is not None)
     return getattr(pred, _NEEDS.get(m.space, ''), None) is not None and all(known.get(k, True) for k in m.needs)
 
+# %% ../nbs/55_evaluate.ipynb #96585339
 def score(
     pred:Profiles, # Predicted, with the controls that they are compared with (half A); rows of NaN where there is none
     true:Profiles, # Measured, rows in the same order, with their controls (half B)
@@ -62,6 +63,7 @@ def score(
     table.loc[~have[table.row], 'status'] = 'not_predicted'
     return table
 
+# %% ../nbs/55_evaluate.ipynb #486e5567
 def _score_space(metrics, pred, true, groups, known, protocol, weights, targets, parts, means, same):
     "The rows of each metric of one space, by name."
     ties = 'full' if protocol == 'perturbench' else 'half'
@@ -72,14 +74,14 @@ def _score_space(metrics, pred, true, groups, known, protocol, weights, targets,
         more = {k: [o[rows] for o in parts] if k == 'parts' else np.asarray(weights)[rows] for k in m.needs}
         values[m.name][rows] = m(pred[rows], true[rows], **({'weights': more.pop('weights_same')} if 'weights_same' in more else more))
     for g in np.unique(groups[known]):
-        rows = np.flatnonzero(known & (groups == g))
-        rows = slice(None) if len(rows) == len(pred) else rows
+        at = np.flatnonzero(known & (groups == g))
+        rows = slice(None) if len(at) == len(pred) else at
         for off in (False, True):
             ranked = [m for m in metrics if m.kind == 'rank' and ('offtarget' in m.needs) == off]
             if not ranked: continue
             genes = ~targets[rows].any(0) if off else slice(None)
             p, t = pred[rows][:, genes], true[rows][:, genes]
-            key = g, off, *np.flatnonzero(known)[[0, -1]], known.sum()
+            key = off, at.tobytes()
             if key not in same: same[key] = tuple(alike(o[rows][:, genes]) for o in means)
             between = {k: DISTANCES[k](p, t, same[key]) for k in {k for m in ranked for k in m.needs} & set(DISTANCES)}
             for m in ranked: values[m.name][rows] = m(p, t, ties=ties, **{'between': between[k] for k in m.needs if k in between})
@@ -192,7 +194,7 @@ def controls(self:Evaluation,
 ) -> Moments: # Means of each tested condition's controls; raises InputError where a state has none
     "The controls that each condition is compared with: those of its own replicates where its cells are a half of whole replicates, as far as controls have these."
     want = ('mean', 'linear') if self._want('foldchange') else ('mean',)
-    out = Moments(np.zeros(len(self), int), *(np.empty((len(self), self.task.store.n_genes)) if k in want else None for k in ('mean', 'var', 'zeros', 'linear')))
+    out = Moments(np.zeros(len(self), int), *(np.empty((len(self), self.task.store.n_genes)) if k in want else None for k in MOMENTS))
     for f in range(self.task.n_folds):
         cells, codes = self.task.controls('test', f, half), np.full(self.task.store.n_cells, -1)
         codes[cells.rows] = self.design.state[cells.codes]
@@ -443,6 +445,7 @@ def collect(self:Evaluation,
     if missing and not partial: raise InputError(f"conditions without a prediction ({len(missing)}): {'; '.join(missing[:5])}; predict each condition that the task tests")
     return out
 
+# %% ../nbs/55_evaluate.ipynb #d444fd92
 @patch
 def _own(self:Evaluation, p, cells, out):
     "The predicted control cells of a state, after all metrics of predicted controls have looked at them."
@@ -456,6 +459,7 @@ def _own(self:Evaluation, p, cells, out):
         out.why.setdefault(m.name, np.full(len(self), 'no_own_control', object))[at] = 'ok' if np.isfinite(value) else 'few_cells'
     return cells
 
+# %% ../nbs/55_evaluate.ipynb #369215eb
 @patch
 def _checked(self:Evaluation, p, n):
     "The cells of a prediction in an order of their own, whatever the one they came in; raises InputError where it does not fit."
@@ -468,12 +472,13 @@ def _checked(self:Evaluation, p, n):
     if not np.isfinite(along).all() and not np.isfinite(cells).all(): raise InputError(f'the prediction for {name()} holds values that are not finite')
     return cells[np.argsort(along, kind='stable')]
 
+# %% ../nbs/55_evaluate.ipynb #69564f79
 @patch
 def _take(self:Evaluation, i, cells, status, m, out):
     "Reduce the predicted cells of one condition."
-    one = moments(cells, np.zeros(len(cells), int), 1, [k for k in ('mean', 'var', 'zeros', 'linear') if getattr(m, k) is not None])
+    one = moments(cells, np.zeros(len(cells), int), 1, [k for k in MOMENTS if getattr(m, k) is not None])
     m.n[i], out.status[i] = len(cells), status
-    for k in ('mean', 'var', 'zeros', 'linear'):
+    for k in MOMENTS:
         if getattr(m, k) is not None: getattr(m, k)[i] = getattr(one, k)[0]
     if m.linear is not None and len(self.rows[i]) > 1 and not self._varies(i, cells): m.linear[i] = np.nan
     for part, column in (('whole', 0), (('half', 0), 1), (('half', 1), 1)):
@@ -513,6 +518,7 @@ def _over_rounds(self:Evaluation, pred, halves):
         tables.append(each[0].assign(value=np.mean([t.value for t in each], axis=0)))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=['row', 'metric', 'value', 'n_candidates', 'status'])
 
+# %% ../nbs/55_evaluate.ipynb #9524bf8b
 @patch
 def table(self:Evaluation,
     compared:Comparison, # From `collect`
@@ -540,6 +546,7 @@ def _labelled(self:Evaluation, known, n_pred, said):
     return names.assign(metric=known.metric, value=known.value.astype(float), n_true=self.n[i], n_pred=n_pred[i], n_candidates=known.n_candidates.astype(int), status=status,
                         value_half=known.value_half.astype(float), state=self.state[i])
 
+# %% ../nbs/55_evaluate.ipynb #8a4d2d24
 @patch
 def score(self:Evaluation,
     predictions, # An iterable of `Prediction`s, one for each condition that the task tests

@@ -314,6 +314,7 @@ def cells(
             calibrated=_scaled(row))
     return shown
 
+# %% ../../nbs/63_bench.leaderboard.ipynb #cfdada05
 def _one_line(text): return ' '.join(''.join(c if c.isprintable() else ' ' for c in str(text)).split())
 
 def _blocks(names, columns, width):
@@ -346,6 +347,7 @@ def text_table(
     notes = ''.join(f'\n{name}: {_one_line(text)}' for name, text in board.attrs.get('notes', {}).get(task, ()))
     return f'{_one_line(task)}: {facts(board, task)}\n\n{body}\n\n* best, ~ not worse than the best beyond noise, [95 % interval {scope}, this split and its controls]{_flagged(part)}{left_out(part)}{notes}'
 
+# %% ../../nbs/63_bench.leaderboard.ipynb #17fa93d6
 def _flagged(part):
     "Which models have collapsed."
     names = sorted({_one_line(m) for m, c in zip(part.model, part.collapsed) if c is True or c == 1})
@@ -489,6 +491,7 @@ def file_name(
     safe = re.sub(r'[^A-Za-z0-9_+-]+', '_', str(name))[:60]
     return safe if safe == name else f'{safe}-{digest(str(name), 6)}'
 
+# %% ../../nbs/63_bench.leaderboard.ipynb #05dd147d
 FAMILIES = dict(accuracy='Accuracy', rank='Ranks', distribution='Distributions of cells', de='Differential expression', control='Predicted controls')
 
 def page_rows(
@@ -519,6 +522,7 @@ def page_strata(
         return _number(r.mean, digits), f'[{_number(r.lo, digits)}, {_number(r.hi, digits)}]' if np.isfinite(r.lo) else ''
     return dict(metric=part.metric.iloc[0], columns=[(*k, v) for k, v in n.items()], rows=[(m, [cell(m, *k) for k in n.index]) for m in models])
 
+# %% ../../nbs/63_bench.leaderboard.ipynb #531f4d0f
 def page_task(
     board, # From `leaderboard`
     task, # Its name
