@@ -39,7 +39,8 @@ class Registry:
     "Things of one `kind`, by name, in the order they were registered."
     def __init__(self,
         kind:str, # What is registered, in the singular, as error messages name it
-    ): self.kind, self._items = kind, {}
+        key=None, # A function of what is registered that they are ordered by first
+    ): self.kind, self.key, self._items = kind, key, {}
 
     def register(self, name:str):
         "A decorator that registers an object as `name`; raises ValueError if another object has it."
@@ -48,6 +49,7 @@ class Registry:
             if taken is not None and not _same_home(o, taken):
                 raise ValueError(f"the {self.kind} '{name}' is registered already; choose another name")
             self._items[name] = o
+            if self.key: self._items = dict(sorted(self._items.items(), key=lambda item: self.key(item[1])))
             return o
         return _register
 

@@ -51,7 +51,7 @@ class Metric:
     def __post_init__(self): update_wrapper(self, self.func)
     def __call__(self, pred, true, **kwargs): return self.func(pred, true, **kwargs)
 
-METRICS = Registry('metric')
+METRICS = Registry('metric', key=lambda m: KINDS.index(m.kind))
 
 def metric(
     name:str, # As it stands in the score table; `{}` stands for the space where there are several
