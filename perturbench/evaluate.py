@@ -19,8 +19,8 @@ from .metrics import distributions as _distributions # registers them
 from .metrics.accuracy import METRICS
 from .metrics.de import de_weights, down_sample, enough_variance, wilcoxon
 from .metrics.distributions import median_distance
-from .metrics.effects import MOMENTS, Moments, Profiles, moments
-from .metrics.ranks import DISTANCES, FEW, alike
+from .metrics.effects import MOMENTS, Moments, Profiles, Shared, moments
+from .metrics.ranks import BLOCK, DISTANCES, FEW, Pairs, View, alike
 from .tasks import PROTOCOLS
 
 # %% ../nbs/55_evaluate.ipynb #c605bedc
@@ -47,52 +47,80 @@ def score(
     protocol:str='default', # 'perturbench' counts ties of ranks in full, as published
     weights=None, # Conditions x genes, for what is weighted
     targets=None, # Conditions x genes, bool: the genes that each condition acts on
-) -> pd.DataFrame: # row, metric, value, n_candidates, status; raises InputError for an unknown metric
+) -> pd.DataFrame: # row, metric, value, n_candidates, status; raises InputError for an unknown metric, and for one that needs what the profiles lack
     "The scores of each row of `pred`."
     if protocol not in PROTOCOLS: raise InputError(f"the protocol '{protocol}' is not known{nearest(protocol, PROTOCOLS)}")
     groups, order = np.unique(np.asarray(groups), return_inverse=True)[1], asked(metrics)
     if metrics is None: order = [m for m in order if m.kind in ('accuracy', 'rank') and _given(m, pred, weights, targets)]
-    tables, same = {}, {}
-    for space in dict.fromkeys(m.space for m in order):
-        rows = [o.rows(space) for o in (pred, true)]
-        known = np.isfinite(rows[0]).all(1) & np.isfinite(rows[1]).all(1)
-        tables |= _score_space([m for m in order if m.space == space], *rows, groups, known, protocol, weights, targets, (pred.parts, true.parts), (true.mean, pred.mean), same)
-    have = np.isfinite(pred.mean).all(1)
-    n = np.bincount(groups[have], minlength=groups.max(initial=0) + 1)[groups]
-    table = pd.concat([tables[m.name].assign(n_candidates=n) for m in order]).sort_values('row', kind='stable', ignore_index=True)
+    known = {s: pred.known(s) & true.known(s) for s in {'average', *(m.space for m in order)}}
+    values = _accuracy([m for m in order if m.kind != 'rank'], pred, true, known, weights)
+    values |= _ranked([m for m in order if m.kind == 'rank'], pred, true, groups, known, 'full' if protocol == 'perturbench' else 'half', targets)
+    among = lambda which: np.bincount(groups[which], minlength=groups.max(initial=0) + 1)[groups]
+    have = pred.known('average')
+    table = pd.concat([_with_status(m, values[m.name], known[m.space], among(known[m.space])) for m in order]).assign(n_candidates=np.tile(among(have), len(order)))
+    table = table.sort_values('row', kind='stable', ignore_index=True)
     table.loc[~have[table.row], 'status'] = 'not_predicted'
     return table
-
-# %% ../nbs/55_evaluate.ipynb #486e5567
-def _score_space(metrics, pred, true, groups, known, protocol, weights, targets, parts, means, same):
-    "The rows of each metric of one space, by name."
-    ties = 'full' if protocol == 'perturbench' else 'half'
-    values = {m.name: np.full(len(pred), np.nan) for m in metrics}
-    rows = slice(None) if known.all() else known
-    for m in metrics:
-        if m.kind == 'rank': continue
-        more = {k: [o[rows] for o in parts] if k == 'parts' else np.asarray(weights)[rows] for k in m.needs}
-        values[m.name][rows] = m(pred[rows], true[rows], **({'weights': more.pop('weights_same')} if 'weights_same' in more else more))
-    for g in np.unique(groups[known]):
-        at = np.flatnonzero(known & (groups == g))
-        rows = slice(None) if len(at) == len(pred) else at
-        for off in (False, True):
-            ranked = [m for m in metrics if m.kind == 'rank' and ('offtarget' in m.needs) == off]
-            if not ranked: continue
-            genes = ~targets[rows].any(0) if off else slice(None)
-            p, t = pred[rows][:, genes], true[rows][:, genes]
-            key = off, at.tobytes()
-            if key not in same: same[key] = tuple(alike(o[rows][:, genes]) for o in means)
-            between = {k: DISTANCES[k](p, t, same[key]) for k in {k for m in ranked for k in m.needs} & set(DISTANCES)}
-            for m in ranked: values[m.name][rows] = m(p, t, ties=ties, **{'between': between[k] for k in m.needs if k in between})
-    n = np.bincount(groups[known], minlength=groups.max(initial=0) + 1)[groups]
-    return {m.name: _with_status(m, values[m.name], known, n) for m in metrics}
 
 def _with_status(m, value, known, n):
     "The rows of one metric."
     few = (m.kind == 'rank') & (n < FEW)
     status = np.select([~known, few, np.isnan(value)], [_MISSING.get(m.space, 'no_signal'), 'few_candidates', 'no_signal'], 'ok')
     return pd.DataFrame({'row': np.arange(len(value)), 'metric': m.name, 'value': value, 'status': status})
+
+# %% ../nbs/55_evaluate.ipynb #486e5567
+def _accuracy(metrics, pred, true, known, weights):
+    "metric -> a value a condition, for metrics that judge each row alone."
+    n, genes = pred.mean.shape
+    values, some = {m.name: np.full(n, np.nan) for m in metrics}, max(1, BLOCK//max(genes, 1))
+    for space in dict.fromkeys(m.space for m in metrics):
+        at = np.flatnonzero(known[space])
+        for k in range(0, len(at), some):
+            i = slice(at[k], at[min(k + some, len(at)) - 1] + 1)
+            i = at[k:k + some] if i.stop - i.start > some else i
+            p, t = pred.rows(space, i), true.rows(space, i)
+            given = dict(weights=None if weights is None else weights[i], parts=None if pred.parts is None else [o.parts[i] for o in (pred, true)])
+            for m in (m for m in metrics if m.space == space): values[m.name][i] = m(p, t, **{o: given[o] for o in (o.removesuffix('_same') for o in m.needs)})
+    return values
+
+# %% ../nbs/55_evaluate.ipynb #36d93c86
+def _ranked(metrics, pred, true, groups, known, ties, targets):
+    "metric -> a value a condition, for metrics that compare the conditions of a state."
+    values, todo = {m.name: np.full(len(groups), np.nan) for m in metrics}, {}
+    for m in metrics:
+        for g in np.unique(groups[known[m.space]]): todo.setdefault(np.flatnonzero(known[m.space] & (groups == g)).tobytes(), []).append(m)
+    for at, mine in todo.items():
+        at = np.frombuffer(at, int)
+        rows = slice(None) if len(at) == len(groups) else at
+        for m, value in _ranks_of_state(mine, pred, true, rows, ties, targets): values[m.name][rows] = value
+    return values
+
+def _bases(metrics, pred, true, rows):
+    "The spaces whose rows have to be made, each with the `View`s that follow from it."
+    kinds, one, views = {}, lambda o: o if (o.at[rows] == o.at[rows][0]).all() else None, {}
+    for m in metrics: kinds.setdefault(m.space, set()).update(set(m.needs) & set(DISTANCES))
+    for space, k in kinds.items():
+        if not k: continue
+        field = dict(delta='control', centred='centre').get(space)
+        sides = [one(getattr(o, field)) for o in (true, pred)] if field else (None, None)
+        if space == 'average': views[space] = View(k)
+        elif None not in sides: views[space] = View(k, *(o[rows][0] for o in sides))
+        else: yield space, {space: View(k)}
+    if views: yield 'average', views
+
+def _ranks_of_state(metrics, pred, true, rows, ties, targets):
+    "Yield each metric with its values."
+    same, hit = {}, None if targets is None else np.flatnonzero(targets[rows].any(0))
+    for m in metrics:
+        if not set(m.needs) & set(DISTANCES): yield m, m(pred.rows(m.space, rows), true.rows(m.space, rows), ties=ties)
+    for base, views in _bases(metrics, pred, true, rows):
+        sides = [lambda genes, o=o: o.rows(base, rows, genes) for o in (true, pred)]
+        pairs = {'all': Pairs(*sides, views, pred.sets.shape[0] if base == 'sets' else pred.mean.shape[1])}
+        for m in (m for m in metrics if m.space in views):
+            genes, (kind,) = 'off' if 'offtarget' in m.needs else 'all', set(m.needs) & set(DISTANCES)
+            if genes not in pairs: pairs[genes] = pairs['all'].less(Pairs(*sides, views, hit)) if len(hit) else pairs['all']
+            if genes not in same: same[genes] = tuple(alike(o.mean[rows], hit if genes == 'off' else ()) for o in (true, pred))
+            yield m, m(None, None, ties=ties, between=pairs[genes].between(m.space, kind, same[genes]))
 
 # %% ../nbs/55_evaluate.ipynb #8a47a991
 def _labels(conditions): return list(conditions.columns[:conditions.columns.get_loc('state')])
@@ -104,7 +132,6 @@ def halve(
     *keys, # What the draw is keyed by
 ) -> tuple: # 0 or 1 for each cell; whether whole batches were kept together
     "Two halves of some cells, of whole replicates where the smaller half then has a quarter of the cells."
-    order, half = rng('halves', *keys).permutation(len(rows)), np.empty(len(rows), int)
     if batch is not None:
         names, at, n = np.unique(batch, return_inverse=True, return_counts=True)
         side, total = np.zeros(len(names), int), [0, 0]
@@ -112,7 +139,8 @@ def halve(
             side[b] = int(total[1] < total[0])
             total[side[b]] += n[b]
         if min(total) >= len(rows)/4: return side[at], True
-    half[order] = np.arange(len(rows)) % 2
+    half = np.empty(len(rows), int)
+    half[rng('halves', *keys).permutation(len(rows))] = np.arange(len(rows)) % 2
     return half, False
 
 # %% ../nbs/55_evaluate.ipynb #7800239c
@@ -135,6 +163,9 @@ class Evaluation:
         self.n = np.array([len(r) for r in self.rows])
         self.row, self._kept = {k: i for i, k in enumerate(pairs)}, {}
 
+        self._looks_at_cells = any(m.kind in ('distribution', 'de', 'control') or m.space == 'foldchange' for m in self.metrics)
+        self._wave = np.cos(np.arange(task.store.n_genes)).astype(np.float32)
+
     def __len__(self): return len(self.rows)
     def __repr__(self): return f'Evaluation of {self.task.name}: {len(self):,} conditions, {len(self.metrics)} metrics'
 
@@ -151,19 +182,18 @@ class Evaluation:
     @property
     def halved(self): # In words
         "What the halves of the cells of a condition are made of."
-        what, n = 'batches' if self.task.replicate is None else 'replicates', self._sixths[1].sum()
+        what, n = 'batches' if self.task.replicate is None else 'replicates', self._halves[1].sum()
         return f'whole {what} in {n} of {len(self)} conditions' if n else 'cells at random'
 
     @cached_property
-    def _sixths(self):
-        "The part of each cell of each condition, 0 to 5, and which conditions are halved by replicates."
-        batch, parts, whole = self._replicate, [], []
-        for i, rows in enumerate(self.rows):
-            half, by_batch = halve(rows, None if batch is None else batch[rows], *self._names(i))
-            third = rng('thirds', *self._names(i)).permutation(len(rows)) % 3
-            parts.append(half*3 + third)
-            whole.append(by_batch)
+    def _halves(self):
+        "The half of each cell of each condition, and which conditions are halved by replicates."
+        batch = self._replicate
+        parts, whole = zip(*(halve(rows, None if batch is None else batch[rows], *self._names(i)) for i, rows in enumerate(self.rows)))
         return parts, np.array(whole, bool)
+
+    @cached_property
+    def _thirds(self): return [rng('thirds', *self._names(i)).permutation(len(rows)) % 3 for i, rows in enumerate(self.rows)]
 
     def cells(self,
         i:int, # A tested condition, by its place
@@ -172,20 +202,14 @@ class Evaluation:
         "The measured cells of a condition."
         if part == 'whole': return self.rows[i]
         kind, k = part
-        sixth = self._sixths[0][i]
-        return self.rows[i][(sixth//3 if kind == 'half' else sixth % 3) == k]
+        return self.rows[i][(self._halves[0][i] if kind == 'half' else self._thirds[i]) == k]
 
 # %% ../nbs/55_evaluate.ipynb #4088d94d
 @patch
 def _moments(self:Evaluation, part, want):
     "The moments of a part of each condition."
-    codes, found = np.full((self.task.n_folds, self.task.store.n_cells), -1), []
-    for i, f in enumerate(self.fold): codes[f, self.cells(i, part)] = i
-    matrix = self.task.store
-    for f in range(len(codes)): found.append(moments(matrix, codes[f], len(self), want).take(self.fold == f))
-    order = np.argsort(np.argsort(self.fold, kind='stable'), kind='stable')
-    join = lambda k: None if getattr(found[0], k) is None else np.concatenate([getattr(m, k) for m in found])[order]
-    return Moments(*(join(k) for k in ('n', 'mean', 'var', 'zeros', 'linear')))
+    rows = [self.cells(i, part) for i in range(len(self))]
+    return moments(self.task.store, np.repeat(np.arange(len(self)), [len(r) for r in rows]), len(self), want, np.concatenate(rows))
 
 @patch
 def controls(self:Evaluation,
@@ -193,58 +217,59 @@ def controls(self:Evaluation,
     part='whole', # Of the cells that they are for
 ) -> Moments: # Means of each tested condition's controls; raises InputError where a state has none
     "The controls that each condition is compared with: those of its own replicates where its cells are a half of whole replicates, as far as controls have these."
-    want = ('mean', 'linear') if self._want('foldchange') else ('mean',)
-    out = Moments(np.zeros(len(self), int), *(np.empty((len(self), self.task.store.n_genes)) if k in want else None for k in MOMENTS))
+    want, found, at = ('mean', 'linear') if self._want('foldchange') else ('mean',), [], np.zeros(len(self), int)
     for f in range(self.task.n_folds):
-        cells, codes = self.task.controls('test', f, half), np.full(self.task.store.n_cells, -1)
-        codes[cells.rows] = self.design.state[cells.codes]
-        m, mine = moments(self.task.store, codes, self.design.state.max() + 1, want), self.fold == f
-        self._need_controls(m.n, self.state[mine])
-        out.n[mine] = m.n[self.state[mine]]
-        for k in want: getattr(out, k)[mine] = getattr(m, k)[self.state[mine]]
-    return self._of_batches(out, half, part) if part[0] == 'half' and self._replicate is not None else out
+        cells, codes, mine = self.task.controls('test', f, half), np.full(self.task.store.n_cells, -1), self.fold == f
+        states, codes_of = np.unique(self.state[mine], return_inverse=True)
+        place = np.full(self.design.state.max() + 1, -1)
+        place[states] = np.arange(len(states))
+        codes[cells.rows] = place[self.design.state[cells.codes]]
+        at[mine] = sum(len(m.n) for m in found) + codes_of
+        found.append(moments(self.task.store, codes, len(states), want))
+        self._need_controls(found[-1].n, states)
+    if part[0] == 'half' and self._replicate is not None: self._of_batches(found, at, half, part, want)
+    return Moments(np.concatenate([m.n for m in found])[at], *(Shared(np.concatenate([getattr(m, k) for m in found]), at) if k in want else None for k in MOMENTS))
 
 @patch
-def _of_batches(self:Evaluation, out, half, part):
-    "`out` with the controls of the replicates that the halves are made of."
+def _of_batches(self:Evaluation, found, at, half, part, want):
+    "Add to `found`, and put into `at`, the controls of the replicates that the halves are made of."
     store, known, batch = self.task.store, {}, self._replicate
-    for i in np.flatnonzero(self._sixths[1]):
+    for i in np.flatnonzero(self._halves[1]):
         batches = np.unique(batch[self.cells(i, part)])
         key = self.fold[i], self.state[i], *batches
         if key not in known:
             rows = self.task.controls('test', self.fold[i], half).rows
-            rows = rows[(self.design.state[store.codes[rows]] == self.state[i]) & np.isin(batch[rows], batches)]
-            codes = np.full(store.n_cells, -1)
-            codes[rows] = 0
-            known[key] = moments(store, codes, 1, [k for k in ('mean', 'linear') if getattr(out, k) is not None])
-        if not known[key].n[0]: continue
-        for k in ('n', 'mean', 'linear'):
-            if getattr(out, k) is not None: getattr(out, k)[i] = getattr(known[key], k)[0]
-    return out
+            rows, known[key] = rows[(self.design.state[store.codes[rows]] == self.state[i]) & np.isin(batch[rows], batches)], at[i]
+            if len(rows):
+                codes = np.full(store.n_cells, -1)
+                codes[rows], known[key] = 0, sum(len(m.n) for m in found)
+                found.append(moments(store, codes, 1, want))
+        at[i] = known[key]
 
 @patch
 def _need_controls(self:Evaluation, n, states):
-    bare, keys = np.unique(states[n[states] == 0]), list(self.task.covariate_keys)
+    bare, keys = states[n == 0], list(self.task.covariate_keys)
     if not len(bare): return
     names = [', '.join(o) or 'all cells' for o in self.task.conditions.drop_duplicates('state').set_index('state').loc[bare, keys].astype(str).to_numpy()]
     raise InputError(f"these states have no two control cells to test with, one for each half: {'; '.join(names[:5])}; add controls, or leave the states out")
 
 # %% ../nbs/55_evaluate.ipynb #1685f841
 @patch
-def centre(self:Evaluation) -> np.ndarray: # Conditions x genes; missing where training saw no perturbation of the state
+def centre(self:Evaluation) -> Shared: # Conditions x genes; missing where training saw no perturbation of the state
     "The mean of the training perturbations of each condition's state, each counting once."
-    out, design = np.full((len(self), self.task.store.n_genes), np.nan), self.design
+    groups, at = np.unique(self.group, return_inverse=True)
+    out, design = np.full((len(groups), self.task.store.n_genes), np.nan), self.design
     for f in range(self.task.n_folds):
         cells = self.task.cells('train', f)
         means, seen = cells.means(), (cells.n > 0) & ~design.is_control
-        for s in np.unique(self.state[self.fold == f]):
-            if (at := seen & (design.state == s)).any(): out[(self.fold == f) & (self.state == s)] = means[at].mean(0)
-    return out
+        for k in np.flatnonzero(groups % self.task.n_folds == f):
+            if (some := seen & (design.state == groups[k]//self.task.n_folds)).any(): out[k] = means[some].mean(0)
+    return Shared(out, at)
 
 @patch
 def parts(self:Evaluation,
     half:int, # Of the cells of the singles
-    control, # Mean of the controls of each condition
+    control, # Mean of the controls of each condition, as `Shared` rows
 ) -> np.ndarray: # Conditions x genes; missing for what is no double, or where a single was not measured in the state
     "The summed effects of the two parts of each double."
     design, out = self.design, np.full((len(self), self.task.store.n_genes), np.nan)
@@ -287,7 +312,7 @@ def true(self:Evaluation,
 ) -> Profiles: # The measured side
     "The measured profiles."
     if part not in self._kept:
-        want = ['mean'] + [k for k, s in dict(var='variance', zeros='zeros', linear='foldchange').items() if self._want(s) or k == 'var' and part != 'whole' and self._want('accuracy')]
+        want = ['mean'] + [k for k, s in dict(var='variance', zeros='zeros', linear='foldchange').items() if self._want(s) or k == 'var' and part != 'whole' and (self._want('weights') or self._want('weights_same'))]
         self._kept[part] = self.side(1, self._moments(part, want), part)
     return self._kept[part]
 
@@ -314,11 +339,13 @@ def weights(self:Evaluation,
 @patch
 def targets(self:Evaluation) -> np.ndarray: # Conditions x genes, bool; None where no condition acts on a gene of the screen
     "The genes that each condition acts on."
+    if 'targets' in self._kept: return self._kept['targets']
     at, named = {g: i for i, g in enumerate(self.task.genes)}, self.task.naming.get('targets') or {}
     out = np.zeros((len(self), self.task.store.n_genes), bool)
     for i, p in enumerate(self.design.perturbation[self.condition]):
         for o in (self.design.perturbations[k] for k in np.flatnonzero(p)): out[i, [at[g] for g in named.get(o, [o]) if g in at]] = True
-    return out if out.any() else None
+    self._kept['targets'] = out if out.any() else None
+    return self._kept['targets']
 
 # %% ../nbs/55_evaluate.ipynb #60abe66f
 @dataclass
@@ -429,13 +456,13 @@ def collect(self:Evaluation,
     out = Comparison(self.side(0, m), self.true(), self.condition, self.fold, m.n, np.full(n, 'not_predicted', object))
     own, here, queue = None, None, []
     for p in predictions:
-        cells, state = self._checked(p, m.n), (p.fold, self.design.state[p.condition])
+        cells, order, state = *self._checked(p, m.n), (p.fold, self.design.state[p.condition])
         if state != here or sum(o.size for _, o, _ in queue) > WAITING: self._test(queue, out)
         if state != here: own, here = None, state
         if self.design.is_control[p.condition]: own = self._own(p, cells, out)
         else:
             i = self.row[p.fold, int(p.condition)]
-            self._take(i, cells, p.status, m, out)
+            self._take(i, cells, order, p.status, m, out)
             self._wait(i, cells, own, queue, out)
     self._test(queue, out)
     for k in (o.name for o in self.metrics if o.kind == 'control'):
@@ -462,26 +489,27 @@ def _own(self:Evaluation, p, cells, out):
 # %% ../nbs/55_evaluate.ipynb #369215eb
 @patch
 def _checked(self:Evaluation, p, n):
-    "The cells of a prediction in an order of their own, whatever the one they came in; raises InputError where it does not fit."
+    "The cells of a prediction, and an order of their own, whatever the one they came in; raises InputError where it does not fit."
     i, cells, name = self.row.get((p.fold, int(p.condition))), np.asarray(p.cells), lambda: _title(self.task.conditions, p.condition)
     if i is None and not self.design.is_control[p.condition]: raise InputError(f'fold {p.fold} does not test the condition {p.condition}; predict `task.test_conditions({p.fold})`')
     if i is not None and n[i]: raise InputError(f'{name()} is predicted twice; predict each condition once')
     if cells.ndim != 2 or not len(cells) or cells.shape[1] != self.task.store.n_genes:
         raise InputError(f'the prediction for {name()} has the shape {cells.shape}; give cells x {self.task.store.n_genes} genes')
-    along = cells @ np.cos(np.arange(cells.shape[1])).astype(np.result_type(cells.dtype, np.float32))
+    along = cells @ self._wave.astype(np.result_type(cells.dtype, np.float32), copy=False)
     if not np.isfinite(along).all() and not np.isfinite(cells).all(): raise InputError(f'the prediction for {name()} holds values that are not finite')
-    return cells[np.argsort(along, kind='stable')]
+    order = np.argsort(along, kind='stable')
+    return (cells[order], np.arange(len(cells))) if self._looks_at_cells else (cells, order)
 
 # %% ../nbs/55_evaluate.ipynb #69564f79
 @patch
-def _take(self:Evaluation, i, cells, status, m, out):
+def _take(self:Evaluation, i, cells, order, status, m, out):
     "Reduce the predicted cells of one condition."
-    one = moments(cells, np.zeros(len(cells), int), 1, [k for k in MOMENTS if getattr(m, k) is not None])
+    one = moments(cells, np.zeros(len(cells), int), 1, [k for k in MOMENTS if getattr(m, k) is not None], order)
     m.n[i], out.status[i] = len(cells), status
     for k in MOMENTS:
         if getattr(m, k) is not None: getattr(m, k)[i] = getattr(one, k)[0]
     if m.linear is not None and len(self.rows[i]) > 1 and not self._varies(i, cells): m.linear[i] = np.nan
-    for part, column in (('whole', 0), (('half', 0), 1), (('half', 1), 1)):
+    for part, column in (('whole', 0), (('half', 0), 1), (('half', 1), 1)) if self._want('distribution') else ():
         rows = self.cells(i, part)
         for name, (value, why) in self._distances(i, cells, rows).items():
             values, reasons = out.found.setdefault(name, np.full((len(self), 2), np.nan)), out.why.setdefault(name, np.full(len(self), 'not_predicted', object))

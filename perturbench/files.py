@@ -143,7 +143,7 @@ def _task_id(evaluation):
     task, true, cells = evaluation.task, evaluation.true(), evaluation.task.cells('train')
     trained = [_bits(cells.means(), cells.n)] if len(cells) else []
     return digest([task.protocol, task.genes, task.conditions.loc[evaluation.condition, _labels(task.conditions)].values.tolist(),
-                   _bits(true.mean, true.control, evaluation.controls(0).mean), *trained])
+                   _bits(true.mean, true.control[:], evaluation.controls(0).mean[:]), *trained])
 
 def _scored(evaluation, task_id, label, predictions):
     "The scores of one model, with the columns of a run's scores in front; what is said of it as a run; conditions without a prediction."

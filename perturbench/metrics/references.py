@@ -85,7 +85,7 @@ def interpolated(self:Evaluation) -> pd.DataFrame: # As `duplicate`, for metrics
     if not self._want('centred'): self._kept['centre'] = self.centre()
     def between(part):
         alpha, mean = self._follows(part), self._moments(part, ['mean']).mean
-        middle = np.where(np.isnan(self._kept['centre']), self.controls(0).mean, self._kept['centre'])
+        middle = np.where(np.isnan(self._kept['centre'][:]), self.controls(0).mean[:], self._kept['centre'][:])
         return self.side(0, Moments(self.n//2, alpha*mean + (1 - alpha)*middle), part)
     mine = [m for m in self.metrics if m.kind in ('accuracy', 'rank') and m.space not in ('variance', 'zeros', 'foldchange')]
     everything, self.metrics = self.metrics, mine
@@ -192,7 +192,7 @@ def collapsed(self:Evaluation,
 def systematic(self:Evaluation) -> np.ndarray: # One value a condition; missing where a state has one condition
     "The cosine of each effect with the mean of the others of its state, see `perturbench.metrics.accuracy.systematic`."
     out, control = np.full(len(self), np.nan), [self.controls(h).mean for h in (0, 1)]
-    effects = [self.true(('half', k)).mean - control[k] for k in (0, 1)]
+    effects = [self.true(('half', k)).mean - control[k][:] for k in (0, 1)]
     for g in np.unique(self.group):
         at = np.flatnonzero(self.group == g)
         out[at] = _systematic(effects[0][at], effects[1][at])
