@@ -245,9 +245,10 @@ def test_what_is_registered():
         m = METRICS[name]
         assert (m.space, m.kind, m.better, m.best) == (space, 'distribution', 'lower', 0)
         assert SPACES[space] in m.text and m.source
-        assert m.needs == (('scale',) if name.startswith('mmd_rbf') else ())
-        assert m.limits[0] <= m(x, y, **dict.fromkeys(m.needs, 2.)) <= m.limits[1]
-        assert m(x, y, **dict.fromkeys(m.needs, 2.)) > m(x, x + 1e-3, **dict.fromkeys(m.needs, 2.))
+        assert m.needs == {'mmd_rbf': ('scale', 'kernel'), 'energy': ('root',)}.get(name.rsplit('_', 1)[0], ())
+        scale = {'scale': 2.} if 'scale' in m.needs else {}
+        assert m.limits[0] <= m(x, y, **scale) <= m.limits[1]
+        assert m(x, y, **scale) > m(x, x + 1e-3, **scale)
     for space in ('variance', 'zeros'):
         m = METRICS[f'mae_{space}']
         assert (m.space, m.kind, m.text) == (space, 'accuracy', f'mean absolute error of {SPACES[space]}')

@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 from ..core import atomic_path, rng
-from ..evaluate import Evaluation
+from ..evaluate import Evaluation, _against, _sparse
 from .accuracy import METRICS
 from .accuracy import systematic as _systematic
 from .calibration import Calibrated, calibrated, collapse, limit
-from .de import benjamini_hochberg, t_test, wilcoxon
+from .de import benjamini_hochberg, t_test
 from .effects import Moments
 from ..models.base import build_model
 from ..predict import predict_task
@@ -31,9 +31,7 @@ def duplicate(self:Evaluation) -> pd.DataFrame: # As `Evaluation.table`; `value`
     known = self._over_rounds(sides, True)
     cells = {}
     for i in range(len(self)):
-        for k in (0, 1):
-            p, t = (self.cells(i, ('half', h)) for h in (1 - k, k))
-            for name, (value, why) in self._distances(i, self.task.store.dense(p).numpy(), t).items(): cells.setdefault(name, []).append((i, value, why))
+        for name, values in self._distances(i): cells.setdefault(name, []).extend((i, v, 'few_cells') for v in values)
     return self._duplicate_table(known, cells | self._replicated())
 
 @patch
@@ -43,13 +41,10 @@ def _replicated(self:Evaluation):
     for g in np.unique(self.group) if mine else ():
         at = [i for i in np.flatnonzero(self.group == g) if min(len(self.cells(i, ('half', k))) for k in (0, 1)) > 1]
         if not at: continue
-        fold, dense = self.fold[at[0]], lambda rows: self.task.store.dense(rows).numpy()
-        a, b = (dense(c.rows[design.state[c.codes] == self.state[at[0]]]) for c in (self.task.controls('test', fold, h) for h in (0, 1)))
+        controls = [self.task.controls('test', self.fold[at[0]], h) for h in (0, 1)]
+        references = [_sparse(self.task.store, c.rows[design.state[c.codes] == self.state[at[0]]]) for c in controls]
         for k in (0, 1):
-            tests = []
-            for half, reference in ((1 - k, a), (k, b)):
-                rows = [self.cells(i, ('half', half)) for i in at]
-                tests.append(wilcoxon(dense(np.concatenate(rows)), np.repeat(np.arange(len(at)), [len(r) for r in rows]), len(at), reference))
+            tests = [_against([_sparse(self.task.store, self.cells(i, ('half', half))) for i in at], reference) for half, reference in zip((1 - k, k), references)]
             for m in mine: out.setdefault(m.name, []).extend((i, m(tests[0][j], tests[1][j]), 'no_difference') for j, i in enumerate(at))
     return out
 
