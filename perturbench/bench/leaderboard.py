@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STATUSES', 'COLUMNS', 'COLLAPSE', 'COSTS', 'PAIRS', 'PRIMARY', 'HEADLINES', 'FAMILIES', 'tidy_scores', 'check_scores',
-           'Cube', 'estimates', 'judge', 'undefined_reasons', 'status_notes', 'candidates', 'compare', 'leaderboard',
+           'estimates', 'judge', 'undefined_reasons', 'status_notes', 'candidates', 'compare', 'leaderboard',
            'mean_costs', 'comparisons', 'in_short', 'conditions_of', 'levels', 'headlines', 'page_order', 'decimals',
            'cells', 'text_table', 'left_out', 'facts', 'print_tables', 'chance', 'plot_board', 'file_name', 'page_rows',
            'page_strata', 'page_task', 'page', 'write_board', 'read_results', 'write_report']
@@ -22,7 +22,7 @@ from ..core import InputError, atomic_path, digest
 from ..evaluate import METRICS, Evaluation # METRICS with all that are built in
 from ..metrics.calibration import Resamples, compare_models
 from ..metrics.references import calibrate, task_references
-from ..metrics.strata import STRATA, by_stratum, strata
+from ..metrics.strata import STRATA, Cube, _mean, by_stratum, strata
 from ..tasks import load_task
 
 # %% ../../nbs/63_bench.leaderboard.ipynb #e5c8be4f
@@ -58,35 +58,6 @@ def check_scores(
     raise InputError(f"{where} has scores of different runs, {' and '.join(map(str, sorted(ids)))}: give one of them another label (`as:`), or remove it")
 
 # %% ../../nbs/63_bench.leaderboard.ipynb #6b0f7035
-class Cube:
-    "The scores of a task as arrays, conditions x seeds x models x metrics."
-    def __init__(self,
-        scores, # Of one task, from `tidy_scores`
-    ):
-        self.models, order = sorted(scores.model.unique(), key=str), {m: i for i, m in enumerate(METRICS)}
-        self.metrics = sorted(scores.metric.unique(), key=lambda m: order[m])
-        named = scores.drop_duplicates('condition').sort_values('condition')
-        self.conditions, self.seeds = named.condition.tolist(), {m: sorted(s.unique()) for m, s in scores.groupby('model').seed}
-        self.resamples = Resamples(named.perturbation, named.state, max(map(len, self.seeds.values())))
-        at = [pd.Index(k).get_indexer(v) for k, v in ((self.conditions, scores.condition), (self.models, scores.model), (self.metrics, scores.metric))]
-        seed = np.array([self.seeds[m].index(s) for m, s in zip(scores.model, scores.seed)], int)
-        shape = len(self.conditions), self.resamples.n_seeds, len(self.models), len(self.metrics)
-        self.tested, place = np.zeros(shape[:1] + shape[2:], bool), (at[0], seed, at[1], at[2])
-        self.tested[at[0], at[1], at[2]] = True
-        self.values, self.halves = (self._filled(shape, place, scores[k]) for k in ('value', 'value_half'))
-
-    def _filled(self, shape, place, values):
-        out = np.full(shape, np.nan)
-        out[place] = values
-        for j, m in enumerate(self.models):
-            if len(self.seeds[m]) == 1: out[:, :, j] = out[:, :1, j]
-        return out
-
-def _mean(x, axis):
-    "The mean of what is there; missing where nothing is."
-    n = np.isfinite(x).sum(axis)
-    return np.divide(np.nansum(x, axis), n, out=np.full(np.shape(n), np.nan), where=n > 0)
-
 def estimates(
     cube:Cube,
 ) -> dict: # Arrays, models x metrics: mean, sd, lo, hi, n_conditions, n_undefined

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STRATA', 'BLOCK', 'PSEUDOCOUNT', 'CHUNK', 'TERCILES', 'Quarters', 'quarters', 'effect_size', 'distance_to_training',
-           'efficacy', 'strata', 'cut', 'by_stratum']
+           'efficacy', 'strata', 'cut', 'Cube', 'by_stratum']
 
 # %% ../../nbs/58_metrics.strata.ipynb #4b0bdaa9
 from typing import NamedTuple
@@ -178,7 +178,7 @@ def cut(
     return out
 
 # %% ../../nbs/58_metrics.strata.ipynb #6605a559
-_ASSUMED = dict(task='evaluation', model='model', seed=0, state=0)
+_ASSUMED = dict(task='evaluation', model='model', seed=0, state=0, value_half=np.nan)
 
 def _matched(scores, strata):
     "`scores` with the position of their condition in `strata`, `strata` sorted, and the columns that name a condition."
@@ -197,32 +197,44 @@ def _matched(scores, strata):
     return scores, strata, keys
 
 # %% ../../nbs/58_metrics.strata.ipynb #0a8a897d
-def _cube(scores, n):
-    "The scores of a task: values, conditions x seeds x models x metrics; whether there is any, without seeds; models; metrics."
-    models, order = sorted(scores.model.unique(), key=str), {m: i for i, m in enumerate(METRICS)}
-    metrics = sorted(scores.metric.unique(), key=lambda m: order[m])
-    seeds = scores.groupby('model').seed
-    seed, model, metric = seeds.rank('dense').astype(int) - 1, pd.Index(models).get_indexer(scores.model), pd.Index(metrics).get_indexer(scores.metric)
-    values, tested = np.full((n, seeds.nunique().max(), len(models), len(metrics)), np.nan), np.zeros((n, len(models), len(metrics)), bool)
-    values[scores.condition, seed, model, metric] = scores.value
-    tested[scores.condition, model, metric] = True
-    single = (seeds.nunique()[models] == 1).to_numpy()
-    values[:, :, single] = values[:, :1, single]
-    return values, tested, models, metrics
+class Cube:
+    "The scores of a task as arrays, conditions x seeds x models x metrics."
+    def __init__(self,
+        scores, # Of one task: model, seed, metric, value, value_half, condition (a number), perturbation, state
+    ):
+        self.models, order = sorted(scores.model.unique(), key=str), {m: i for i, m in enumerate(METRICS)}
+        self.metrics = sorted(scores.metric.unique(), key=lambda m: order[m])
+        named = scores.drop_duplicates('condition').sort_values('condition')
+        self.conditions, self.seeds = named.condition.tolist(), {m: sorted(s.unique()) for m, s in scores.groupby('model').seed}
+        self.perturbation, self.state = named.perturbation.to_numpy(), named.state.to_numpy()
+        self.resamples = Resamples(self.perturbation, self.state, max(map(len, self.seeds.values())))
+        at = [pd.Index(k).get_indexer(v) for k, v in ((self.conditions, scores.condition), (self.models, scores.model), (self.metrics, scores.metric))]
+        seed = np.array([self.seeds[m].index(s) for m, s in zip(scores.model, scores.seed)], int)
+        shape = len(self.conditions), self.resamples.n_seeds, len(self.models), len(self.metrics)
+        self.tested, place = np.zeros(shape[:1] + shape[2:], bool), (at[0], seed, at[1], at[2])
+        self.tested[at[0], at[1], at[2]] = True
+        self.values, self.halves = (self._filled(shape, place, scores[k]) for k in ('value', 'value_half'))
 
-def _mean(x):
-    "The mean over the first axis of what is there."
-    n = np.isfinite(x).sum(0)
-    return np.divide(np.nansum(x, axis=0), n, out=np.full(n.shape, np.nan), where=n > 0)
+    def _filled(self, shape, place, values):
+        out = np.full(shape, np.nan)
+        out[place] = values
+        for j, m in enumerate(self.models):
+            if len(self.seeds[m]) == 1: out[:, :, j] = out[:, :1, j]
+        return out
 
-def _level(cube, rows, perturbation, state):
+def _mean(x, axis):
+    "The mean of what is there; missing where nothing is."
+    n = np.isfinite(x).sum(axis)
+    return np.divide(np.nansum(x, axis), n, out=np.full(np.shape(n), np.nan), where=n > 0)
+
+def _level(cube, rows):
     "The means over some conditions, a row for each model and metric."
-    values, tested, models, metrics = cube[0][rows], cube[1][rows].any(0), *cube[2:]
-    ends = Resamples(perturbation[rows], state[rows], values.shape[1]).interval(values)[1:]
-    lo, hi = (np.clip(v, *np.array([METRICS[m].limits for m in metrics]).T) for v in ends)
+    values, tested = cube.values[rows], cube.tested[rows].any(0)
+    ends = Resamples(cube.perturbation[rows], cube.state[rows], values.shape[1]).interval(values)[1:]
+    lo, hi = (np.clip(v, *np.array([METRICS[m].limits for m in cube.metrics]).T) for v in ends)
     model, metric = (o.ravel() for o in np.indices(tested.shape))
-    found = dict(mean=_mean(_mean(values)), lo=lo, hi=hi, n_conditions=np.isfinite(values).any(1).sum(0))
-    labels = dict(i=model, j=metric, model=np.array(models, object)[model], metric=np.array(metrics, object)[metric])
+    found = dict(mean=_mean(_mean(values, 0), 0), lo=lo, hi=hi, n_conditions=np.isfinite(values).any(1).sum(0))
+    labels = dict(i=model, j=metric, model=np.array(cube.models, object)[model], metric=np.array(cube.metrics, object)[metric])
     return pd.DataFrame(labels | {k: v.ravel() for k, v in found.items()})[tested.ravel()]
 
 # %% ../../nbs/58_metrics.strata.ipynb #c34b476e
@@ -232,16 +244,14 @@ def _place(level):
 
 def _of_task(scores, strata, names):
     "A table for each level of the strata `names` of a task."
-    cube, state = _cube(scores, len(strata)), np.zeros(len(strata), object)
-    state[scores.condition] = scores.state
-    tested = np.bincount(scores.condition, minlength=len(strata)) > 0
+    cube = Cube(scores)
     for name in names:
         values = strata[name].abs() if name == 'efficacy' else strata[name]
         level = cut(values)
         levels = sorted(set(level), key=_place)
         for l in levels if len(levels) > 1 else ():
-            rows, there = np.flatnonzero((level == l) & tested), pd.to_numeric(values[level == l], errors='coerce')
-            if len(rows): yield _level(cube, rows, strata.perturbation.to_numpy(), state).assign(stratum=name, level=l, lowest=there.min(), highest=there.max())
+            rows, there = np.flatnonzero(level[cube.conditions] == l), pd.to_numeric(values[level == l], errors='coerce')
+            if len(rows): yield _level(cube, rows).assign(stratum=name, level=l, lowest=there.min(), highest=there.max())
 
 def by_stratum(
     scores, # Score tables of one or several models, as from `Evaluation.table`, with `model`, `seed` and `task` where there are several
