@@ -17,7 +17,7 @@ from scipy import sparse
 from .core import InputError, nearest, rng
 from .loaders.batches import principal_axes
 from .metrics import distributions as _distributions # registers them
-from .metrics.accuracy import METRICS
+from .metrics.accuracy import AXES, METRICS
 from .metrics.de import de_weights, down_sample, enough_variance, wilcoxon
 from .metrics.distributions import FUNCTIONS, Measured, median_distance
 from .metrics.effects import MOMENTS, Moments, Profiles, Shared, moments
@@ -372,7 +372,7 @@ def _space(self:Evaluation, fold, space):
     if key not in self._kept:
         cells = self.task.cells('test' if space == 'pca_truth' else 'train', fold)
         if not len(cells): cells = self.task.controls('test', fold)
-        axes = None if space == 'genes' else principal_axes(cells, 100 if space == 'pca_truth' else 50)
+        axes = None if space == 'genes' else principal_axes(cells, AXES[space])
         self._kept[key] = (lambda x: x) if axes is None else (lambda x: x @ axes)
     return self._kept[key]
 

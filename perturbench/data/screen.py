@@ -254,8 +254,9 @@ def _position(names, name, kind):
     raise InputError(f"the {kind} '{name}' is not in the screen{nearest(name, names)}")
 
 # %% ../../nbs/10_data.screen.ipynb #182ffbe0
-RESERVED = {'task', 'task_id', 'model', 'seed', 'run_id', 'perturbation', 'metric', 'value', 'n_true', 'n_pred', 'n_candidates', 'status',
-            'state', 'n_cells', 'n_perturbations', 'is_control', 'is_treated'}
+RESERVED = {'task', 'task_id', 'model', 'seed', 'run_id', 'perturbation', 'metric', 'value', 'value_half', 'n_true', 'n_pred', 'n_candidates',
+            'status', 'state', 'n_cells', 'n_perturbations', 'is_control', 'is_treated', 'effect_size', 'n_parts', 'parts_seen', 'states_seen', 'efficacy',
+            'distance_to_training'}
 
 def _column_faults(obs, perturbation_key, covariate_keys, others):
     "Faults of the columns that are named: absent, named twice, with missing values, or in the way of a column of the score table."
