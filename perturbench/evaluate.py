@@ -53,11 +53,12 @@ def score(
     if protocol not in PROTOCOLS: raise InputError(f"the protocol '{protocol}' is not known{nearest(protocol, PROTOCOLS)}")
     groups, order = np.unique(np.asarray(groups), return_inverse=True)[1], asked(metrics)
     if metrics is None: order = [m for m in order if m.kind in ('accuracy', 'rank') and _given(m, pred, weights, targets)]
-    known = {s: pred.known(s) & true.known(s) for s in {'average', *(m.space for m in order)}}
+    spaces = list({'average', *(m.space for m in order)})
+    have, known = (o.known(spaces) for o in (pred, true))
+    have, known = have['average'], {s: have[s] & known[s] for s in spaces}
     values = _accuracy([m for m in order if m.kind != 'rank'], pred, true, known, weights)
     values |= _ranked([m for m in order if m.kind == 'rank'], pred, true, groups, known, 'full' if protocol == 'perturbench' else 'half', targets)
     among = lambda which: np.bincount(groups[which], minlength=groups.max(initial=0) + 1)[groups]
-    have = pred.known('average')
     table = pd.concat([_with_status(m, values[m.name], known[m.space], among(known[m.space])) for m in order]).assign(n_candidates=np.tile(among(have), len(order)))
     table = table.sort_values('row', kind='stable', ignore_index=True)
     table.loc[~have[table.row], 'status'] = 'not_predicted'

@@ -119,7 +119,11 @@ def moments(
 # %% ../../nbs/50_metrics.effects.ipynb #4ffc2ee1
 def _level(x, scale=1., more=.1):
     "Logarithms of what cannot be negative; torch takes them twice as fast as numpy."
-    return torch.from_numpy(np.asarray(np.maximum(np.asarray(x, float), 0)*scale + more)).log2_().numpy()
+    x = np.array(x, float)
+    np.maximum(x, 0, out=x)
+    if scale != 1: x *= scale
+    x += more
+    return torch.from_numpy(x).log2_().numpy()
 
 def log_fold_change(
     mean, # Mean log-normalised expression, conditions x genes
@@ -202,15 +206,17 @@ class Profiles:
         return effect - self.parts[i][:, genes] if space == 'interaction' else effect
 
     def known(self,
-        space:str, # A key of `SPACES` whose numbers are profiles
-    ) -> np.ndarray: # A truth value for each condition; raises InputError where a table that the space needs was not given
+        spaces, # Keys of `SPACES` whose numbers are profiles
+    ) -> dict: # space -> a truth value for each condition; raises InputError where a table that a space needs was not given
         "Whether all numbers of a condition are there."
+        made_of = {s: _MADE_OF.get(s, ('mean', 'control')) for s in spaces}
         def finite(name):
             x = getattr(self, name)
-            if x is None: raise InputError(f"profiles have no '{name}', which the space '{space}' needs; give it")
+            if x is None: raise InputError(f"profiles have no '{name}', which the space '{next(s for s in spaces if name in made_of[s])}' needs; give it")
             with np.errstate(invalid='ignore'): there = np.isfinite((x.rows if isinstance(x, Shared) else x) @ np.ones(x[:1].shape[1]))
             return there[x.at] if isinstance(x, Shared) else there
-        return np.logical_and.reduce([finite(k) for k in _MADE_OF.get(space, ('mean', 'control'))])
+        there = {k: finite(k) for k in dict.fromkeys(sum(made_of.values(), ()))}
+        return {s: np.logical_and.reduce([there[k] for k in names]) for s, names in made_of.items()}
 
 # %% ../../nbs/50_metrics.effects.ipynb #375f9e3e
 def read_gene_sets(

@@ -110,25 +110,45 @@ def _absolute(pred, true, out):
                 for k in range(first, min(first + 512, g)): total += abs(true[i, k] - pred[j, k])
                 out[i, j] += total
 
+@njit(parallel=True, cache=True, nogil=True, fastmath={'reassoc', 'contract', 'nsz'})
+def _reduced(rows, middle, references, toward):
+    "Rows about `middle`; for each the sum of its squares, of its squares about each reference, and its products with each row of `toward`."
+    (n, g), r = rows.shape, 1 + len(references)
+    out, sums = np.empty((n, g)), np.zeros((n, r + len(toward)))
+    for i in prange(n):
+        for k in range(r):
+            at, total = middle if k == 0 else references[k - 1], 0.
+            for j in range(g): total += (rows[i, j] - at[j])**2
+            sums[i, k] = total
+        for j in range(g): out[i, j] = rows[i, j] - middle[j]
+        for k in range(len(toward)):
+            total = 0.
+            for j in range(g): total += out[i, j]*toward[k, j]
+            sums[i, r + k] = total
+    return out, sums
+
 def _sums(true, pred, views):
     "Sums over genes: products of truths and predictions, about the mean truth, and what leads from there to each view."
-    zero, out = np.zeros(true.shape[1]), {}
-    middle, (t, p) = zero, (true, pred)
-    if any('l2' in v.kinds for v in views.values()):
-        middle = true.mean(0)
-        t, p = true - middle, pred - middle
-        out = {'true': _squares(t), 'pred': _squares(p)}
-    out['product'] = t @ p.T
-    for space, v in views.items():
-        a, b = (zero if o is None else o for o in v[1:])
-        x, y = (o if r is None or v.kinds == {'l2'} else o - r for o, r in zip((true, pred), v[1:]))
-        for kind in v.kinds:
-            if kind == 'l2': found = t @ (a - b), p @ (a - b), (a - b) @ (a - b)
-            if kind == 'cosine': found = t @ (middle - b), p @ (middle - a), (middle - a) @ (middle - b), _squares(x), _squares(y)
-            if kind == 'l1':
-                found = np.zeros((len(t),)*2), np.abs(x).sum(1), np.abs(y).sum(1)
-                _absolute(np.ascontiguousarray(y), np.ascontiguousarray(x), found[0])
-            out |= {(space, kind, i): o for i, o in enumerate(found)}
+    g, sides = true.shape[1], [np.ascontiguousarray(o) for o in (true, pred)]
+    zero = np.zeros(g)
+    middle = sides[0].mean(0) if any('l2' in v.kinds for v in views.values()) else zero
+    shifts = {s: [zero if o is None else o for o in v[1:]] for s, v in views.items()}
+    asked = [(s, k) for s, v in views.items() for k in ('l2', 'cosine') if k in v.kinds]
+    stack = lambda rows: np.stack(rows) if rows else np.empty((0, g))
+    about = lambda h: stack([shifts[s][h] for s, k in asked if k == 'cosine'])
+    toward = lambda h: stack([shifts[s][0] - shifts[s][1] if k == 'l2' else middle - shifts[s][1 - h] for s, k in asked])
+    (t, of_t), (p, of_p) = (_reduced(o, middle, about(h), toward(h)) for h, o in enumerate(sides))
+    out = {'product': t @ p.T, 'true': of_t[:, 0], 'pred': of_p[:, 0]}
+    n_about, seen = len(about(0)), 0
+    for i, (s, k) in enumerate(asked):
+        (a, b), along = shifts[s], [o[:, 1 + n_about + i] for o in (of_t, of_p)]
+        found = *along, (a - b) @ (a - b) if k == 'l2' else (middle - a) @ (middle - b)
+        if k == 'cosine': found, seen = (*found, of_t[:, 1 + seen], of_p[:, 1 + seen]), seen + 1
+        out |= {(s, k, j): o for j, o in enumerate(found)}
+    for s in (s for s, v in views.items() if 'l1' in v.kinds):
+        x, y = (o - r for o, r in zip(sides, shifts[s]))
+        out |= {(s, 'l1', 0): np.zeros((len(t),)*2), (s, 'l1', 1): np.abs(x).sum(1), (s, 'l1', 2): np.abs(y).sum(1)}
+        _absolute(y, x, out[s, 'l1', 0])
     return out
 
 # %% ../../nbs/52_metrics.ranks.ipynb #dfb2b007
