@@ -29,12 +29,12 @@ class Between(NamedTuple):
     @property
     def T(self): return Between(self.distance.T, self.size[::-1], self.relative, self.same[::-1])
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def _counts(distance, fixed, mine, relative, same):
     "For each truth, how many other predictions are closer than its own, and how many tie with it."
     n = len(distance)
     closer, tied = np.zeros(n), np.zeros(n)
-    for i in prange(n):
+    for i in range(n):
         own = distance[i, i]
         for j in range(n):
             d = distance[i, j]
@@ -110,12 +110,12 @@ def _absolute(pred, true, out):
                 for k in range(first, min(first + 512, g)): total += abs(true[i, k] - pred[j, k])
                 out[i, j] += total
 
-@njit(parallel=True, cache=True, nogil=True, fastmath={'reassoc', 'contract', 'nsz'})
+@njit(cache=True, nogil=True, fastmath={'reassoc', 'contract', 'nsz'})
 def _reduced(rows, middle, references, toward):
     "Rows about `middle`; for each the sum of its squares, of its squares about each reference, and its products with each row of `toward`."
     (n, g), r = rows.shape, 1 + len(references)
     out, sums = np.empty((n, g)), np.zeros((n, r + len(toward)))
-    for i in prange(n):
+    for i in range(n):
         for k in range(r):
             at, total = middle if k == 0 else references[k - 1], 0.
             for j in range(g): total += (rows[i, j] - at[j])**2
