@@ -374,7 +374,7 @@ def fetch(
     card = read_card(out)
     if out.exists() and (card.get('name'), bool(card.get('processed'))) == (record.name, processed): return read_screen(out)
     with Lock(folder := data_folder()/'raw'/record.name):
-        sweep_parts(out)
+        for p in (out, folder/'checksums.json'): sweep_parts(p)
         files = [_obtain(s, record.name, place) for s in sources]
         if processed: return _curate_processed(record, read_h5ad(files[0], backed=True), out)
         return record.curate(_read_raw(record.name, files, folder), out)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from fastcore.basics import patch
+from scipy.linalg import eigh
 from ..core import InputError, Registry, nearest, rng, seed_of
 from .store import Cells
 
@@ -165,10 +166,10 @@ def principal_axes(
     rows = rng('axes').permutation(cells.rows)[:max_cells]
     x = cells.store.dense(rows).double()
     x = x - x.mean(0)
-    value, vector = torch.linalg.eigh(x @ x.T)
+    value, vector = (torch.from_numpy(o).to(x.device) for o in eigh((x @ x.T).cpu().numpy(), subset_by_index=[max(0, len(x) - n), len(x) - 1]))
     keep = value > 1e-9 * value[-1]
     axes = x.T @ vector[:, keep] / value[keep].sqrt()
-    return axes.flip(1)[:, :n].float()
+    return axes.flip(1).float()
 
 # %% ../../nbs/21_loaders.batches.ipynb #ebd4affc
 @STRATEGIES.register('ot')
