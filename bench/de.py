@@ -52,7 +52,7 @@ def scores(o):
     "Lines on the scores."
     set_threads(1)
     pred, true = some_tests(o, 'pred'), some_tests(o, 'true')
-    known = {k: m for k, m in METRICS.items() if m.space == 'de'}
+    known = {k: m for k, m in METRICS.items() if (m.kind, m.space) == ('de', 'de')}
     all_of = lambda f: lambda: [f(pred[i], true[i]) for i in range(o.conditions)]
     t = {k: np.median(s) for k, s in in_turn({k: all_of(m) for k, m in known.items()}, o.rounds).items()}
     return [f'All {len(t)} scores of {o.conditions} conditions: {sum(t.values()):.3f} s', '', *table(['score', 'ms a condition'], [[k, f'{1e3*s/o.conditions:.3f}'] for k, s in t.items()])]
