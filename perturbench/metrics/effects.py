@@ -34,8 +34,8 @@ def _add(indptr, indices, values, rows, ptr, mean, square, seen, linear):
                 if linear.size: linear[g, j] += np.expm1(v)
 
 @njit(parallel=True, cache=True, nogil=True)
-def _add_dense(cells, rows, ptr, mean, square, seen, linear):
-    "What `_add` does, for a dense matrix."
+def _add_dense(cells, rows, ptr, mean, square, seen):
+    "What `_add` does, for a dense matrix; sums on the linear scale are in `_add_linear`."
     for g in prange(len(ptr) - 1):
         for i in range(ptr[g], ptr[g + 1]):
             x = cells[rows[i]]
@@ -44,7 +44,14 @@ def _add_dense(cells, rows, ptr, mean, square, seen, linear):
                 if mean.size: mean[g, j] += v
                 if square.size: square[g, j] += v*v
                 if seen.size: seen[g, j] += v != 0
-                if linear.size and v != 0: linear[g, j] += np.expm1(v)
+
+def _add_linear(cells, rows, ptr, linear):
+    "Sums of expm1 of the cells of each group; torch takes it twice as fast as a loop."
+    step = max(1, 2**18//max(1, cells.shape[1]))
+    for g in range(len(linear)):
+        for i in range(ptr[g], ptr[g + 1], step):
+            some = cells[rows[i:min(i + step, ptr[g + 1])]]
+            linear[g] += torch.from_numpy(some.astype(float)).expm1_().numpy().sum(0)
 
 def _compressed(matrix):
     "indptr, indices and values of compressed rows, each gene once a cell; None for a dense matrix."
@@ -66,8 +73,12 @@ def _sums(matrix, codes, n_groups, want, rows=None):
     sums = {k: np.zeros((n_groups, n_genes) if k in want else (0, 0)) for k in MOMENTS}
     order = np.argsort(codes, kind='stable')[(codes < 0).sum():]
     n = np.bincount(codes[order], minlength=n_groups)
-    add, cells = (_add, cells) if cells else (_add_dense, [np.ascontiguousarray(matrix)])
-    add(*cells, order if rows is None else np.asarray(rows)[order], np.r_[0, np.cumsum(n)], *sums.values())
+    order, ptr = order if rows is None else np.asarray(rows)[order], np.r_[0, np.cumsum(n)]
+    if cells: _add(*cells, order, ptr, *sums.values())
+    else:
+        matrix = np.ascontiguousarray(matrix)
+        _add_dense(matrix, order, ptr, *list(sums.values())[:-1])
+        if 'linear' in want: _add_linear(matrix, order, ptr, sums['linear'])
     return [sums[k] for k in want], n
 
 def pseudobulk(
