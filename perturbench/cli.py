@@ -184,6 +184,7 @@ def evaluate(
     train:Annotated[Optional[Path], typer.Option(help='An h5ad of the training cells: axes and centres come from it, and baselines fitted on it are scored beside.')]=None,
     protocol:Protocol='default',
     intersection:Annotated[bool, typer.Option('--intersection', help='Score only the conditions that the truth and all predictions have.')]=False,
+    gene_sets:Annotated[Optional[Path], typer.Option(help='A GMT file: effects are compared as means over its gene sets, too.')]=None,
 ):
     """Score predictions that were made elsewhere.
 
@@ -194,7 +195,7 @@ def evaluate(
     from perturbench.files import evaluate_files
     if (out/'runs').exists(): raise InputError(f'{out} holds the runs of a benchmark, whose leaderboard would be lost; choose another folder with -o')
     with Lock(out):
-        found = evaluate_files(truth, predictions, perturbation_key, covariate_keys, control, values, _sep(sep), train, protocol, intersection=intersection)
+        found = evaluate_files(truth, predictions, perturbation_key, covariate_keys, control, values, _sep(sep), train, protocol, intersection=intersection, gene_sets=gene_sets)
         with atomic_path(out/'scores.parquet') as part: found.scores.to_parquet(part, index=False)
         name = found.evaluation.task.name
         board, files = write_board(found.scores, found.runs, out, {name: found.references}, {name: conditions_of(found.evaluation)})

@@ -21,6 +21,7 @@ from .data.screen import Screen, _as_csr, _column_faults, _value_faults, read_h5
 from .data.splits import PARTS, halve_controls
 from .evaluate import Evaluation, _labels
 from .loaders.store import CellStore
+from .metrics.effects import read_gene_sets
 from .metrics import references as _references # gives an evaluation its references
 from .models.base import ModelInfo
 from .models.baselines import Additive, ConditionMean, ControlMean, PerturbedMean
@@ -178,6 +179,7 @@ def evaluate_files(
     protocol:str='default', # 'perturbench': one reference for both effects, ties in full, nothing down-sampled
     metrics=None, # Names in `METRICS`; all of them by default
     intersection:bool=False, # Score the conditions that the truth and all predictions have
+    gene_sets=None, # A GMT file: effects are compared as means over its gene sets, too
 ) -> FileScores: # Raises one InputError for all faults
     "Score predictions that were made elsewhere."
     if protocol not in PROTOCOLS: raise InputError(f"the protocol '{protocol}' is not known{nearest(protocol, PROTOCOLS)}")
@@ -196,8 +198,9 @@ def evaluate_files(
     if intersection:
         task, gone = _shared(task, tested)
         if gone: notes.append(f'{gone:,} conditions of the truth are not in all predictions; nothing is scored on them')
+    sets = None if gene_sets is None else read_gene_sets(gene_sets, task.genes)
     if train is None: notes.append('no training cells were given: distributions are compared along axes of the controls of the truth, and nothing is centred')
-    return _score_all(Evaluation(task, metrics), sources, values, bool(train), notes)
+    return _score_all(Evaluation(task, metrics, sets), sources, values, bool(train), notes)
 
 def _score_all(evaluation, sources, values, trained, notes):
     "The scores of all files and baselines."
