@@ -16,7 +16,6 @@ from fastcore.basics import patch
 from scipy import sparse
 from .core import InputError, nearest, rng
 from .loaders.batches import principal_axes
-from .metrics import distributions as _distributions # registers them
 from .metrics.accuracy import AXES, METRICS
 from .metrics.de import de_weights, down_sample, enough_variance, wilcoxon
 from .metrics.distributions import FUNCTIONS, Measured, median_distance
@@ -78,8 +77,8 @@ def _accuracy(metrics, pred, true, known, weights):
     for space in dict.fromkeys(m.space for m in metrics):
         at = np.flatnonzero(known[space])
         for k in range(0, len(at), some):
-            i = slice(at[k], at[min(k + some, len(at)) - 1] + 1)
-            i = at[k:k + some] if i.stop - i.start > some else i
+            i = at[k:k + some]
+            if i[-1] - i[0] < len(i): i = slice(i[0], i[-1] + 1)  # a view, where rows lie together
             p, t = pred.rows(space, i), true.rows(space, i)
             given = dict(weights=None if weights is None else weights[i], parts=None if pred.parts is None else [o.parts[i] for o in (pred, true)])
             for m in (m for m in metrics if m.space == space): values[m.name][i] = m(p, t, **{o: given[o] for o in (o.removesuffix('_same') for o in m.needs)})
@@ -99,15 +98,12 @@ def _ranked(metrics, pred, true, groups, known, ties, targets):
 
 def _bases(metrics, pred, true, rows):
     "The spaces whose rows have to be made, each with the `View`s that follow from it."
-    kinds, one, views = {}, lambda o: o if (o.at[rows] == o.at[rows][0]).all() else None, {}
-    for m in metrics: kinds.setdefault(m.space, set()).update(set(m.needs) & set(DISTANCES))
-    for space, k in kinds.items():
-        if not k: continue
-        field = dict(delta='control', centred='centre').get(space)
-        sides = [one(getattr(o, field)) for o in (true, pred)] if field else (None, None)
-        if space == 'average': views[space] = View(k)
-        elif None not in sides: views[space] = View(k, *(o[rows][0] for o in sides))
-        else: yield space, {space: View(k)}
+    views, references = {}, dict(delta='control', centred='centre')
+    for space in {m.space: None for m in metrics if set(m.needs) & set(DISTANCES)}:
+        l1 = any(m.space == space and 'l1' in m.needs for m in metrics)
+        shared = [getattr(o, references[space]) for o in (true, pred)] if space in references else []
+        if space == 'average' or shared and all((o.at[rows] == o.at[rows][0]).all() for o in shared): views[space] = View(*(o[rows][0] for o in shared), l1=l1)
+        else: yield space, {space: View(l1=l1)}
     if views: yield 'average', views
 
 def _ranks_of_state(metrics, pred, true, rows, ties, targets):
@@ -164,7 +160,6 @@ class Evaluation:
         self.rows = [tested[f].of(c) for f, c in pairs]
         self.n = np.array([len(r) for r in self.rows])
         self.row, self._kept = {k: i for i, k in enumerate(pairs)}, {}
-
         self._looks_at_cells = any(m.kind in ('distribution', 'de', 'control') or m.space == 'foldchange' for m in self.metrics)
         self._wave = np.cos(np.arange(task.store.n_genes)).astype(np.float32)
 
@@ -213,6 +208,7 @@ def _moments(self:Evaluation, part, want):
     rows = [self.cells(i, part) for i in range(len(self))]
     return moments(self.task.store, np.repeat(np.arange(len(self)), [len(r) for r in rows]), len(self), want, np.concatenate(rows))
 
+# %% ../nbs/55_evaluate.ipynb #5e5eb0f0
 @patch
 def controls(self:Evaluation,
     half:int, # 0 = A, 1 = B
@@ -221,17 +217,16 @@ def controls(self:Evaluation,
     "The controls that each condition is compared with: those of its own replicates where its cells are a half of whole replicates, as far as controls have these."
     want, found, at = ('mean', 'linear') if self._want('foldchange') else ('mean',), [], np.zeros(len(self), int)
     for f in range(self.task.n_folds):
-        cells, codes, mine = self.task.controls('test', f, half), np.full(self.task.store.n_cells, -1), self.fold == f
-        states, codes_of = np.unique(self.state[mine], return_inverse=True)
-        place = np.full(self.design.state.max() + 1, -1)
-        place[states] = np.arange(len(states))
-        codes[cells.rows] = place[self.design.state[cells.codes]]
-        at[mine] = sum(len(m.n) for m in found) + codes_of
-        found.append(moments(self.task.store, codes, len(states), want))
+        cells, mine = self.task.controls('test', f, half), self.fold == f
+        states, place = np.unique(self.state[mine], return_inverse=True)
+        at[mine] = sum(len(m.n) for m in found) + place
+        state = self.design.state[cells.codes]
+        found.append(moments(self.task.store, np.where(np.isin(state, states), np.searchsorted(states, state), -1), len(states), want, cells.rows))
         self._need_controls(found[-1].n, states)
     if part[0] == 'half' and self._replicate is not None: self._of_batches(found, at, half, part, want)
     return Moments(np.concatenate([m.n for m in found])[at], *(Shared(np.concatenate([getattr(m, k) for m in found]), at) if k in want else None for k in MOMENTS))
 
+# %% ../nbs/55_evaluate.ipynb #b536eab9
 @patch
 def _of_batches(self:Evaluation, found, at, half, part, want):
     "Add to `found`, and put into `at`, the controls of the replicates that the halves are made of."
@@ -243,9 +238,8 @@ def _of_batches(self:Evaluation, found, at, half, part, want):
             rows = self.task.controls('test', self.fold[i], half).rows
             rows, known[key] = rows[(self.design.state[store.codes[rows]] == self.state[i]) & np.isin(batch[rows], batches)], at[i]
             if len(rows):
-                codes = np.full(store.n_cells, -1)
-                codes[rows], known[key] = 0, sum(len(m.n) for m in found)
-                found.append(moments(store, codes, 1, want))
+                known[key] = sum(len(m.n) for m in found)
+                found.append(moments(store, np.zeros(len(rows), int), 1, want, rows))
         at[i] = known[key]
 
 @patch
@@ -308,6 +302,7 @@ def side(self:Evaluation,
     c, parts = self._kept[key]
     return Profiles(m.mean, c.mean, m.var, m.zeros, m.linear, c.linear, self._kept['centre'], parts, self.sets, self.task.scale)
 
+# %% ../nbs/55_evaluate.ipynb #a66942e0
 @patch
 def true(self:Evaluation,
     part='whole', # Or ('half', 0), ('third', 2), ...
@@ -318,6 +313,7 @@ def true(self:Evaluation,
         self._kept[part] = self.side(1, self._moments(part, want), part)
     return self._kept[part]
 
+# %% ../nbs/55_evaluate.ipynb #594d7258
 @patch
 def weights(self:Evaluation,
     part, # Whose cells
@@ -327,9 +323,8 @@ def weights(self:Evaluation,
     out, t, design = np.empty((len(self), self.task.store.n_genes)), self.true(part), self.design
     n = np.array([len(self.cells(i, part)) for i in range(len(self))])
     for f in range(self.task.n_folds):
-        cells, codes = self.task.cells('train', f), np.full(self.task.store.n_cells, -1)
-        codes[cells.rows] = np.where(design.is_control, -1, design.state)[cells.codes]
-        rest = moments(self.task.store, codes, design.state.max() + 1, ('mean', 'var'))
+        cells = self.task.cells('train', f)
+        rest = moments(self.task.store, np.where(design.is_control, -1, design.state)[cells.codes], design.state.max() + 1, ('mean', 'var'), cells.rows)
         for s in np.unique(self.state[self.fold == f]):
             mine = np.flatnonzero((self.fold == f) & (self.state == s))
             more = [s] if rest.n[s] > 1 else []
@@ -338,6 +333,7 @@ def weights(self:Evaluation,
     self._kept['weights', part] = out
     return out
 
+# %% ../nbs/55_evaluate.ipynb #9f05c262
 @patch
 def targets(self:Evaluation) -> np.ndarray: # Conditions x genes, bool; None where no condition acts on a gene of the screen
     "The genes that each condition acts on."
@@ -442,6 +438,7 @@ def _wait(self:Evaluation, i, cells, own, queue, out):
     if why is None: queue.append((i, cells[down_sample(len(cells), n[0], 'predicted', *self._names(i))], own))
     for name in mine: out.why[name][i] = why or 'no_difference'
 
+# %% ../nbs/55_evaluate.ipynb #7a594f31
 def _sparse(store, rows):
     "Some cells of a store, compressed; most of what is measured is zero, and tests of such a matrix are faster."
     rows = np.asarray(rows)
@@ -455,6 +452,7 @@ def _against(cells, reference):
     stack = sparse.vstack if sparse.issparse(cells[0]) else np.concatenate
     return wilcoxon(stack(cells), np.repeat(np.arange(len(cells)), [o.shape[0] for o in cells]), len(cells), reference)
 
+# %% ../nbs/55_evaluate.ipynb #a3b1eea7
 @patch
 def _tested(self:Evaluation, queue, part, done):
     "For each waiting condition that has two cells of `part`: its place, its tests by space, and those of the truth. `done` are tests of predictions, by their cells."

@@ -7,10 +7,11 @@ __all__ = ['MOMENTS', 'pseudobulk', 'Moments', 'moments', 'log_fold_change', 'fo
            'read_gene_sets']
 
 # %% ../../nbs/50_metrics.effects.ipynb #c7fc76cb
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 import torch
+from fastcore.basics import patch
 from numba import njit, prange
 from scipy import sparse
 from ..core import InputError
@@ -33,9 +34,10 @@ def _add(indptr, indices, values, rows, ptr, mean, square, seen, linear):
                 if seen.size: seen[g, j] += v != 0
                 if linear.size: linear[g, j] += np.expm1(v)
 
+# %% ../../nbs/50_metrics.effects.ipynb #120f83ca
 @njit(parallel=True, cache=True, nogil=True)
 def _add_dense(cells, rows, ptr, mean, square, seen):
-    "What `_add` does, for a dense matrix; sums on the linear scale are in `_add_linear`."
+    "What `_add` does, for a dense matrix, but for the linear scale."
     for g in prange(len(ptr) - 1):
         for i in range(ptr[g], ptr[g + 1]):
             x = cells[rows[i]]
@@ -46,13 +48,14 @@ def _add_dense(cells, rows, ptr, mean, square, seen):
                 if seen.size: seen[g, j] += v != 0
 
 def _add_linear(cells, rows, ptr, linear):
-    "Sums of expm1 of the cells of each group; torch takes it twice as fast as a loop."
+    "Sums of expm1 over the cells of each group."
     step = max(1, 2**18//max(1, cells.shape[1]))
     for g in range(len(linear)):
         for i in range(ptr[g], ptr[g + 1], step):
             some = cells[rows[i:min(i + step, ptr[g + 1])]]
             linear[g] += torch.from_numpy(some.astype(float)).expm1_().numpy().sum(0)
 
+# %% ../../nbs/50_metrics.effects.ipynb #9742937b
 def _compressed(matrix):
     "indptr, indices and values of compressed rows, each gene once a cell; None for a dense matrix."
     if hasattr(matrix, 'values') and hasattr(matrix, 'indptr'): return matrix.indptr, matrix.indices, matrix.values
@@ -81,6 +84,7 @@ def _sums(matrix, codes, n_groups, want, rows=None):
         if 'linear' in want: _add_linear(matrix, order, ptr, sums['linear'])
     return [sums[k] for k in want], n
 
+# %% ../../nbs/50_metrics.effects.ipynb #a9957373
 def pseudobulk(
     matrix, # Expression, cells x genes: dense, compressed rows, or a `CellStore`
     codes, # Group of each cell; cells with a negative code are left out
@@ -104,10 +108,6 @@ class Moments:
     var:np.ndarray=None # Of the same, unbiased; missing for a single cell
     zeros:np.ndarray=None # The share of cells that are zero
     linear:np.ndarray=None # Mean of expm1 of the values: expression on the scale of counts
-
-    def take(self, rows) -> 'Moments':
-        "The moments of some groups."
-        return Moments(*(None if o is None else o[rows] for o in (getattr(self, f.name) for f in fields(self))))
 
 def moments(
     matrix, # Log-normalised expression, cells x genes: dense, compressed rows, or a `CellStore`
@@ -177,9 +177,7 @@ def _shared(x, n): # Of n conditions: a row for all, or a row each
     x = np.atleast_2d(np.asarray(x, float))
     return Shared(x, np.zeros(n, int) if len(x) == 1 else np.arange(n))
 
-_MADE_OF = dict(average=('mean',), variance=('var',), zeros=('zeros',), centred=('mean', 'centre'), foldchange=('linear', 'control_linear'),
-                interaction=('mean', 'control', 'parts'))
-
+# %% ../../nbs/50_metrics.effects.ipynb #72422e71
 @dataclass
 class Profiles:
     "What one side knows of each condition, in rows that belong together."
@@ -216,18 +214,23 @@ class Profiles:
         effect = mean - self.control.of(same, i, genes)
         return effect - self.parts[i][:, genes] if space == 'interaction' else effect
 
-    def known(self,
-        spaces, # Keys of `SPACES` whose numbers are profiles
-    ) -> dict: # space -> a truth value for each condition; raises InputError where a table that a space needs was not given
-        "Whether all numbers of a condition are there."
-        made_of = {s: _MADE_OF.get(s, ('mean', 'control')) for s in spaces}
-        def finite(name):
-            x = getattr(self, name)
-            if x is None: raise InputError(f"profiles have no '{name}', which the space '{next(s for s in spaces if name in made_of[s])}' needs; give it")
-            with np.errstate(invalid='ignore'): there = np.isfinite((x.rows if isinstance(x, Shared) else x) @ np.ones(x[:1].shape[1]))
-            return there[x.at] if isinstance(x, Shared) else there
-        there = {k: finite(k) for k in dict.fromkeys(sum(made_of.values(), ()))}
-        return {s: np.logical_and.reduce([there[k] for k in names]) for s, names in made_of.items()}
+# %% ../../nbs/50_metrics.effects.ipynb #3d977c57
+_MADE_OF = dict(average=('mean',), variance=('var',), zeros=('zeros',), centred=('mean', 'centre'), foldchange=('linear', 'control_linear'),
+                interaction=('mean', 'control', 'parts'))
+
+@patch
+def known(self:Profiles,
+    spaces, # Keys of `SPACES` whose numbers are profiles
+) -> dict: # space -> a truth value for each condition; raises InputError where a table that a space needs was not given
+    "Whether all numbers of a condition are there."
+    made_of = {s: _MADE_OF.get(s, ('mean', 'control')) for s in spaces}
+    def finite(name):
+        x = getattr(self, name)
+        if x is None: raise InputError(f"profiles have no '{name}', which the space '{next(s for s in spaces if name in made_of[s])}' needs; give it")
+        with np.errstate(invalid='ignore'): there = np.isfinite((x.rows if isinstance(x, Shared) else x) @ np.ones(x[:1].shape[1]))
+        return there[x.at] if isinstance(x, Shared) else there
+    there = {k: finite(k) for k in dict.fromkeys(sum(made_of.values(), ()))}
+    return {s: np.logical_and.reduce([there[k] for k in names]) for s, names in made_of.items()}
 
 # %% ../../nbs/50_metrics.effects.ipynb #375f9e3e
 def read_gene_sets(

@@ -11,6 +11,7 @@ from copy import copy
 from functools import partial
 from typing import NamedTuple
 import numpy as np
+from fastcore.basics import patch
 from numba import njit, prange
 from ..core import InputError
 from .accuracy import RESOLUTION, metric
@@ -94,12 +95,6 @@ def alike(
     return same if len(i) and same.sum() > n else False
 
 # %% ../../nbs/52_metrics.ranks.ipynb #7936fab6
-class View(NamedTuple):
-    "A space that differs from the one at hand by a constant."
-    kinds:set # The distances that are asked for in it: 'l1', 'l2', 'cosine'
-    true:np.ndarray=None # What is taken from each truth, one value a gene; None for nothing
-    pred:np.ndarray=None # And from each prediction
-
 @njit(parallel=True, cache=True, nogil=True, fastmath={'reassoc', 'contract', 'nsz'})
 def _absolute(pred, true, out):
     n, g = true.shape
@@ -111,47 +106,43 @@ def _absolute(pred, true, out):
                 out[i, j] += total
 
 @njit(cache=True, nogil=True, fastmath={'reassoc', 'contract', 'nsz'})
-def _reduced(rows, middle, references, toward):
-    "Rows about `middle`; for each the sum of its squares, of its squares about each reference, and its products with each row of `toward`."
+def _reduced(rows, middle, references, directions):
+    "Rows about `middle`; of each the squares, the squares about each reference, and the products with each direction, summed."
     (n, g), r = rows.shape, 1 + len(references)
-    out, sums = np.empty((n, g)), np.zeros((n, r + len(toward)))
+    out, sums = np.empty((n, g)), np.zeros((n, r + len(directions)))
     for i in range(n):
         for k in range(r):
             at, total = middle if k == 0 else references[k - 1], 0.
             for j in range(g): total += (rows[i, j] - at[j])**2
             sums[i, k] = total
         for j in range(g): out[i, j] = rows[i, j] - middle[j]
-        for k in range(len(toward)):
+        for k in range(len(directions)):
             total = 0.
-            for j in range(g): total += out[i, j]*toward[k, j]
+            for j in range(g): total += out[i, j]*directions[k, j]
             sums[i, r + k] = total
     return out, sums
 
+# %% ../../nbs/52_metrics.ranks.ipynb #dfb2b007
+class View(NamedTuple):
+    "A space that differs from the one at hand by a constant."
+    true:np.ndarray=None # What is taken from each truth, one value a gene; None for nothing
+    pred:np.ndarray=None # And from each prediction
+    l1:bool=False # Whether absolute differences are asked for: they cost a loop of their own
+
 def _sums(true, pred, views):
-    "Sums over genes: products of truths and predictions, about the mean truth, and what leads from there to each view."
-    g, sides = true.shape[1], [np.ascontiguousarray(o) for o in (true, pred)]
-    zero = np.zeros(g)
-    middle = sides[0].mean(0) if any('l2' in v.kinds for v in views.values()) else zero
-    shifts = {s: [zero if o is None else o for o in v[1:]] for s, v in views.items()}
-    asked = [(s, k) for s, v in views.items() for k in ('l2', 'cosine') if k in v.kinds]
-    stack = lambda rows: np.stack(rows) if rows else np.empty((0, g))
-    about = lambda h: stack([shifts[s][h] for s, k in asked if k == 'cosine'])
-    toward = lambda h: stack([shifts[s][0] - shifts[s][1] if k == 'l2' else middle - shifts[s][1 - h] for s, k in asked])
-    (t, of_t), (p, of_p) = (_reduced(o, middle, about(h), toward(h)) for h, o in enumerate(sides))
-    out = {'product': t @ p.T, 'true': of_t[:, 0], 'pred': of_p[:, 0]}
-    n_about, seen = len(about(0)), 0
-    for i, (s, k) in enumerate(asked):
-        (a, b), along = shifts[s], [o[:, 1 + n_about + i] for o in (of_t, of_p)]
-        found = *along, (a - b) @ (a - b) if k == 'l2' else (middle - a) @ (middle - b)
-        if k == 'cosine': found, seen = (*found, of_t[:, 1 + seen], of_p[:, 1 + seen]), seen + 1
-        out |= {(s, k, j): o for j, o in enumerate(found)}
-    for s in (s for s, v in views.items() if 'l1' in v.kinds):
-        x, y = (o - r for o, r in zip(sides, shifts[s]))
-        out |= {(s, 'l1', 0): np.zeros((len(t),)*2), (s, 'l1', 1): np.abs(x).sum(1), (s, 'l1', 2): np.abs(y).sum(1)}
-        _absolute(y, x, out[s, 'l1', 0])
+    "Sums over genes: products of truths and predictions about the mean truth m, and for each view, a and b taken off, the columns 'about', 'apart' and 'along'."
+    middle, zero = true.mean(0), np.zeros(true.shape[1])
+    a, b = (np.stack([zero if v[h] is None else v[h] for v in views]) for h in (0, 1))
+    t, of_true = _reduced(true, middle, a, np.concatenate([a - b, middle - b]))  # the sums of |t|^2, |true - a|^2, t (a - b), t (m - b)
+    p, of_pred = _reduced(pred, middle, b, np.concatenate([a - b, middle - a]))
+    out = {'product': t @ p.T, 'true': of_true, 'pred': of_pred, 'apart': _squares(a - b), 'along': np.einsum('cg,cg->c', middle - a, middle - b)}
+    for k in (k for k, v in enumerate(views) if v.l1):
+        x, y = true - a[k], pred - b[k]
+        out |= {('l1', k): np.zeros((len(t),)*2), ('l1 true', k): np.abs(x).sum(1), ('l1 pred', k): np.abs(y).sum(1)}
+        _absolute(y, x, out['l1', k])
     return out
 
-# %% ../../nbs/52_metrics.ranks.ipynb #dfb2b007
+# %% ../../nbs/52_metrics.ranks.ipynb #3ca40cfa
 class Pairs:
     "Every truth of a state beside every prediction: sums over genes, and the distances that follow from them."
     def __init__(self,
@@ -160,10 +151,11 @@ class Pairs:
         views:dict, # space -> `View`
         genes, # How many there are; or the positions of those that count
     ):
-        n, self.sums = len(true(slice(0, 1))), {}
+        n, self.sums, self.spaces = len(true(slice(0, 1))), {}, list(views)
         self.n_genes, which = (genes, lambda s: s) if np.ndim(genes) == 0 else (len(genes), lambda s: genes[s])
         for s in map(which, _pieces(self.n_genes, max(FEWEST, BLOCK//n))):
-            for k, v in _sums(true(s), pred(s), {space: View(v.kinds, *(None if o is None else o[s] for o in v[1:])) for space, v in views.items()}).items():
+            some = [v._replace(**{k: o[s] for k, o in (('true', v.true), ('pred', v.pred)) if o is not None}) for v in views.values()]
+            for k, v in _sums(*(np.ascontiguousarray(f(s)) for f in (true, pred)), some).items():
                 if k in self.sums: v += self.sums[k]
                 self.sums[k] = v
         self.whole = self.sums # What rounding errors are in proportion to
@@ -176,37 +168,57 @@ class Pairs:
         out.n_genes, out.sums = self.n_genes - some.n_genes, {k: v - some.sums[k] for k, v in self.sums.items()}
         return out
 
-    def between(self,
-        space:str, # A view
-        kind:str, # One of its distances
-        same:tuple=(False, False), # What `alike` says of truths and of predictions
-    ) -> Between: # Squared Euclidean distances for 'l2'; 1 less the cosine, and 1 where one of the two is zero; sums of absolute differences for 'l1'
-        "All distances of a kind."
-        s, (first, *more) = self.sums, [self.sums[k] for k in self.sums if k[:2] == (space, kind)]
-        if kind == 'l1': return Between(first, tuple(1e-13*self.whole[space, kind, i] for i in (1, 2)), 1e-9, same)
-        d = np.multiply(s['product'], -2 if kind == 'l2' else 1)
-        if kind == 'l2':
-            d += (s['true'] - 2*first)[:, None]
-            d += s['pred'] + 2*more[0] + more[1]
-            return Between(np.maximum(d, 0, out=d), (1e-13*self.whole['true'], 1e-13*(self.whole['pred'] + more[1])), 2e-9, same)
-        d += first[:, None]
-        d += more[0] + more[1]
-        d *= -1/_length(more[2], self.n_genes)[:, None]
-        d /= _length(more[3], self.n_genes)
-        return Between(np.add(1, d, out=d), (5e-14, 5e-14), 1e-9, same)
+    def _view(self, side, space):
+        "Of a side in a space: squares about the reference, products with the difference of the references, products with what leads to the other side's."
+        n, k = len(self.spaces), self.spaces.index(space)
+        return (self.sums[side][:, 1 + i*n + k] for i in range(3))
 
+# %% ../../nbs/52_metrics.ranks.ipynb #4811e234
 def _length(squares, n_genes):
     "As `lengths`, from sums of squares."
     size = np.sqrt(np.maximum(squares, 0))
     rms = size/max(1, n_genes)**.5
     return np.where(rms > RESOLUTION*np.maximum(1, rms), size, np.inf)
 
+def _euclidean(pairs, space, same):
+    "Squared Euclidean distances: those about m, and the difference of the references."
+    k, (_, true, _), (_, pred, _) = pairs.spaces.index(space), pairs._view('true', space), pairs._view('pred', space)
+    apart, d = pairs.sums['apart'][k], -2*pairs.sums['product']
+    d += (pairs.sums['true'][:, 0] - 2*true)[:, None]
+    d += pairs.sums['pred'][:, 0] + 2*pred + apart
+    return Between(np.maximum(d, 0, out=d), (1e-13*pairs.whole['true'][:, 0], 1e-13*(pairs.whole['pred'][:, 0] + apart)), 2e-9, same)
+
+def _angular(pairs, space, same):
+    "1 less the cosine; 1 where one of the two is zero."
+    k, (t2, _, true), (p2, _, pred) = pairs.spaces.index(space), pairs._view('true', space), pairs._view('pred', space)
+    d = pairs.sums['product'] + true[:, None]
+    d += pred + pairs.sums['along'][k]
+    d *= -1/_length(t2, pairs.n_genes)[:, None]
+    d /= _length(p2, pairs.n_genes)
+    return Between(np.add(1, d, out=d), (5e-14, 5e-14), 1e-9, same)
+
+def _city_block(pairs, space, same):
+    "Sums of absolute differences."
+    k = pairs.spaces.index(space)
+    return Between(pairs.sums['l1', k], (1e-13*pairs.whole['l1 true', k], 1e-13*pairs.whole['l1 pred', k]), 1e-9, same)
+
+_KINDS = dict(l1=_city_block, l2=_euclidean, cosine=_angular)
+
+@patch
+def between(self:Pairs,
+    space:str, # A view
+    kind:str, # 'l1', 'l2' or 'cosine'
+    same:tuple=(False, False), # What `alike` says of truths and of predictions
+) -> Between:
+    "All distances of a kind."
+    return _KINDS[kind](self, space, same)
+
 def _distances(kind, pred, true):
     "Distances of one kind from whole tables."
     p, t = np.asarray(pred, float), np.asarray(true, float)
-    return Pairs(lambda s: t[:, s], lambda s: p[:, s], {'': View({kind})}, t.shape[1]).between('', kind, (alike(t), alike(p)))
+    return Pairs(lambda s: t[:, s], lambda s: p[:, s], {'': View(l1=kind == 'l1')}, t.shape[1]).between('', kind, (alike(t), alike(p)))
 
-DISTANCES = {k: partial(_distances, k) for k in ('l1', 'l2', 'cosine')} # Functions of predictions and truths, P x genes
+DISTANCES = {k: partial(_distances, k) for k in _KINDS} # Functions of predictions and truths, P x genes
 
 # %% ../../nbs/52_metrics.ranks.ipynb #29932f6c
 def _both(name, space, text, distance, **about):
