@@ -210,6 +210,12 @@ def _moments(self:Evaluation, part, want):
 
 # %% ../nbs/55_evaluate.ipynb #5e5eb0f0
 @patch
+def _control_rows(self:Evaluation, fold, state, half):
+    "Store rows of the controls of a state."
+    if (key := ('controls', fold, half)) not in self._kept: self._kept[key] = self.task.controls('test', fold, half)
+    return (cells := self._kept[key]).rows[self.design.state[cells.codes] == state]
+
+@patch
 def controls(self:Evaluation,
     half:int, # 0 = A, 1 = B
     part='whole', # Of the cells that they are for
@@ -235,8 +241,8 @@ def _of_batches(self:Evaluation, found, at, half, part, want):
         batches = np.unique(batch[self.cells(i, part)])
         key = self.fold[i], self.state[i], *batches
         if key not in known:
-            rows = self.task.controls('test', self.fold[i], half).rows
-            rows, known[key] = rows[(self.design.state[store.codes[rows]] == self.state[i]) & np.isin(batch[rows], batches)], at[i]
+            rows = self._control_rows(self.fold[i], self.state[i], half)
+            rows, known[key] = rows[np.isin(batch[rows], batches)], at[i]
             if len(rows):
                 known[key] = sum(len(m.n) for m in found)
                 found.append(moments(store, np.zeros(len(rows), int), 1, want, rows))
@@ -457,7 +463,7 @@ def _against(cells, reference):
 def _tested(self:Evaluation, queue, part, done):
     "For each waiting condition that has two cells of `part`: its place, its tests by space, and those of the truth. `done` are tests of predictions, by their cells."
     fold, state, own = self.fold[queue[0][0]], self.state[queue[0][0]], queue[0][2]
-    a, b = (c.rows[self.design.state[c.codes] == state] for c in (self.task.controls('test', fold, h) for h in (0, 1)))
+    a, b = (self._control_rows(fold, state, h) for h in (0, 1))
     waiting = [(i, p, self.cells(i, part)) for i, p, _ in queue]
     waiting = [(i, p, t, self._equal(len(p), self._number(i, part))) for i, p, t in waiting if len(t) > 1]
     if not waiting: return []
@@ -516,8 +522,7 @@ def _own(self:Evaluation, p, cells, out):
     "The predicted control cells of a state, after all metrics of predicted controls have looked at them."
     state = self.design.state[p.condition]
     mine = [m for m in self.metrics if m.kind == 'control']
-    real = self.task.controls('test', p.fold, 1)
-    real = self.task.store.dense(real.rows[self.design.state[real.codes] == state]).numpy() if mine else None
+    real = self.task.store.dense(self._control_rows(p.fold, state, 1)).numpy() if mine else None
     for m in mine:
         at, value = (self.fold == p.fold) & (self.state == state), m(cells, real)
         out.found.setdefault(m.name, np.full((len(self), 2), np.nan))[at] = value

@@ -163,11 +163,11 @@ def given(self:Task, fold:int=0) -> 'Cells':
 
 def _capped(task, mask):
     "`mask` with at most `MAX_GIVEN` cells a state, the same ones for every model and seed."
-    mask, state = mask.copy(), task.design.state[np.asarray(task.store.codes)]
-    for s in np.unique(state[mask]):
-        rows = np.flatnonzero(mask & (state == s))
+    mask, rows = mask.copy(), np.flatnonzero(mask)
+    state = task.design.state[np.asarray(task.store.codes)[rows]]
+    for s in np.flatnonzero(np.bincount(state) > MAX_GIVEN):
         values = task.conditions.loc[task.design.state == s, list(task.covariate_keys)].iloc[0]
-        if len(rows) > MAX_GIVEN: mask[rng('given', *values).permutation(rows)[MAX_GIVEN:]] = False
+        mask[rng('given', *values).permutation(rows[state == s])[MAX_GIVEN:]] = False
     return mask
 
 @patch

@@ -37,12 +37,11 @@ def duplicate(self:Evaluation) -> pd.DataFrame: # As `Evaluation.table`; `value`
 @patch
 def _replicated(self:Evaluation):
     "Values of all metrics of differential expression: tests of one half against those of the other, in either way."
-    mine, out, design = [m for m in self.metrics if m.kind == 'de'], {}, self.design
+    mine, out = [m for m in self.metrics if m.kind == 'de'], {}
     for g in np.unique(self.group) if mine else ():
         at = [i for i in np.flatnonzero(self.group == g) if min(len(self.cells(i, ('half', k))) for k in (0, 1)) > 1]
         if not at: continue
-        controls = [self.task.controls('test', self.fold[at[0]], h) for h in (0, 1)]
-        references = [_sparse(self.task.store, c.rows[design.state[c.codes] == self.state[at[0]]]) for c in controls]
+        references = [_sparse(self.task.store, self._control_rows(self.fold[at[0]], self.state[at[0]], h)) for h in (0, 1)]
         for k in (0, 1):
             tests = [_against([_sparse(self.task.store, self.cells(i, ('half', half))) for i in at], reference) for half, reference in zip((1 - k, k), references)]
             for m in mine: out.setdefault(m.name, []).extend((i, m(tests[0][j], tests[1][j]), 'no_difference') for j, i in enumerate(at))
@@ -53,7 +52,8 @@ def _duplicate_table(self:Evaluation, known, cells):
     "Scores of profiles and of cells, the latter averaged over both ways round."
     tables = [known]
     for name, found in cells.items():
-        means = pd.DataFrame(found, columns=['row', 'value', 'status']).groupby('row').agg(value=('value', lambda v: v.mean(skipna=False)), status=('status', 'first')).reset_index()
+        both = pd.DataFrame(found, columns=['row', 'value', 'status']).groupby('row')
+        means = pd.DataFrame(dict(value=both.value.mean().where(both.value.count() == both.size()), status=both.status.first())).reset_index()
         tables.append(means.assign(metric=name, n_candidates=0, status=means.status.where(means.value.isna(), 'ok')))
     known = pd.concat(tables, ignore_index=True)
     return self._labelled(known.assign(value_half=known.value), self.n//2, np.full(len(self), 'ok', object))
