@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from _common import header, in_turn, options, ratio, report, set_threads, table
 from perturbench.core import rng
-from perturbench.data.screen import OPTIONS, RowWriter, read_screen, write_frames, writing
+from perturbench.data.h5ad import RowWriter, write_frames, writing
+from perturbench.data.screen import OPTIONS, read_screen
 from perturbench.data.simulate import Parameters, simulate
 from perturbench.loaders.batches import Batches
 from perturbench.loaders.disk import DiskBatches, FileStore, shuffle_file

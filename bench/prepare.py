@@ -12,7 +12,7 @@ from importlib.metadata import version
 from anndata.io import write_elem
 from scipy import sparse
 from perturbench.core import rng
-from perturbench.data.screen import RowWriter
+from perturbench.data.h5ad import RowWriter
 from _common import machine
 
 CELLS, GENES, POOL, BLOCK = [100_000, 250_000, 500_000], 20_000, 4_000, 10_000

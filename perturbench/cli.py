@@ -87,7 +87,7 @@ def prepare(
 ):
     "Check and normalise a screen of your own, and write it with a card that says what its columns mean."
     from perturbench.data.preprocess import prepare
-    from perturbench.data.screen import read_h5ad
+    from perturbench.data.h5ad import read_h5ad
     if out.suffix != '.h5ad': raise InputError(f'{out} is no h5ad file; give -o a name that ends in .h5ad')
     if out.resolve() == file.resolve(): raise InputError(f'{out} is the input; give -o another name, so that the raw values are kept')
     _print_card(prepare(read_h5ad(file, backed=True), perturbation_key, covariate_keys, control, values, _sep(sep), out=out, card=dict(name=name or file.stem),

@@ -17,7 +17,8 @@ import pandas as pd
 from scipy import sparse
 from .core import InputError, digest, nearest
 from .data.preprocess import _fractions, normalise, prepare
-from .data.screen import Screen, _as_csr, _column_faults, _value_faults, read_h5ad, split_name
+from .data.h5ad import read_h5ad
+from .data.screen import Screen, as_csr, column_faults, value_faults, split_name
 from .data.splits import PARTS, halve_controls
 from .evaluate import Evaluation, _labels
 from .loaders.store import CellStore
@@ -79,16 +80,16 @@ _NEGATIVE = 'X holds negative values; expression cannot be negative: set what fa
 
 def _read_predicted(source, task, values, intersection):
     "Predicted cells in the truth's genes (CSR), the condition of each, what is amiss, and what is to be noted."
-    try: adata = _as_csr(_read(source))
+    try: adata = as_csr(_read(source))
     except InputError as e: return None, None, [str(e)], []
     keys, v = list(task.covariate_keys), adata.X.data
     key = task.naming['perturbation_key'] if task.naming['perturbation_key'] in adata.obs else 'perturbation'
     key = key if key in adata.obs else task.naming['perturbation_key']  # `perturbench predict` writes the column `perturbation`
-    faults = _column_faults(adata.obs, key, keys, [])
+    faults = column_faults(adata.obs, key, keys, [])
     if values == 'counts':
         faults += (odd := _fractions(adata.X, 'X', "give values='lognorm' (--values lognorm) if they are log-normalised"))
         if not odd and np.isfinite(v).all() and v.min(initial=0) >= 0: adata = normalise(adata)
-    faults += [_NEGATIVE if 'negative' in o else o for o in _value_faults(adata)]
+    faults += [_NEGATIVE if 'negative' in o else o for o in value_faults(adata)]
     at, amiss = _align(task.genes, adata)
     faults += amiss
     if any(k not in adata.obs for k in [key, *keys]): return None, None, faults, []

@@ -18,7 +18,9 @@ from .core import InputError, Registry, atomic_path, digest, nearest, rng
 from .data.datasets import DATASETS, screen_path
 from .data.features import cell_embeddings
 from .data.preprocess import CELLS, select_genes
-from .data.screen import Design, read_card, read_screen, room_for
+from .data.blocks import room_for
+from .data.h5ad import read_card
+from .data.screen import Design, read_screen
 from .data.simulate import PRESETS, simulated
 from .data.splits import PARTS, default_recipe, leak_check, make_splits, plot_split, read_split
 from .loaders.store import CellStore

@@ -6,7 +6,8 @@ from scipy import sparse, stats
 from test_loaders import few, screens, some_controls, subset
 from perturbench import train
 from perturbench.core import InputError
-from perturbench.data.screen import CARD, OPTIONS, Screen, _resting, read_screen
+from perturbench.data.h5ad import CARD, resting
+from perturbench.data.screen import OPTIONS, Screen, read_screen
 from perturbench.loaders import disk
 from perturbench.loaders.disk import DiskBatches, FileStore, some_of_each
 from perturbench.loaders.store import CellStore, _upload
@@ -29,7 +30,7 @@ def resting(screen, form, folder, r):
                 numbers = f[f'X/{k}'][:].astype(np.int64)
                 del f[f'X/{k}']
                 f[f'X/{k}'] = numbers
-    new = Screen(_resting(path), **{k: getattr(screen, k) for k in OPTIONS})
+    new = Screen(resting(path), **{k: getattr(screen, k) for k in OPTIONS})
     if form == 'shuffled':
         disk.shuffle_file(new, f'{path}.h5ad', seed=int(r.integers(9)))
         return read_screen(f'{path}.h5ad', backed=True)
@@ -185,7 +186,7 @@ def test_a_large_task_trains_from_its_files(task, monkeypatch):
 def test_shuffling_in_many_parts(small, monkeypatch):
     screen, folder = small
     monkeypatch.setattr(disk, 'PART', 8000)
-    monkeypatch.setattr('perturbench.data.screen.BLOCK', 500)
+    monkeypatch.setattr('perturbench.data.blocks.BLOCK', 500)
     monkeypatch.setattr(disk, 'BLOCK', 500)
     disk.shuffle_file(screen, folder/'a.h5ad', seed=1)
     a = read_screen(folder/'a.h5ad').adata

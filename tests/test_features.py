@@ -7,7 +7,8 @@ import perturbench.data.features as features
 from perturbench.core import InputError
 from perturbench.data.features import (DOMAINS, Features, annotation_graph, cell_embedding, coexpression_graph, fingerprints, interaction_graph,
     perturbation_features, read_annotations, read_smiles, read_table, table_features, target_names)
-from perturbench.data.screen import Screen, read_h5ad
+from perturbench.data.h5ad import read_h5ad
+from perturbench.data.screen import Screen
 
 few = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 NAMES = ['TP53', 'TGF-β', 'a/b', 'c_d', 'e, f', '"q"', 'ген', '药 1', 'nan', 'NA', '0', "it's", 'x+y', 'C[N+](C)C']

@@ -6,9 +6,11 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from scipy import sparse
 from perturbench.core import InputError
 from perturbench.cli import main
-from perturbench.data import preprocess, screen as screens
+from perturbench.data import blocks, h5ad, preprocess, screen as screens
 from perturbench.data.preprocess import changed_genes, prepare, select_genes, variable_genes
-from perturbench.data.screen import Blocks, Screen, in_file, read_card, read_h5ad, read_screen
+from perturbench.data.blocks import Blocks, in_file
+from perturbench.data.h5ad import read_card, read_h5ad
+from perturbench.data.screen import Screen, read_screen
 from perturbench.data.simulate import simulated
 from perturbench.loaders.store import CellStore
 from perturbench.tasks import _content, open_task
@@ -30,7 +32,7 @@ def same(a, b):
         assert np.array_equal(x, y)
     return True
 
-def in_small_blocks(monkeypatch): monkeypatch.setattr(screens, 'BLOCK', 700)
+def in_small_blocks(monkeypatch): monkeypatch.setattr(blocks, 'BLOCK', 700)
 
 @pytest.fixture
 def at(tmp_path, monkeypatch):
@@ -62,16 +64,16 @@ def test_the_size_of_blocks_and_masks_do_not_matter(seed, size, cells, genes):
     a, r = raw(60, 40, seed), np.random.default_rng(seed)
     cells, genes = (r.random(n) < .8 if on else np.ones(n, bool) for on, n in ((cells, 60), (genes, 40)))
     cells[a.obs.what.to_numpy() == 'control'] = True
-    old, screens.BLOCK = screens.BLOCK, 2**22
+    old, blocks.BLOCK = blocks.BLOCK, 2**22
     try:
         whole = prepare(a[cells][:, genes].copy(), 'what', 'line', min_cells=8)
-        screens.BLOCK = size
+        blocks.BLOCK = size
         assert same(prepare(a, 'what', 'line', min_cells=8, cells=cells, genes=genes), whole)
         train = r.random(whole.n_cells) < .7
         small = changed_genes(whole, train, 4), _content(whole)
-        screens.BLOCK = 2**22
+        blocks.BLOCK = 2**22
         assert (small[0] == changed_genes(whole, train, 4)).all() and small[1] == _content(whole)
-    finally: screens.BLOCK = old
+    finally: blocks.BLOCK = old
 
 def test_a_screen_in_a_file_is_the_screen_in_memory(at, monkeypatch):
     prepare(raw(), 'what', 'line', out='a.h5ad', card=dict(split=dict(kind='transfer')))
@@ -204,19 +206,19 @@ class Stop(BaseException): "An interruption."
 def test_a_full_disk_or_an_interruption_leaves_nothing(at, monkeypatch, fault, says):
     in_small_blocks(monkeypatch)
     raw().write_h5ad('a.h5ad')
-    before, add, n = set(os.listdir()), screens.RowWriter.add, []
+    before, add, n = set(os.listdir()), h5ad.RowWriter.add, []
     def fails(self, block):
         n.append(1)
         if len(n) > 5: raise fault
         add(self, block)
-    if fault is None: monkeypatch.setattr(screens.shutil, 'disk_usage', lambda path: SimpleNamespace(free=2**20))
-    else: monkeypatch.setattr(screens.RowWriter, 'add', fails)
+    if fault is None: monkeypatch.setattr(h5ad.shutil, 'disk_usage', lambda path: SimpleNamespace(free=2**20))
+    else: monkeypatch.setattr(h5ad.RowWriter, 'add', fails)
     with pytest.raises(InputError if says else Stop, match=says): prepare(read_h5ad('a.h5ad', backed=True), 'what', 'line', out='b.h5ad')
     assert set(os.listdir()) == before
 
 def test_an_old_file_survives_a_failed_attempt(at, monkeypatch):
     kept = prepare(raw(), 'what', 'line', out='b.h5ad')
-    monkeypatch.setattr(screens.shutil, 'disk_usage', lambda path: SimpleNamespace(free=0))
+    monkeypatch.setattr(h5ad.shutil, 'disk_usage', lambda path: SimpleNamespace(free=0))
     with pytest.raises(InputError, match='no room'): prepare(raw(seed=1), 'what', 'line', out='b.h5ad')
     assert same(read_screen('b.h5ad'), kept)
 

@@ -19,7 +19,9 @@ from ..core import InputError, Lock, Registry, atomic_path, nearest, sweep_parts
 from .download import data_folder, fetch_file, unpack
 from .preprocess import prepare
 from .robjects import read_cds, read_seurat
-from .screen import _own_words as own_words, Screen, read_card, read_h5ad, read_screen, room_for
+from .blocks import room_for
+from .h5ad import own_words, read_card, read_h5ad
+from .screen import Screen, read_screen
 
 # %% ../../nbs/13_data.datasets.ipynb #b7b317c0
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ import pandas as pd
 import torch
 from scipy import sparse
 from ..core import InputError, nearest, progress
-from .screen import split_name, to_csr
+from .blocks import to_csr
+from .screen import split_name
 
 # %% ../../nbs/15_data.features.ipynb #362db001
 def _some(names, n=5): return ', '.join(map(str, names[:n])) + (', ...' if len(names) > n else '')

@@ -15,8 +15,10 @@ import pandas as pd
 from numba import njit
 from scipy import sparse
 from ..core import InputError, nearest, progress
-from .screen import (OPTIONS, Blocks, RowWriter, Screen, ValueCheck, read_screen, refuse, to_csr, write_frames, writing,
-                                     _own_words)
+from .blocks import Blocks, to_csr
+from .h5ad import RowWriter, write_frames, writing, own_words
+from .scale import ValueCheck
+from .screen import OPTIONS, Screen, read_screen, refuse
 
 # %% ../../nbs/11_data.preprocess.ipynb #a4b391ec
 def _scaled(counts, target_sum):
@@ -128,7 +130,7 @@ def _copy_blocks(layers, new):
 # %% ../../nbs/11_data.preprocess.ipynb #1dc4933a
 def _table(adata, values, cells, genes):
     "The cells and genes to keep, without their matrices."
-    with _own_words():
+    with own_words():
         whole = ad.AnnData(obs=adata.obs, var=adata.var, obsm=dict(adata.obsm), uns=dict(adata.uns) if values == 'lognorm' else {})
         return whole[cells, genes].copy()
 
@@ -175,7 +177,7 @@ def prepare(
             layers, some, median = _normalise_blocks(Blocks(X, cells, genes), target_sum, new)
             about |= dict(target_sum=target_sum, median_total=median, min_cells=least)
             about |= dict(dropped_genes=int((~seen).sum()), dropped_cells=int((~some).sum()))
-            with _own_words(): table = table[some, seen].copy()
+            with own_words(): table = table[some, seen].copy()
         else: layers = _copy_blocks({None: X} | ({} if layer is None else {'counts': layer}), new)
         if out is None:
             kept = {k: v.X for k, v in layers.items()}

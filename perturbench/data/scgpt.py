@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from ..core import InputError, nearest, progress, rng
-from .screen import Blocks
+from .blocks import Blocks
 
 # %% ../../nbs/16_data.scgpt.ipynb #626a27ff
 @dataclass

@@ -20,7 +20,9 @@ from numba import njit
 from scipy import sparse
 from ..core import InputError, progress, rng
 from ..data.features import cell_embeddings
-from ..data.screen import BLOCK, CARD, OPTIONS, Blocks, CompressedRows, RowWriter, Screen, canonical, write_frames, writing
+from ..data.blocks import BLOCK, Blocks, CompressedRows, canonical
+from ..data.h5ad import CARD, RowWriter, write_frames, writing
+from ..data.screen import OPTIONS, Screen
 from .batches import Batches, visits, visits_of_sets
 from .store import Cells, CellStore, _columns, _union, technical_batches, told
 

@@ -23,7 +23,8 @@ from numba.extending import intrinsic
 from scipy import sparse
 from ..core import InputError, atomic_path, nearest, progress
 from ..data.features import cell_embeddings
-from ..data.screen import Design, Screen, canonical, place_rows, reserve
+from ..data.blocks import canonical, place_rows, reserve
+from ..data.screen import Design, Screen
 
 # %% ../../nbs/20_loaders.store.ipynb #55b31fa1
 @intrinsic
