@@ -6,7 +6,7 @@ from scipy import sparse, stats
 from test_loaders import few, screens, some_controls, subset
 from perturbench import train
 from perturbench.core import InputError
-from perturbench.data.h5ad import CARD, resting
+from perturbench.data.h5ad import CARD, resting as left_in_file
 from perturbench.data.screen import OPTIONS, Screen, read_screen
 from perturbench.loaders import disk
 from perturbench.loaders.disk import DiskBatches, FileStore, some_of_each
@@ -30,7 +30,7 @@ def resting(screen, form, folder, r):
                 numbers = f[f'X/{k}'][:].astype(np.int64)
                 del f[f'X/{k}']
                 f[f'X/{k}'] = numbers
-    new = Screen(resting(path), **{k: getattr(screen, k) for k in OPTIONS})
+    new = Screen(left_in_file(path), **{k: getattr(screen, k) for k in OPTIONS})
     if form == 'shuffled':
         disk.shuffle_file(new, f'{path}.h5ad', seed=int(r.integers(9)))
         return read_screen(f'{path}.h5ad', backed=True)
