@@ -1,11 +1,25 @@
 "Hand setuptools the metadata kept in settings.ini; edit it there, not here."
 from configparser import ConfigParser
+from pathlib import Path
 from setuptools import setup
+from setuptools.command.build_py import build_py
 
 ini = ConfigParser(delimiters=['='])
 ini.read('settings.ini', encoding='utf-8')
 cfg = ini['DEFAULT']
 lib = cfg['lib_path']
+
+class WithNotebooks(build_py):
+    "The modules, and in a wheel the benchmark notebooks; an editable install reads those of the checkout."
+    def _notebooks(self):
+        folder = Path(self.build_lib)/lib/'notebooks'
+        return {} if self.editable_mode else {p: folder/p.name for p in sorted(Path(cfg['nbs_path'], 'benchmarks').glob('*.ipynb'))}
+    def run(self):
+        super().run()
+        for source, target in self._notebooks().items():
+            self.mkpath(str(target.parent))
+            self.copy_file(str(source), str(target))
+    def get_outputs(self, include_bytecode=1): return [*super().get_outputs(include_bytecode), *map(str, self._notebooks().values())]
 
 def words(key): return cfg.get(key, '').split()
 extras = {k.removesuffix('_requirements'): words(k) for k in cfg if k.endswith('_requirements')}
@@ -13,6 +27,7 @@ extras = {k.removesuffix('_requirements'): words(k) for k in cfg if k.endswith('
 setup(version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],
       author=cfg['author'], author_email=cfg['author_email'],
       project_urls={'Repository': cfg['git_url'], 'Documentation': cfg['doc_host'] + cfg['doc_baseurl']},
-      package_dir={f'{lib}.notebooks': 'nbs/benchmarks'}, package_data={f'{lib}.notebooks': ['*.ipynb'], f'{lib}.models': ['presets.json']},
+      package_dir={'': '.'}, # makes an editable install a plain path, which a folder of our name where python starts cannot hide
+      package_data={f'{lib}.models': ['presets.json']}, cmdclass={'build_py': WithNotebooks},
       install_requires=words('requirements'), extras_require=extras,
       entry_points={'console_scripts': words('console_scripts'), 'nbdev': [f'{lib}={lib}._modidx:d']})

@@ -81,6 +81,25 @@ def test_the_installed_command_runs_its_own_notebook(installed, tmp_path):
     run, = (tmp_path/'out').glob('runs/mine/control_mean/*/notebook.ipynb')
     assert nbformat.read(run, as_version=4).metadata.papermill.input_path == str(home/'notebooks'/'train_and_score.ipynb')
 
+@pytest.fixture(scope='module')
+def editable(copy, tmp_path_factory):
+    "The python of an environment in which the checkout is installed to be edited."
+    folder = tmp_path_factory.mktemp('editable')
+    code = f'from setuptools.build_meta import build_editable; build_editable({str(folder)!r})'
+    sh(sys.executable, '-c', code, cwd=copy)
+    wheel, = folder.glob('*.whl')
+    venv(folder/'venv', wheel)
+    return folder/'venv'/'bin'/'python'
+
+@pytest.mark.parametrize('place', ['..', '.', 'nbs', 'perturbench'])
+def test_a_clone_that_is_edited_is_found_wherever_python_starts(editable, copy, place):
+    code = 'import perturbench.core; from perturbench import __version__; print(perturbench.core.__file__)'
+    assert sh(editable, '-c', code, cwd=(copy/place).resolve()).strip() == str(copy/'perturbench'/'core.py')
+
+def test_an_editable_install_takes_the_notebooks_of_the_clone(editable, copy):
+    code = 'from perturbench.bench.batch import notebook_path; print(notebook_path())'
+    assert sh(editable, '-c', code, cwd=copy.parent).strip() == str(copy/'nbs'/'benchmarks'/'train_and_score.ipynb')
+
 def test_a_bare_checkout_finds_its_notebook(copy, tmp_path):
     venv(tmp_path/'venv')
     code = 'from perturbench.bench.batch import notebook_path; print(notebook_path())'
