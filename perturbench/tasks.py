@@ -241,7 +241,7 @@ def open_task(
 # %% ../nbs/24_tasks.ipynb #dcb65b57
 def _write_task(spec, folder, protocol, key, screen, splits, genes, target_sum) -> Task:
     "Write the folder of a task, whole or not at all."
-    with room_for(folder), atomic_path(folder) as part:
+    with room_for(folder), atomic_path(folder, folder='task.json') as part:
         store = CellStore.from_screen(screen, genes, part/'store')
         order = np.asarray(store.order)
         np.save(part/'parts.npy', np.stack([s.parts.codes for s in splits]).astype(np.int8)[:, order])

@@ -6,7 +6,7 @@ import anndata as ad, numpy as np, pandas as pd, pytest
 from scipy import sparse
 import rfiles as R
 from perturbench.cli import main
-from perturbench.core import InputError, Lock
+from perturbench.core import InputError, Lock, part_name
 from perturbench.data import datasets as D, download
 from perturbench.data.robjects import read_cds, read_seurat
 from perturbench.data.screen import read_screen
@@ -313,7 +313,8 @@ def test_a_fetch_that_is_killed_ends_right_the_second_time(when, server, home):
         except subprocess.TimeoutExpired: pass
     p.send_signal(signal.SIGKILL)
     assert p.wait() == -signal.SIGKILL
-    (home/'raw'/'jiang24'/'.checksums.0123abcd.json').touch()  # as it is when a kill comes while checksums are recorded
+    ledger = part_name(home/'raw'/'jiang24'/'checksums.json')  # as it is when a kill comes while checksums are recorded
+    ledger.with_name(ledger.name.replace(f'-{os.getpid()}-', f'-{p.pid}-')).touch()
     assert main(['fetch', 'jiang24', '--from', server]) == 0
     assert read_screen(home/'jiang24.h5ad').n_cells == 600 and not leftovers(home)
 

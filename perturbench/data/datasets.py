@@ -292,7 +292,6 @@ def curate_op3(
 def _made(path, sources, make) -> Path:
     "The file `path`, written by `make` when it is absent or older than its sources."
     if path.exists() and all(path.stat().st_mtime >= Path(s).stat().st_mtime for s in sources): return path
-    sweep_parts(path)
     with room_for(path), atomic_path(path) as part: make(part)
     return path
 
@@ -376,7 +375,7 @@ def fetch(
     card = read_card(out)
     if out.exists() and (card.get('name'), bool(card.get('processed'))) == (record.name, processed): return read_screen(out)
     with Lock(folder := data_folder()/'raw'/record.name):
-        for p in (out, folder/'checksums.json'): sweep_parts(p)
+        for parent in (Path(out).parent, folder): sweep_parts(parent)
         files = [_obtain(s, record.name, place) for s in sources]
         if processed: return _curate_processed(record, read_h5ad(files[0], backed=True), out)
         return record.curate(_read_raw(record.name, files, folder), out)

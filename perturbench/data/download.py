@@ -9,7 +9,7 @@ __all__ = ['BLOCK', 'data_folder', 'sha256', 'Resuming', 'fetch_file', 'unpack']
 import errno, gzip, hashlib, json, os, shutil, tarfile, warnings, zlib
 from pathlib import Path
 from fastcore.basics import patch
-from ..core import InputError, Lock, atomic_path, progress, remove, sweep_parts
+from ..core import InputError, Lock, atomic_path, progress, remove
 
 # %% ../../nbs/05_data.download.ipynb #9cf99c96
 def _pooch():
@@ -193,7 +193,7 @@ def unpack(
     is_tar = path.name.endswith(('.tar.gz', '.tgz'))
     out = Path(folder or path.parent)/(path.name.removesuffix('.gz').removesuffix('.tgz').removesuffix('.tar'))
     if out.exists() and out.stat().st_mtime >= path.stat().st_mtime: return out
-    sweep_parts(out)
+    if is_tar: remove(out)
     try:
         with atomic_path(out) as part:
             if is_tar: part.mkdir()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IN_CACHE', 'PIECE', 'densify', 'group_sums', 'CellStore', 'told', 'technical_batches', 'plain_gather', 'aligned',
-           'take_rows', 'travel', 'Cells']
+           'take_rows', 'travel', 'check_store', 'Cells']
 
 # %% ../../nbs/20_loaders.store.ipynb #9c893b02
 import json, warnings
@@ -128,7 +128,7 @@ def group_sums(
         for i in range(ptr[g], ptr[g + 1]):
             for k in range(indptr[rows[i]], indptr[rows[i] + 1]): total[np.uint32(indices[k])] += values[k]
 
-# %% ../../nbs/20_loaders.store.ipynb #c2233e96
+# %% ../../nbs/20_loaders.store.ipynb #7b416271
 _TYPES = dict(indptr=np.int64, indices=np.int32, values=np.float32, codes=np.int32, order=np.int64, cells=None,
               counts=np.float32, library=np.float32, batch=np.int64)
 
@@ -138,6 +138,43 @@ def _fixed(a, dtype=None):
     a.flags.writeable = False
     return a
 
+def _typed(name, a, dtype):
+    "`a` as a fixed array of `dtype`; raises InputError where that would change a number."
+    a = np.asanyarray(a)
+    if a.ndim != 1: raise InputError(f'`{name}` of a store has {a.ndim} dimensions; give a list of numbers')
+    if dtype is None or a.dtype == dtype: return _fixed(a, dtype)
+    if a.dtype.kind not in 'biuf': raise InputError(f'`{name}` of a store holds {a.dtype.name}; give numbers')
+    with np.errstate(invalid='ignore', over='ignore'): new = _fixed(a, dtype)
+    if new.dtype.kind == 'i' and (new != a).any(): raise InputError(f'`{name}` of a store does not hold whole numbers of {8*new.itemsize} bits')
+    return new
+
+# %% ../../nbs/20_loaders.store.ipynb #235b8338
+PIECE = 2**24 # Numbers that are looked at, or copied to a device, at once
+_UNFIT = 'the arrays of this store do not fit each other: '
+
+def _length_faults(store):
+    "Which arrays are not as long as the cells, or as the non-zeros."
+    if not len(store.indptr): return ['`indptr` is empty']
+    n, nnz = len(store.indptr) - 1, store.indptr[-1]
+    of_cells = {k: getattr(store, k) for k in ('codes', 'order', 'cells', 'library', 'batch')} | store.embeddings
+    of_values = {k: getattr(store, k) for k in ('indices', 'values', 'counts')}
+    wanted = [(k, a, n) for k, a in of_cells.items()] + [(k, a, nnz) for k, a in of_values.items()]
+    return [f'`{k}` has {len(a):,} numbers instead of {size:,}' for k, a, size in wanted if a is not None and len(a) != size]
+
+def _row_faults(store):
+    "What is wrong with where rows start and which condition they are of."
+    faults, known = _length_faults(store), len(store.design.state)
+    if len(store.indptr) and (store.indptr[0] or (np.diff(store.indptr) < 0).any()): faults.append('`indptr` does not ascend from 0')
+    if len(store.codes) and not 0 <= store.codes.min() <= store.codes.max() < known: faults.append(f'`codes` are not those of {known:,} conditions')
+    return faults
+
+def _gene_faults(store):
+    "What is wrong with the genes of the non-zeros."
+    n, indices = len(store.genes), store.indices
+    wrong = sum(int(((o := indices[i:i + PIECE]) < 0).sum() + (o >= n).sum()) for i in range(0, len(indices), PIECE))
+    return [f'{wrong:,} of `indices` are none of {n:,} genes'] if wrong else []
+
+# %% ../../nbs/20_loaders.store.ipynb #c2233e96
 @dataclass(repr=False, eq=False)
 class CellStore:
     "Cells as compressed rows, sorted by condition."
@@ -158,13 +195,12 @@ class CellStore:
     resident:dict=None # The arrays as tensors on `device`; None where rows stay on the host
 
     def __post_init__(self):
+        is_mapped = isinstance(self.indices, np.memmap)
         for k, dtype in _TYPES.items():
-            if getattr(self, k) is not None: setattr(self, k, _fixed(getattr(self, k), dtype))
-        n, nnz = self.n_cells, self.indptr[-1]
+            if getattr(self, k) is not None: setattr(self, k, _typed(k, getattr(self, k), dtype))
         self.embeddings = {k: _fixed(a, np.float32) for k, a in self.embeddings.items()}
-        sizes = [len(a) == n for a in (self.codes, self.order, self.cells, self.library, self.batch, *self.embeddings.values()) if a is not None]
-        sizes += [len(a) == nnz for a in (self.indices, self.values, self.counts) if a is not None]
-        if not all(sizes): raise InputError('the arrays of this store do not fit each other; make it again from its screen')
+        faults = _row_faults(self) or ([] if is_mapped else _gene_faults(self))
+        if faults: raise InputError(_UNFIT + '; '.join(faults))
 
     @property
     def n_cells(self): return len(self.indptr) - 1
@@ -268,10 +304,10 @@ def from_screen(cls:CellStore,
                   genes=list(screen.genes if genes is None else genes), design=screen.design,
                   embeddings={k: a[order] for k, a in cell_embeddings(screen).items()})
     if folder is None: return cls(**_filled(screen, order, columns, None), **extra)
-    with atomic_path(folder) as part:
+    with atomic_path(folder, folder='store.json') as part:
         part.mkdir()
         cls(**_filled(screen, order, columns, part), **extra)._save(part)
-    return cls.load(folder)
+    return cls.load(folder, check=False)
 
 # %% ../../nbs/20_loaders.store.ipynb #c3002cf4
 def _checked(store, rows):
@@ -301,8 +337,6 @@ def dense(self:CellStore,
     return out.to(dtype)
 
 # %% ../../nbs/20_loaders.store.ipynb #6dd6e11a
-PIECE = 2**24 # Numbers that are copied to a device at once
-
 def _upload(store, device):
     "The arrays of `store` as tensors on `device`, and the number of non-zeros of the longest row."
     tensors = {'longest': int(np.diff(store.indptr).max(initial=0))}
@@ -446,24 +480,66 @@ def save(self:CellStore,
     folder, # Where to; replaced if it is there
 ):
     "Write the store, whole or not at all."
-    with atomic_path(folder) as part:
+    with atomic_path(folder, folder='store.json') as part:
         part.mkdir()
         self._save(part)
+
+# %% ../../nbs/20_loaders.store.ipynb #197ebe01
+def _order_faults(store):
+    "What is wrong with the order of the cells."
+    n, faults = store.n_cells, []
+    if (np.diff(store.codes) < 0).any(): faults.append('`codes` do not ascend')
+    if not np.array_equal(np.sort(store.order), np.arange(n)): faults.append(f'`order` does not name each of {n:,} cells once')
+    if store.batch is not None and n and not 0 <= store.batch.min() <= store.batch.max() < len(store.batches):
+        faults.append(f'`batch` is not one of {len(store.batches):,} batches')
+    return faults
+
+def _design_faults(design):
+    "What is wrong with the tables of the conditions."
+    n, n_values = len(design.state), sum(map(len, design.covariates.values()))
+    wanted = dict(perturbation=((n, len(design.perturbations)), 'f'), covariate=((n, n_values), 'f'), state=((n,), 'i'), is_control=((n,), 'b'))
+    tables = {k: getattr(design, k) for k in wanted}
+    faults = [f'the table `{k}` of the conditions has another shape or kind' for k, a in tables.items() if (a.shape, a.dtype.kind) != wanted[k]]
+    is_known = n and design.state.ndim == 1 and 0 <= design.state.min() <= design.state.max() < n
+    return faults + ([] if is_known or not n else ['`state` is not one of the states'])
+
+def _number_faults(store):
+    "Which arrays hold numbers that are not finite."
+    kept = {k: a for k in ('values', 'counts', 'library') if (a := getattr(store, k)) is not None}
+    pieces = lambda a: (a[i:i + PIECE] for i in range(0, len(a), PIECE))
+    return [f'`{k}` holds numbers that are not finite' for k, a in kept.items() if not all(np.isfinite(o).all() for o in pieces(a))]
+
+# %% ../../nbs/20_loaders.store.ipynb #3b485957
+def check_store(
+    store:CellStore, # Mapped from files, or in memory
+): # Raises InputError where a number would lead astray
+    "Look at every number of `store`, piece by piece."
+    faults = _design_faults(store.design) + _order_faults(store) + _gene_faults(store) + _number_faults(store)
+    if not all(isinstance(g, str) for g in store.genes) or len(set(store.genes)) < store.n_genes: faults.append('the genes are no list of different names')
+    if faults: raise InputError(_UNFIT + '; '.join(faults))
+
+# %% ../../nbs/20_loaders.store.ipynb #d018d588
+def _mapped(folder):
+    "The store in `folder`; whatever its files hold may be raised."
+    names = json.loads((folder/'store.json').read_text(encoding='utf-8'))
+    arrays = {p.stem: np.load(p, mmap_mode='r') for p in folder.glob('*.npy')}
+    design = Design(names['perturbations'], names['covariates'], *[np.array(arrays.pop(f'design_{k}')) for k in _TABLES])
+    embeddings = {k: arrays.pop(f'embedding_{i}') for i, k in enumerate(names.get('embeddings', []))}
+    return CellStore(**arrays, embeddings=embeddings, genes=names['genes'], batches=tuple(names['batches']), design=design)
 
 @patch(cls_method=True)
 def load(cls:CellStore,
     folder, # What `save` wrote
+    check:bool=True, # Look at every number; False maps the files only, where they are known to be as they were written
 ) -> CellStore: # Raises InputError when the folder holds no whole store
-    "The store in `folder`, mapped and not read."
-    folder = Path(folder)
+    "The store in `folder`, mapped."
     try:
-        names = json.loads((folder/'store.json').read_text(encoding='utf-8'))
-        arrays = {p.stem: np.load(p, mmap_mode='r') for p in folder.glob('*.npy')}
-        design = Design(names['perturbations'], names['covariates'], *[np.array(arrays.pop(f'design_{k}')) for k in _TABLES])
-        embeddings = {k: arrays.pop(f'embedding_{i}') for i, k in enumerate(names.get('embeddings', []))}
-        return cls(**arrays, embeddings=embeddings, genes=names['genes'], batches=tuple(names['batches']), design=design)
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise InputError(f'{folder} holds no whole store ({type(e).__name__}); remove it and make it again from its screen') from None
+        store = _mapped(Path(folder))
+        if check: check_store(store)
+    except Exception as e:  # a damaged header can raise anything
+        why = str(e) if isinstance(e, InputError) else type(e).__name__
+        raise InputError(f'{folder} holds no whole store ({why}); remove it and make it again from its screen') from None
+    return store
 
 # %% ../../nbs/20_loaders.store.ipynb #07e9c908
 class Cells:
@@ -471,8 +547,8 @@ class Cells:
     def __init__(self,
         store:CellStore, # Where the cells are
         rows, # Store rows, each once
-    ):
-        self.store, self.rows = store, np.sort(np.asarray(rows, np.int64))
+    ): # Raises InputError for a row that is not there
+        self.store, self.rows = store, np.sort(_checked(store, rows))
         if (np.diff(self.codes) < 0).any(): self.rows = self.rows[np.argsort(self.codes, kind='stable')]
         self.n = np.bincount(self.codes, minlength=len(store.design.state))
         self.ptr = np.r_[0, np.cumsum(self.n)]
