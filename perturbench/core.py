@@ -100,6 +100,7 @@ _CAUSES = {
     errno.ELOOP: ('it is a link that leads back to itself', 'mend the link, or give the path of a file'),
     errno.ENAMETOOLONG: ('its name is too long', 'choose a shorter one'),
     errno.EISDIR: ('it is a folder', 'give the path of a file'),
+    errno.EEXIST: ('a file stands where a folder is needed', 'move it, or choose another place'),
     errno.ENOTDIR: ('a part of its path is a file and no folder', 'check the path'),
     errno.ENOENT: ('its folder is not there', 'check the path'),
     errno.EIO: ('the disk reports an error', 'check the disk, or copy the file elsewhere and try again'),
