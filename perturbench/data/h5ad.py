@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CARD', 'CHUNK', 'own_words', 'opened', 'resting', 'read_h5ad', 'writing', 'RowWriter', 'write_frames', 'read_card']
 
-# %% ../../nbs/09_data.h5ad.ipynb #c4f12344
+# %% ../../nbs/09_data.h5ad.ipynb #07bba27d
 import errno, json, shutil, warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +17,7 @@ import zarr
 from anndata.io import read_elem, sparse_dataset, write_elem
 from ..core import InputError, atomic_path
 from .blocks import room_for
+from .frames import as_text, file_keys, tidy, tidy_tables
 
 # %% ../../nbs/09_data.h5ad.ipynb #b5e02648
 @contextmanager
@@ -107,28 +108,28 @@ class RowWriter:
         if self.like is None: self.group['indptr'] = indptr
         else: self.group['indptr'] = self.like.group['indptr']
 
-# %% ../../nbs/09_data.h5ad.ipynb #121d970f
-def _writable(frame):
-    "`frame` with whatever is neither a number nor a category of texts as such a category, which is what a file can hold."
-    new = {}
-    for k, column in frame.items():
-        is_texts = isinstance(column.dtype, pd.CategoricalDtype) and pd.api.types.infer_dtype(column.cat.categories) in ('string', 'empty')
-        keep = is_texts or pd.api.types.is_numeric_dtype(column)
-        new[str(k)] = column if keep else column.astype(object).map(str, na_action='ignore').astype('category')
-    return pd.DataFrame(new, index=frame.index)
+# %% ../../nbs/09_data.h5ad.ipynb #308ee25a
+def _keyed(table):
+    "`table` with its columns called by the keys of a file; and the names of those that are called otherwise now."
+    keys = file_keys(table.columns)
+    return table.set_axis(pd.Index(list(keys.values()), dtype=object), axis=1), {key: name for name, key in keys.items() if key != name}
 
 def write_frames(
     f, # An open h5 file with the matrices `X` and perhaps `layers/counts`
     adata, # AnnData, whose obs, var, uns and obsm are written
     card:dict, # What the columns mean, and what else is known
 ):
-    "Write all of a screen that is no matrix."
-    _need(f, int(adata.obs.memory_usage(deep=True).sum()) + sum(getattr(v, 'nbytes', 0) for v in adata.obsm.values()))
+    "Write all of a screen that is no matrix; raises InputError for what no file can hold."
+    parts = tidy_tables(adata)
+    if parts.faults: raise InputError('the tables cannot be written:' + ''.join(f'\n- {o}' for o in parts.faults))
+    _need(f, int(parts.obs.memory_usage(deep=True).sum()) + sum(getattr(v, 'nbytes', 0) for v in parts.obsm.values()))
     f.attrs.update({'encoding-type': 'anndata', 'encoding-version': '0.1.0'})
     f.require_group('layers').attrs.update({'encoding-type': 'dict', 'encoding-version': '0.1.0'})
-    frames = dict(obs=_writable(adata.obs), var=_writable(adata.var), obsm=dict(adata.obsm), varm={}, obsp={}, varp={})
-    for k, v in frames.items(): write_elem(f, k, v)
-    write_elem(f, 'uns', dict(adata.uns) | {CARD: json.dumps(card, ensure_ascii=False)})
+    (obs, in_obs), (var, in_var) = _keyed(parts.obs), _keyed(parts.var)
+    for k, v in dict(obs=obs, var=var, obsm=parts.obsm, varm={}, obsp={}, varp={}).items(): write_elem(f, k, v)
+    names = {k: v for k, v in dict(obs=in_obs, var=in_var).items() if v}
+    text = json.dumps(card | ({'names': names} if names else {}), ensure_ascii=False)
+    write_elem(f, 'uns', parts.uns | {CARD: as_text(text)})
 
 # %% ../../nbs/09_data.h5ad.ipynb #b3d9a34f
 def read_card(
