@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NO_ROOM', 'InputError', 'nearest', 'Registry', 'digest', 'seed_of', 'rng', 'file_sha256', 'os_fault', 'writing_to',
-           'file_name_fault', 'part_name', 'is_part', 'remove', 'sweep_parts', 'atomic_path', 'Lock', 'keep_kernels',
-           'progress']
+           'file_name_fault', 'part_name', 'is_part', 'remove', 'sweep_parts', 'place_of', 'atomic_path', 'Lock',
+           'keep_kernels', 'progress']
 
 # %% ../nbs/00_core.ipynb #5bcc8b13
 import difflib, errno, hashlib, json, os, re, shutil, socket, stat, sys, tempfile, time, uuid
@@ -198,19 +198,22 @@ def sweep_parts(
     for path in left: remove(path)
 
 # %% ../nbs/00_core.ipynb #f93fe0f7
-def _place(path, mark):
-    "Where `path` leads; raises InputError where nothing can be written there, or something else would be lost."
+def place_of(
+    path, # Where a file, or with `folder` a folder, shall be
+    folder:str=None, # As for `atomic_path`
+) -> Path: # Where that is, links followed
+    "The place of `path`; raises InputError where nothing can be written there, or something else would be lost."
     place = Path(os.path.realpath(path))
     if place.is_symlink(): raise InputError(os_fault(OSError(errno.ELOOP, ''), path))
     with writing_to(path):
         place.parent.mkdir(parents=True, exist_ok=True)
         there = place.stat().st_mode if place.exists() else None
     if there is None: return place
-    if mark and not stat.S_ISDIR(there): raise InputError(f'{path} is a file where a folder is meant; move it, or choose another name')
-    if mark and os.listdir(place) and not (place/mark).exists():
+    if folder and not stat.S_ISDIR(there): raise InputError(f'{path} is a file where a folder is meant; move it, or choose another name')
+    if folder and os.listdir(place) and not (place/folder).exists():
         raise InputError(f'{path} is a folder with other things in it; choose another name')
-    if not mark and stat.S_ISDIR(there): raise InputError(f'{path} is a folder, and a file is to be written; choose another name')
-    if not mark and not stat.S_ISREG(there): raise InputError(f'{path} is no file that can be replaced; choose another name')
+    if not folder and stat.S_ISDIR(there): raise InputError(f'{path} is a folder, and a file is to be written; choose another name')
+    if not folder and not stat.S_ISREG(there): raise InputError(f'{path} is no file that can be replaced; choose another name')
     return place
 
 @contextmanager
@@ -219,7 +222,7 @@ def atomic_path(
     folder:str=None, # For a folder: the file in it that marks an old one as one of its kind, which may be replaced
 ):
     "Yield a temporary path with the suffix of `path`, renamed to `path` if the block succeeds and removed if it fails."
-    place = _place(path, folder)
+    place = place_of(path, folder)
     sweep_parts(place.parent)
     part = part_name(place)
     try:
