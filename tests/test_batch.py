@@ -2,6 +2,7 @@
 import json, multiprocessing, os, shutil, signal, sys, time
 from pathlib import Path
 import nbformat, pandas as pd, pytest
+from perturbench.core import part_name
 
 MODELS = ['control_mean', 'perturbed_mean', 'linear', 'latent_additive']
 BUDGET = '{max_epochs: 3, batch_size: 64}'
@@ -108,6 +109,11 @@ def board(out):
     return table.loc[:, [not c.endswith(('_seconds', '_memory')) for c in table]].to_csv()
 
 def leftovers(out): return [p for p in out.rglob('.*') if p != out/'.lock'] + list(out.glob('checkpoints/*'))
+def left_by(command, path):
+    "A part of `path` as `command`, which has ended, would leave it when it is killed."
+    name = part_name(path).name
+    return path.with_name(name.replace(f'-{os.getpid()}-', f'-{command.process.pid}-'))
+
 def state(folder): return {p: p.stat().st_mtime_ns for p in folder.rglob('*')}
 
 def assert_undisturbed(out, undisturbed):
@@ -126,11 +132,14 @@ def test_a_second_start_does_only_what_is_missing(start, undisturbed):
     assert again.status() == 0 and '1 runs done, 3 were done before, 0 failed' in again.text
     assert {p: p.stat().st_mtime_ns for p in kept} == when
     assert scores(undisturbed) == first and board(undisturbed) == expected
-    stale = [undisturbed/'.leaderboard.0123abcd.csv', undisturbed/'figures'/'.small.0123abcd.png']
-    for p in stale: p.touch()
+    for p in (undisturbed/'leaderboard.csv', undisturbed/'figures'/'small.png', gone.parent): left_by(again, p).touch()
+    foreign = [undisturbed/'.leaderboard.0123abcd.csv', undisturbed/'figures'/'.small.0123abcd.png']
+    for p in foreign: p.touch()
     again = start('run', 'grid.yaml', '-o', 'undisturbed')
     assert again.status() == 0 and '0 runs done, 4 were done before, 0 failed' in again.text
-    assert scores(undisturbed) == first and board(undisturbed) == expected and leftovers(undisturbed) == []
+    assert scores(undisturbed) == first and board(undisturbed) == expected
+    assert sorted(leftovers(undisturbed)) == sorted(foreign)
+    for p in foreign: p.unlink()
 
 def test_a_dry_run_writes_nothing(start, place, undisturbed):
     before = state(undisturbed)

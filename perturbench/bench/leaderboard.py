@@ -7,18 +7,22 @@ __all__ = ['STATUSES', 'COLUMNS', 'COLLAPSE', 'COSTS', 'PAIRS', 'PRIMARY', 'HEAD
            'estimates', 'judge', 'undefined_reasons', 'status_notes', 'candidates', 'compare', 'leaderboard',
            'mean_costs', 'comparisons', 'in_short', 'conditions_of', 'levels', 'headlines', 'page_order', 'decimals',
            'cells', 'text_table', 'left_out', 'facts', 'print_tables', 'chance', 'plot_board', 'file_name', 'page_rows',
-           'page_strata', 'page_task', 'page', 'write_board', 'read_results', 'write_report']
+           'page_strata', 'page_task', 'page', 'write_board', 'Results', 'read_results', 'references_of',
+           'write_report']
 
 # %% ../../nbs/63_bench.leaderboard.ipynb #9a9c2f61
-import itertools, json, re
+import itertools, re, sys
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
 import numpy as np
 import pandas as pd
 import torch
-from .runs import set_threads
-from ..core import InputError, atomic_path, digest
+from .. import __version__
+from .runs import set_threads, survey
+from ..core import InputError, atomic_path, digest, file_sha256
 from ..evaluate import METRICS, Evaluation # METRICS with all that are built in
 from ..metrics.calibration import Resamples, compare_models
 from ..metrics.references import calibrate, task_references
@@ -348,10 +352,11 @@ def facts(
 def print_tables(
     board, # From `leaderboard`
 ):
-    "Print the table of each task, broken to the width of a terminal and whole elsewhere."
-    import shutil, sys
+    "Print the table of each task, broken to the width of a terminal and whole elsewhere, and what is to be said of the folder."
+    import shutil
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     for task in board.task.unique(): print(text_table(board, task, width), end='\n\n')
+    for note in board.attrs.get('folder_notes', ()): print(f'note: {_one_line(note)}')
 
 # %% ../../nbs/63_bench.leaderboard.ipynb #f707b441
 def chance(
@@ -431,6 +436,7 @@ perturbations alike), 1 is half of the measured cells as a prediction of the oth
 {%- endfor %}{% if costs %}{% for c in m.costs %}<td>{{ c }}</td>{% endfor %}{% endif %}</tr>
 {% endfor %}</tbody>
 </table></div>{% endmacro %}
+{% if notes %}<ul>{% for note in notes %}<li>{{ note }}</li>{% endfor %}</ul>{% endif %}
 {% if tasks|length > 1 %}<ul>{% for t in tasks %}<li><a href="#task-{{ loop.index }}">{{ t.name }}</a></li>{% endfor %}</ul>{% endif %}
 {% for t in tasks %}
 <section id="task-{{ loop.index }}">
@@ -526,7 +532,8 @@ def page(
     strata = pd.DataFrame(columns=['task', 'metric']) if strata is None else strata
     tasks = [page_task(board, t, (compared or {}).get(t, {}), strata[strata.task == t], (known or {}).get(t)) for t in board.task.unique()]
     metrics = [METRICS[k] for k in METRICS if k in set(board.metric)]
-    return Environment(autoescape=True).from_string(_PAGE).render(tasks=tasks, metrics=metrics, strata=STRATA)
+    notes = board.attrs.get('folder_notes', ())
+    return Environment(autoescape=True).from_string(_PAGE).render(tasks=tasks, metrics=metrics, strata=STRATA, notes=notes)
 
 # %% ../../nbs/63_bench.leaderboard.ipynb #ad37433e
 def write_board(
@@ -535,10 +542,12 @@ def write_board(
     out, # The folder
     references=None, # The references of each task, by its name
     known=None, # What `strata` says of the conditions of each task, by its name
+    notes=(), # Sentences on the folder that stand on the page
 ) -> tuple: # The leaderboard; paths of the files
     "Write leaderboard.csv, comparisons.csv, strata.csv, leaderboard.html and figures/ into `out`. Raises InputError where nothing is scored."
     if len(scores) == 0: raise InputError('there are no scores to make a leaderboard of; see that a run finished')
     out, board = Path(out), leaderboard(scores, runs, references)
+    board.attrs['folder_notes'] = list(notes)
     compared, strata, tasks = comparisons(scores), levels(scores, known or {}), list(board.task.unique())
     html = page(board, compared, strata, known)
     pairs = [t.assign(task=task, metric=m) for task, some in compared.items() for m, t in some.items()]
@@ -552,23 +561,74 @@ def write_board(
     return board, [*(out/name for name in tables), out/'leaderboard.html', *figures]
 
 # %% ../../nbs/63_bench.leaderboard.ipynb #35bc0aab
+class Results(NamedTuple):
+    "What the runs of a folder say."
+    scores:pd.DataFrame # Score tables of all runs, one above the other
+    runs:pd.DataFrame # A row a run: run_id, task, task_id, model, seed, COLLAPSE and COSTS
+    notes:list # Sentences on what was left out
+
+def _version(run): return run['versions'].get('perturbench', 'unknown')
+
+def _versions_in(runs) -> str: # As a message names them
+    "The versions that made `runs`, and how many each."
+    return ' and '.join(f'{v} ({n} run{"s" if n > 1 else ""})' for v, n in sorted(Counter(map(_version, runs)).items()))
+
+def _check_versions(runs, out):
+    "Raise InputError where runs of two versions would meet."
+    if len({_version(r) for r in runs}) < 2: return
+    raise InputError(f'the runs in {out} are of different versions of perturbench, {_versions_in(runs)}, and cannot be compared; '
+                     'start their grid with this version (its report leaves the others out), or move the others to a folder of their own')
+
+# %% ../../nbs/63_bench.leaderboard.ipynb #aa63c001
+def _refuse_damaged(faults, out):
+    "Raise InputError that names what is not whole."
+    more = f'\n- and {len(faults) - 20} more' if len(faults) > 20 else ''
+    raise InputError(f'not all runs in {out} can be reported:' + ''.join(f'\n- {f}' for f in faults[:20]) + more)
+
+def _left_out(found, wanted):
+    "What a report of the runs `wanted` says of the others and of itself."
+    notes = [f'left out: {fault}' for fault in found.faults]
+    others = [r for r in found.runs if r not in wanted and _version(r) != _version(wanted[0])]
+    if others: notes.append(f'left out: runs of other versions of perturbench, {_versions_in(others)}')
+    if _version(wanted[0]) != __version__:
+        notes.append(f'the runs are of perturbench {_version(wanted[0])}, and this report is of {__version__}')
+    return notes
+
 def read_results(
     out, # A folder of results
     only=None, # The run ids to read; by default all
-) -> tuple: # Scores of all runs; runs
-    "The scores and the costs of the runs in `out` that are whole. Raises InputError where there are none."
+) -> Results: # Raises InputError where there are none, and for what is not whole
+    "The scores and the costs of the runs in `out`."
+    found, ids = survey(out), None if only is None else set(only)
+    wanted = [r for r in found.runs if ids is None or r['run_id'] in ids]
+    if found.faults and (ids is None or ids - {r['run_id'] for r in wanted}): _refuse_damaged(found.faults, out)
+    if not wanted: raise InputError(f"there is no finished run in {Path(out)/'runs'}; start some with `perturbench run -o {out}`")
+    _check_versions(wanted, out)
     scores, runs = [], []
-    for path in sorted(Path(out).glob('runs/*/*/*/run.json')):
-        home = path.parent
-        if home.name.startswith('.') or not (home/'scores.parquet').exists(): continue
-        run = json.loads(path.read_text(encoding='utf-8'))
-        if only is not None and run['run_id'] not in set(only): continue
+    for run in wanted:
         keys = {k: run[k] for k in ('task', 'task_id', 'model', 'seed', 'run_id')}
+        home = Path(out)/'runs'/run['task']/run['model']/run['run_id']
         scores.append(pd.read_parquet(home/'scores.parquet').assign(**keys))
         runs.append(keys | {c: run.get(c) for c in (*COLLAPSE, *COSTS)})
-    if not runs: raise InputError(f"there is no finished run in {Path(out)/'runs'}; start some with `perturbench run -o {out}`")
-    return pd.concat(scores, ignore_index=True), pd.DataFrame(runs)
+    return Results(pd.concat(scores, ignore_index=True), pd.DataFrame(runs), _left_out(found, wanted))
 
+# %% ../../nbs/63_bench.leaderboard.ipynb #aa63c003
+def references_of(
+    task, # A Task
+) -> pd.DataFrame: # As `task_references`
+    "The references of a task; what is kept of them is used where it is what this version wrote."
+    path, stamp = task.folder/'references.parquet', task.folder/'references.stamp'
+    mark = lambda: f'{__version__} {file_sha256(path)}'
+    kept = stamp.read_text(encoding='utf-8', errors='replace') if stamp.is_file() else None
+    if path.is_file() and kept != mark():
+        if kept: print(f'{path} was altered, or is of another version; it is computed again', file=sys.stderr)
+        path.unlink()
+    found = task_references(task)
+    if kept is None or not kept == mark():
+        with atomic_path(stamp) as part: part.write_text(mark(), encoding='utf-8')
+    return found
+
+# %% ../../nbs/63_bench.leaderboard.ipynb #aa63c004
 @contextmanager
 def _one_thread():
     "Two threads give other bits than one, and a report has to be the same wherever it is made."
@@ -582,10 +642,11 @@ def write_report(
     only=None, # The run ids to report; by default all
 ) -> tuple: # The leaderboard; paths of the files
     "The leaderboard of the runs in `out`, written there."
-    scores, runs = read_results(out, only)
-    folders = {t: Path(out)/'tasks'/k for t, k in zip(scores.task, scores.task_id)}
+    results = read_results(out, only)
+    folders = {t: Path(out)/'tasks'/k for t, k in zip(results.scores.task, results.scores.task_id)}
     tasks = {t: load_task(f, t) for t, f in folders.items() if f.exists()}
+    lost = [f"the folder {folders[t]} of the task '{t}' is lost, so it has no calibrated scores and no strata; its grid opens it again" for t in folders if t not in tasks]
     with _one_thread():
-        references, known = {t: task_references(o) for t, o in tasks.items()}, {t: conditions_of(Evaluation(o, 'rmse_average')) for t, o in tasks.items()}
-        return write_board(scores, runs, out, references, known)
-
+        references = {t: references_of(task) for t, task in tasks.items()}
+        known = {t: conditions_of(Evaluation(task, 'rmse_average')) for t, task in tasks.items()}
+        return write_board(results.scores, results.runs, out, references, known, results.notes + lost)
