@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['IN_CACHE', 'PIECE', 'densify', 'group_sums', 'CellStore', 'told', 'technical_batches', 'plain_gather', 'aligned',
-           'take_rows', 'travel', 'check_store', 'Cells']
+           'take_rows', 'travel', 'save_array', 'check_store', 'Cells']
 
 # %% ../../nbs/20_loaders.store.ipynb #9c893b02
-import json, warnings
+import errno, json, warnings
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cache
@@ -465,6 +465,16 @@ def embedding(self:CellStore,
 # %% ../../nbs/20_loaders.store.ipynb #cf33f4db
 _TABLES = ('perturbation', 'covariate', 'state', 'is_control')
 
+def save_array(
+    path, # An .npy file
+    a, # Numbers
+):
+    "Write `a`; raises OSError that says so where the disk is full, which numpy does not."
+    try: np.save(path, a, allow_pickle=False)
+    except OSError as e:
+        if e.errno is not None: raise
+        raise OSError(errno.ENOSPC, 'there is no room', str(path)) from None
+
 @patch
 def _save(self:CellStore, folder):
     "Write what is not in `folder` yet."
@@ -472,7 +482,7 @@ def _save(self:CellStore, folder):
     arrays |= {f'embedding_{i}': a for i, a in enumerate(self.embeddings.values())}
     names = dict(genes=self.genes, batches=self.batches, embeddings=list(self.embeddings), perturbations=self.design.perturbations, covariates=self.design.covariates)
     for k, a in arrays.items():
-        if a is not None and not (folder/f'{k}.npy').exists(): np.save(folder/f'{k}.npy', a, allow_pickle=False)
+        if a is not None and not (folder/f'{k}.npy').exists(): save_array(folder/f'{k}.npy', a)
     (folder/'store.json').write_text(json.dumps(names, ensure_ascii=False), encoding='utf-8')
 
 @patch
