@@ -19,7 +19,6 @@ from ..core import InputError, Lock, Registry, atomic_path, nearest, sweep_parts
 from .download import data_folder, fetch_file, unpack
 from .preprocess import prepare
 from .robjects import read_cds, read_seurat
-from .blocks import room_for
 from .h5ad import own_words, read_card, read_h5ad
 from .screen import Screen, read_screen
 
@@ -292,7 +291,7 @@ def curate_op3(
 def _made(path, sources, make) -> Path:
     "The file `path`, written by `make` when it is absent or older than its sources."
     if path.exists() and all(path.stat().st_mtime >= Path(s).stat().st_mtime for s in sources): return path
-    with room_for(path), atomic_path(path) as part: make(part)
+    with atomic_path(path) as part: make(part)
     return path
 
 def _stack(files, path) -> Path:

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CARD', 'CHUNK', 'own_words', 'opened', 'resting', 'read_h5ad', 'writing', 'RowWriter', 'write_frames', 'read_card']
 
-# %% ../../nbs/09_data.h5ad.ipynb #07bba27d
-import errno, json, shutil, warnings
+# %% ../../nbs/09_data.h5ad.ipynb #77b74bb6
+import errno, json, os, re, shutil, warnings
 from contextlib import contextmanager
 from pathlib import Path
 import anndata as ad
@@ -16,8 +16,10 @@ import pandas as pd
 import zarr
 from anndata.io import read_elem, sparse_dataset, write_elem
 from ..core import InputError, atomic_path
-from .blocks import room_for
-from .frames import as_text, file_keys, tidy, tidy_tables
+from .blocks import examine
+from .frames import as_text, file_keys, tidy_tables
+from .kinds import hdf5_fault, kind_fault, open_fault, place_fault
+from .structure import is_group, matrix_faults, stored_faults, table_layout
 
 # %% ../../nbs/09_data.h5ad.ipynb #b5e02648
 @contextmanager
@@ -27,44 +29,145 @@ def own_words():
         warnings.filterwarnings('ignore', message='(Variable|Observation) names are not unique')
         yield
 
-# %% ../../nbs/09_data.h5ad.ipynb #bfde1587
+# %% ../../nbs/09_data.h5ad.ipynb #82395e4c
 CARD, CHUNK = 'perturbench', 2**17
 
-def opened(path): return zarr.open_group(path, mode='r') if Path(path).is_dir() else h5py.File(path)
-def _is_zarr(path): return any((Path(path)/k).exists() for k in ('zarr.json', '.zgroup'))
+def _open_h5(path):
+    "The HDF5 file at `path`."
+    try: return h5py.File(path, 'r')
+    except OSError as e:
+        if 'unable to lock file' not in str(e) or re.search(rf'errno = ({errno.EAGAIN}|{errno.EACCES})\b', str(e)): raise
+        return h5py.File(path, 'r', locking=False)
 
-def resting(path):
+def opened(
+    path, # An h5ad file, or the folder of a zarr store
+): # An open h5 file or zarr group; raises InputError where it is no AnnData
+    "Open the AnnData at `path` for reading."
+    if fault := place_fault(path): raise InputError(fault)
+    try:
+        fault = '' if Path(path).is_dir() else kind_fault(path)
+        f = None if fault else zarr.open_group(path, mode='r') if Path(path).is_dir() else _open_h5(path)
+        fault = fault or hdf5_fault(f, path)
+    except OSError as e: raise InputError(open_fault(e, path)) from None
+    except (ValueError, KeyError, RuntimeError): fault = 'it is damaged; write or download it again'
+    if fault: raise InputError(f'{path} cannot be read as h5ad: {fault}')
+    return f
+
+# %% ../../nbs/09_data.h5ad.ipynb #14c5ee58
+def _why(error, element, what):
+    "Why `element` of a file cannot be read, and what to do about it."
+    form = ' '.join(str(element.attrs[k]) for k in ('encoding-type', 'encoding-version') if k in element.attrs)
+    if isinstance(error, UnicodeDecodeError): return f'{what} holds text that is not UTF-8; write it again as UTF-8, or remove it'
+    if 'IORegistryError' in type(error).__name__ or 'No read method registered' in str(error) or 'Unknown encoding type' in str(error):
+        return f"{what} is kept in the form '{form}', which anndata {ad.__version__} does not know; update anndata, or remove it from the file"
+    if 'filter' in str(error) or "can't open directory" in str(error):
+        return f'{what} is compressed in a way that HDF5 does not know here; write the file again with gzip, or install hdf5plugin'
+    if isinstance(error, MemoryError): return f'{what} does not fit into memory; use a machine with more of it'
+    return f'{what} is damaged ({type(error).__name__}); write or download the file again'
+
+# %% ../../nbs/09_data.h5ad.ipynb #28aa3fb8
+def _frame(group, what, keys, notes):
+    "The table in `group`; what cannot be read is left out with a note, unless it is one of `keys`."
+    try: return read_elem(group)
+    except Exception: columns = {}
+    layout = table_layout(group, what)
+    try: index = read_elem(group[group.attrs['_index']])
+    except Exception as e: raise InputError(_why(e, group, f'the index of {what}')) from None
+    for k in dict.fromkeys(layout.columns):
+        try: columns[k] = read_elem(group[k])
+        except Exception as e:
+            why = _why(e, group.get(k, group), f"the column '{k}' of {what}")
+            if k in keys: raise InputError(why) from None
+            notes.append(f'{why}; it is left out')
+    return pd.DataFrame(columns, index=pd.Index(index))
+
+def _mapping(f, name, notes):
+    "What can be read of the mapping `name` of a file."
+    out, group = {}, f.get(name, {})
+    for k in group:
+        try: out[k] = read_elem(group[k])
+        except Exception as e: notes.append(f"{_why(e, group[k], f'{name}[{k!r}]')}; it is left out")
+    return out
+
+# %% ../../nbs/09_data.h5ad.ipynb #39d0e876
+def _faults(f, whole):
+    "What does not fit in the file `f`."
+    obs, var = (table_layout(f[k], k) for k in ('obs', 'var'))
+    shape, matrices = (obs.n, var.n), {'X': f.get('X'), "layers['counts']": f.get('layers/counts')}
+    faults = obs.faults + var.faults
+    if 'X' not in f or str(f['X'].attrs.get('encoding-type')) == 'null':
+        there = [f"layers['{k}']" for k in f.get('layers', {})] + ['raw.X']*('raw/X' in f)
+        return faults + ['it has no X; put the expression values there' + (f' (there are {", ".join(there)})' if there else '')]
+    if faults: return faults
+    return [o for k, element in matrices.items() if element is not None for o in stored_faults(element, shape, k, whole)]
+
+def _form(element, backed):
+    "A matrix in a file as it is worked on."
+    if is_group(element): return sparse_dataset(element) if backed else sparse_dataset(element).to_memory()
+    return element if backed else element[:]
+
+# %% ../../nbs/09_data.h5ad.ipynb #51a07ce0
+def _own_names(frame, names):
+    "`frame` with its columns called as they were before they were written."
+    return frame.rename(columns=names) if isinstance(names, dict) else frame
+
+def _read(f, backed, keys, notes):
+    "The AnnData in the open file `f`; None where it is of an old form."
+    if not all(is_group(f[k]) for k in ('obs', 'var')): return None
+    if faults := _faults(f, backed): raise InputError('; '.join(faults))
+    uns, obsm = _mapping(f, 'uns', notes), _mapping(f, 'obsm', notes)
+    names = _card(uns.get(CARD)).get('names', {})
+    obs, var = (_own_names(_frame(f[k], k, keys, notes), names.get(k)) for k in ('obs', 'var'))
+    for k in [k for k, v in obsm.items() if getattr(v, 'shape', (None,))[:1] != (len(obs),)]:
+        notes.append(f"obsm['{k}'] does not have a row for each cell; it is left out")
+        del obsm[k]
+    X, layers = _form(f['X'], backed), {'counts': _form(f['layers/counts'], backed)} if 'layers/counts' in f else {}
+    with own_words(): return ad.AnnData(X, layers=layers, obs=obs, var=var, uns=uns, obsm=obsm)
+
+# %% ../../nbs/09_data.h5ad.ipynb #9c8b81c6
+def _card(text) -> dict:
+    "The card in `text`; empty where there is none."
+    try: card = json.loads(text.decode() if isinstance(text, bytes) else str(text))
+    except ValueError: return {}
+    return card if isinstance(card, dict) else {}
+
+def resting(path, keys=(), notes=None):
     "The AnnData at `path` with its matrices left in the file, or None where the file is of an old form."
-    f, is_group = opened(path), lambda o: isinstance(o, (h5py.Group, zarr.Group))
-    if not all(is_group(f.get(k)) for k in ('obs', 'var')): return None
-    form = lambda o: sparse_dataset(o) if is_group(o) else o
-    frames = {k: read_elem(f[k]) for k in ('obs', 'var', 'uns', 'obsm') if k in f}
-    layers = {'counts': form(f['layers/counts'])} if 'layers/counts' in f else {}
-    return ad.AnnData(form(f['X']) if 'X' in f else None, layers=layers, **frames)
+    return _read(opened(path), True, keys, [] if notes is None else notes)
 
-# %% ../../nbs/09_data.h5ad.ipynb #65ceef2f
+# %% ../../nbs/09_data.h5ad.ipynb #0113e058
+def _read_old(path, f):
+    "The AnnData in a file of an old form, whose tables are arrays of records."
+    f.close()
+    with own_words(): adata = ad.read_h5ad(path)
+    faults = matrix_faults(adata.X, adata.shape) if adata.X is not None else ['it has no X; put the expression values there']
+    if faults: raise InputError('; '.join(faults))
+    return adata
+
 def read_h5ad(
     path, # An h5ad file, or the folder that `write_zarr` of anndata wrote
     backed:bool=False, # Leave X and `layers['counts']` in the file; other layers are not read
+    keys=(), # Columns that are needed: one that cannot be read is a fault; others are left out
+    notes:list=None, # Gets a sentence for each thing that is left out; by default these are warnings
 ):
     "The AnnData at `path`; raises InputError when there is none, or none that can be read."
-    folder = Path(path).is_dir()
-    if folder and not _is_zarr(path): raise InputError(f'{path} is a folder and no zarr store; give an h5ad file')
-    if not Path(path).exists(): raise InputError(f'{path} does not exist; check the path')
+    f, told = opened(path), [] if notes is None else notes
     try:
-        with own_words(): adata = backed and resting(path) or (ad.read_zarr if folder else ad.read_h5ad)(path)
-    except Exception as e: raise InputError(f'{path} cannot be read as h5ad; it is of another kind, or damaged: write or download it again '
-                                            f'({type(e).__name__})') from None
-    if adata.X is None: raise InputError(f'{path} has no X; put the expression values there')
+        adata = _read(f, backed, keys, told) or _read_old(path, f)
+        if not backed: examine(adata.X)
+    except InputError as e: raise InputError(f'{path} cannot be used: {e}') from None
+    except Exception as e: raise InputError(_why(e, f, str(path))) from None
+    if not backed and isinstance(f, h5py.File): f.close()
+    for note in told if notes is None else (): warnings.warn(note, stacklevel=2)
     return adata
 
-# %% ../../nbs/09_data.h5ad.ipynb #660f11cd
+# %% ../../nbs/09_data.h5ad.ipynb #82c36dd5
 @contextmanager
 def writing(
     path, # An h5ad file; an old one is replaced
 ):
     "Yield an open h5 file that becomes `path` when the block succeeds, and of which nothing is left when it does not."
-    with room_for(path), atomic_path(path) as part, h5py.File(part, 'w') as f: yield f
+    with atomic_path(path) as part, h5py.File(part, 'w', locking=False) as f: yield f
 
 def _need(f, n):
     "Raise OSError unless the disk of the open file `f` has room for `n` bytes and some more: HDF5 crashes the process where a disk ends."
@@ -131,12 +234,14 @@ def write_frames(
     text = json.dumps(card | ({'names': names} if names else {}), ensure_ascii=False)
     write_elem(f, 'uns', parts.uns | {CARD: as_text(text)})
 
-# %% ../../nbs/09_data.h5ad.ipynb #b3d9a34f
+# %% ../../nbs/09_data.h5ad.ipynb #f9d6683a
 def read_card(
     path, # An h5ad file, or a zarr folder
-) -> dict: # Empty when the file has no card, or cannot be read
+) -> dict: # Empty where there is no such file, or no card in it; raises InputError for a file that cannot be read
     "The card of the screen at `path`, without reading the screen."
-    try:
-        if Path(path).is_dir(): return json.loads(str(opened(path)[f'uns/{CARD}'][()]))
-        with h5py.File(path) as f: return json.loads(f[f'uns/{CARD}'][()])
-    except (OSError, KeyError, ValueError, TypeError): return {}
+    if not os.path.lexists(path): return {}
+    f = opened(path)
+    try: return _card(f[f'uns/{CARD}'][()]) if f'uns/{CARD}' in f else {}
+    except (OSError, TypeError): return {}
+    finally:
+        if isinstance(f, h5py.File): f.close()
