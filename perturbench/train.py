@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'BUDGETS', 'IN_MEMORY', 'Budget', 'read_budget', 'model_info', 'Module', 'KeepLast', 'placed', 'batches',
-           'fit', 'fit_batches']
+           'fit', 'for_want_of_memory', 'fit_batches', 'OneMachine']
 
 # %% ../nbs/40_train.ipynb #389d87ec
-import logging, signal, sys, time, warnings
+import logging, os, signal, sys, time, warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,7 @@ import lightning.pytorch as pl
 import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from .core import InputError, atomic_path, nearest, seed_of
 from .loaders.batches import STRATEGIES, Batches, Matched
@@ -189,6 +190,15 @@ def _start(model, task, fold, budget, seed, trainer, resident):
     options = dict(store=store, rank=trainer.global_rank, world=trainer.world_size, dtype=PRECISIONS[budget.precision][1])
     return [batches(model, task, part, fold, size, seed, **options) for part in ('train', 'val')]
 
+# %% ../nbs/40_train.ipynb #978ede70
+_FULL = ('out of memory', "can't allocate memory", 'CUBLAS_STATUS_ALLOC_FAILED')
+
+def for_want_of_memory(
+    error:BaseException,
+) -> bool:
+    "Whether `error` says that a device, or the host, has too little memory."
+    return isinstance(error, torch.OutOfMemoryError) or any(o in str(error) for o in _FULL)
+
 # %% ../nbs/40_train.ipynb #1a965596
 def fit_batches(
     model, # A PerturbationModel; it holds the best weights afterwards
@@ -200,10 +210,15 @@ def fit_batches(
     untrained = {k: v.clone() for k, v in model.state_dict().items()}
     for resident in (True, False):
         module, trainer = Module(model, seed, budget), _trainer(budget, [KeepLast(last, every)] if last else [], devices)
-        found = start(trainer, resident) if callable(start) else start
-        try: _run(trainer, module, *found, last if last and last.exists() else None)
-        except torch.OutOfMemoryError: _out_of_memory(resident and devices == 1 and callable(start) and found[0].cells.store.resident, budget)
-        else: break
+        found = None if callable(start) else start
+        try:
+            found = found or start(trainer, resident)
+            _run(trainer, module, *found, last if last and last.exists() else None)
+            break
+        except RuntimeError as e:
+            if not for_want_of_memory(e): raise
+            on_host = found and not found[0].cells.store.resident
+            _out_of_memory(resident and devices == 1 and callable(start) and not on_host, budget)
         del module, trainer, found
         torch.cuda.empty_cache()
         model.load_state_dict(untrained)
@@ -230,6 +245,25 @@ def _run(trainer, module, train, val, ckpt):
         signal.signal(signal.SIGINT, heard)
         raise KeyboardInterrupt from None
 
+# %% ../nbs/40_train.ipynb #d7e581fe
+class OneMachine(LightningEnvironment):
+    "Devices of this machine alone, whatever batch job or launcher is around."
+    main_address = '127.0.0.1'
+    def node_rank(self): return 0
+    def teardown(self): "Leave the environment as it is: a second training of the same processes reads it."
+
+# %% ../nbs/40_train.ipynb #8be6ac12
+_OURS = 'PERTURBENCH_DEVICES' # In the environment of the processes that share a training
+
+def _join(devices):
+    "Make this process one of `devices`; raises InputError where another launcher has started it."
+    if _OURS in os.environ: return
+    if 'LOCAL_RANK' in os.environ:
+        raise InputError('several devices are shared by processes that `fit` starts itself, but LOCAL_RANK is set, as torchrun and its like do; '
+                         'start the script with python alone, or unset LOCAL_RANK')
+    os.environ.pop('MASTER_PORT', None)
+    os.environ[_OURS] = str(devices)
+
 # %% ../nbs/40_train.ipynb #6f6f383d
 def _in_notebook() -> bool:
     "Whether a shell runs this, which no other process can be started as."
@@ -241,8 +275,9 @@ def _trainer(budget, callbacks, devices):
     stop, gpu = EarlyStopping('val_loss', patience=budget.patience, check_finite=True), torch.cuda.is_available()
     if devices > 1 and _in_notebook(): raise InputError('several devices need a script, a notebook has one; call `fit` from a file that is started with python')
     if gpu and devices > torch.cuda.device_count(): raise InputError(f'there are {torch.cuda.device_count()} GPUs here and {devices} are asked for; lower `devices`')
+    if devices > 1: _join(devices)
     ddp = DDPStrategy(process_group_backend='nccl' if gpu else 'gloo', find_unused_parameters=True)
     return pl.Trainer(max_epochs=budget.max_epochs, min_epochs=budget.min_epochs, callbacks=[stop, *callbacks], accelerator='cuda' if gpu else 'cpu',
                       devices=devices, strategy=ddp if devices > 1 else 'auto', precision=PRECISIONS[budget.precision][0],
-                      logger=False, enable_checkpointing=bool(callbacks), enable_model_summary=False, enable_progress_bar=sys.stderr.isatty(),
+                      plugins=[OneMachine()], logger=False, enable_checkpointing=bool(callbacks), enable_model_summary=False, enable_progress_bar=sys.stderr.isatty(),
                       num_sanity_val_steps=0, use_distributed_sampler=False, check_val_every_n_epoch=1)

@@ -1,5 +1,5 @@
 "A training that two processes share, and one whose GPU runs out of memory, end as one process with room enough does."
-import os, runpy, subprocess, sys
+import asyncio, os, signal, subprocess, sys, threading
 from copy import copy
 import numpy as np, pytest, torch
 from perturbench import train
@@ -35,32 +35,40 @@ if __name__ == '__main__':
     np.savez(f'{out}/{rank}.npz', before=before, weights=flat(), history=history.to_numpy(), **seen)
 '''
 
-def run(task, out, devices, epochs):
+JOBS = {
+    'slurm': dict(SLURM_JOB_ID='7', SLURM_JOB_NAME='bench', SLURM_NTASKS='3', SLURM_PROCID='2', SLURM_LOCALID='2', SLURM_NODEID='0', SLURM_NNODES='1', SLURM_STEP_NODELIST='n1'),
+    'slurm, nodes': dict(SLURM_JOB_ID='7', SLURM_JOB_NAME='x', SLURM_NTASKS='16', SLURM_NTASKS_PER_NODE='4', SLURM_PROCID='15', SLURM_LOCALID='3', SLURM_NODEID='3', SLURM_NNODES='4'),
+    'slurm, interactive': dict(SLURM_JOB_ID='7', SLURM_JOB_NAME='bash', SLURM_NTASKS='4', SLURM_PROCID='0', SLURM_LOCALID='0', SLURM_NODEID='0'),
+    'slurm, half': dict(SLURM_JOB_ID='7', SLURM_NTASKS='many', SLURM_PROCID='0'),
+    'slurm, restarted': dict(SLURM_JOB_ID='7', SLURM_ARRAY_JOB_ID='3', SLURM_ARRAY_TASK_ID='2', SLURM_NTASKS='1', SLURM_PROCID='0', SLURM_LOCALID='0', SLURM_RESTART_COUNT='1'),
+    'lsf': dict(LSB_JOBID='9', LSB_HOSTS='a b c', LSB_DJOB_RANKFILE='/nowhere/ranks', JSM_NAMESPACE_LOCAL_RANK='1', JSM_NAMESPACE_SIZE='3', JSM_NAMESPACE_RANK='2'),
+    'torchrun': dict(TORCHELASTIC_RUN_ID='none', GROUP_RANK='0', RANK='1', LOCAL_RANK='1', WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='localhost', MASTER_PORT='1'),
+    'kubeflow': dict(KUBERNETES_PORT='tcp://1.2.3.4:443', MASTER_ADDR='elsewhere', MASTER_PORT='23456', WORLD_SIZE='4', RANK='3'),
+    'mpi': dict(OMPI_COMM_WORLD_SIZE='4', OMPI_COMM_WORLD_RANK='3', OMPI_COMM_WORLD_LOCAL_RANK='3', PMI_SIZE='4', PMI_RANK='3', PBS_JOBID='5', PBS_NODEFILE='/nowhere'),
+    'by hand': dict(LOCAL_RANK='one', NODE_RANK='two', WORLD_SIZE='', MASTER_PORT='http'),
+}
+
+def run(task, out, devices, epochs, **more):
     "What each process of a training saw, and what it ended with."
     (out/'script.py').write_text(SCRIPT)
-    env = {k: v for k, v in os.environ.items() if k not in ('IN_TEST', 'LOCAL_RANK', 'WORLD_SIZE', 'NODE_RANK', 'MASTER_PORT', 'MASTER_ADDR')}
-    done = subprocess.run([sys.executable, out/'script.py', task.folder, out, str(devices), str(epochs)], env=env | dict(PYTHONPATH=os.pathsep.join(filter(None, sys.path))), capture_output=True, text=True, timeout=300)
+    env = {k: v for k, v in os.environ.items() if k not in ('IN_TEST', 'PERTURBENCH_DEVICES', 'LOCAL_RANK', 'WORLD_SIZE', 'NODE_RANK', 'MASTER_PORT', 'MASTER_ADDR')}
+    env |= dict(PYTHONPATH=os.pathsep.join(filter(None, sys.path)), CUDA_VISIBLE_DEVICES='')
+    done = subprocess.run([sys.executable, out/'script.py', task.folder, out, str(devices), str(epochs)], env=env | more, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return [np.load(out/f'{rank}.npz') for rank in range(devices)]
 
 @pytest.fixture(scope='module')
 def alone(task, tmp_path_factory):
-    "The same script in this process, with one device."
-    folder = tmp_path_factory.mktemp('alone')
-    (folder/'script.py').write_text(SCRIPT)
-    with pytest.MonkeyPatch.context() as m:
-        m.setattr(sys, 'argv', ['', task.folder, folder, '1', '2'])
-        m.setattr(Batches, 'assemble', Batches.assemble)  # put back what the script replaces
-        runpy.run_path(str(folder/'script.py'), run_name='__main__')
-    return np.load(folder/'0.npz')
+    "The same script with one device."
+    return run(task, tmp_path_factory.mktemp('alone'), 1, 2)[0]
 
 @pytest.fixture(scope='module')
 def shared(task, tmp_path_factory):
-    "Two processes: a training of one epoch, and one that goes on from there to a second."
+    "Two processes: a training of one epoch, and one that goes on from there to a second, inside a batch job of more tasks."
     folder = tmp_path_factory.mktemp('shared')
     first = [dict(o) for o in run(task, folder, 2, 1)]
     assert [p.name for p in (folder/'checkpoint').iterdir()] == ['last.ckpt']
-    return [a | dict(b) | dict(before=a['before']) for a, b in zip(first, run(task, folder, 2, 2))]
+    return [a | dict(b) | dict(before=a['before']) for a, b in zip(first, run(task, folder, 2, 2, **JOBS['slurm'], MASTER_ADDR='elsewhere', MASTER_PORT='no', NODE_RANK='1'))]
 
 def test_each_process_has_its_own_cells(task, shared, alone):
     a, b = shared
@@ -85,10 +93,10 @@ def test_more_gpus_than_there_are(task, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
     with pytest.raises(InputError, match='there are 1 GPUs here and 2 are asked for'): train._trainer(train.BUDGETS['quick'], [], 2)
 
-def trained(task):
+def trained(task, **kw):
     torch.manual_seed(0)
     model = build_model('latent_additive', train.model_info(task))
-    return model.state_dict(), train.fit(model, task, budget=dict(max_epochs=2, batch_size=500))
+    return model.state_dict(), train.fit(model, task, budget=dict(max_epochs=2, batch_size=500), **kw)
 
 def test_a_device_without_room_gives_the_same_result_with_one_warning(task, monkeypatch):
     weights, history = trained(task)
@@ -108,7 +116,70 @@ def test_a_device_without_room_gives_the_same_result_with_one_warning(task, monk
     n = len(tried)//3
     assert tried == [True]*(n + 1) + [False]*2*n  # an epoch and a step, then all anew
 
-def test_no_room_at_all_is_one_message(task, monkeypatch):
-    def full(self, batch, i): raise torch.OutOfMemoryError('CUDA out of memory')
+@pytest.mark.parametrize('error', [torch.OutOfMemoryError('CUDA out of memory'), RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`'),
+                                   RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")], ids=['torch', 'cublas', 'host'])
+def test_no_room_at_all_is_one_message(task, monkeypatch, error):
+    def full(self, batch, i): raise error
     monkeypatch.setattr(train.Module, 'training_step', full)
     with pytest.raises(InputError, match='lower `batch_size`'): trained(task)
+
+@pytest.mark.parametrize('job', JOBS)
+def test_a_batch_job_is_not_the_cluster_of_a_training(job, task, tmp_path, monkeypatch):
+    weights, history = trained(task)
+    for k, v in JOBS[job].items(): monkeypatch.setenv(k, v)
+    before = {s: signal.getsignal(s) for s in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)}
+    heard, step = [], train.Module.training_step
+    def listening(self, batch, i):
+        heard.append(signal.getsignal(signal.SIGUSR1))
+        return step(self, batch, i)
+    monkeypatch.setattr(train.Module, 'training_step', listening)
+    again, history2 = trained(task, folder=tmp_path, every=0)
+    assert history2.equals(history) and all(torch.equal(weights[k], again[k]) for k in weights)
+    assert set(heard) == {before[signal.SIGUSR1]} and (tmp_path/'last.ckpt').exists()  # no scheduler's signal is taken
+    assert before == {s: signal.getsignal(s) for s in before} and os.environ.items() >= JOBS[job].items()
+
+def test_an_mpi_library_is_not_asked(task, monkeypatch):
+    "Importing mpi4py starts MPI, which ends the process where a launcher is half there."
+    monkeypatch.setitem(sys.modules, 'mpi4py', None)
+    monkeypatch.setattr('lightning.fabric.plugins.environments.mpi._MPI4PY_AVAILABLE', True, raising=False)
+    assert len(trained(task)[1]) == 2
+
+@pytest.mark.parametrize('job', ['torchrun', 'by hand'])
+def test_processes_of_another_launcher_are_one_message(job, task, monkeypatch):
+    monkeypatch.delenv('PERTURBENCH_DEVICES', raising=False)
+    monkeypatch.setattr(train, '_in_notebook', lambda: False)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    for k, v in JOBS[job].items(): monkeypatch.setenv(k, v)
+    with pytest.raises(InputError, match='start the script with python alone, or unset LOCAL_RANK') as e: train._trainer(train.BUDGETS['quick'], [], 2)
+    assert '\n' not in str(e.value)
+
+def test_a_loop_that_runs_is_no_matter(task):
+    "As in a notebook, where all code runs inside the event loop of its kernel."
+    weights, history = trained(task)
+    async def inside(): return trained(task)
+    again, history2 = asyncio.run(inside())
+    assert history2.equals(history) and all(torch.equal(weights[k], again[k]) for k in weights)
+
+def test_a_thread_is_no_matter(task):
+    "Python takes signals in the main thread alone."
+    found = []
+    thread = threading.Thread(target=lambda: found.append(trained(task)))
+    thread.start(), thread.join()
+    assert found[0][1].equals(trained(task)[1])
+
+SPAWN = """
+import multiprocessing, sys
+from perturbench import train
+from perturbench.models.base import build_model
+from perturbench.tasks import load_task
+if __name__ == '__main__':
+    multiprocessing.set_start_method('spawn')
+    task = load_task(sys.argv[1])
+    print(len(train.fit(build_model('linear', train.model_info(task)), task, budget=dict(max_epochs=2, batch_size=500))))
+"""
+
+def test_another_way_to_start_processes_is_no_matter(task, tmp_path):
+    (tmp_path/'script.py').write_text(SPAWN)
+    env = os.environ | dict(PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
+    done = subprocess.run([sys.executable, tmp_path/'script.py', task.folder], env=env, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == '2', done.stderr

@@ -437,6 +437,7 @@ def ahead(
 ):
     "Each batch, made on a stream of its own one step before it is used."
     side, ready = torch.cuda.Stream(device), deque()
+    side.wait_stream(torch.cuda.current_stream(device))  # tables and axes were made there
     def receive(batch, event):
         stream = torch.cuda.current_stream(device)
         stream.wait_event(event)
