@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BLOCK', 'place_rows', 'in_file', 'CompressedRows', 'reserve', 'examine', 'canonical', 'Blocks', 'to_csr']
 
-# %% ../../nbs/08_data.blocks.ipynb #8a2dfccb
+# %% ../../nbs/08_data.blocks.ipynb #baf7a9df
 import os, tempfile, weakref
 from dataclasses import dataclass
 import h5py
@@ -17,7 +17,7 @@ from numba import njit
 from scipy import sparse
 from ..core import InputError, writing_to
 from .kinds import open_fault
-from .structure import form_faults, matrix_faults, parts_of, scanned, sound, stored_faults
+from .structure import form_faults, matrix_faults, parts_of, sound, stored_faults
 
 # %% ../../nbs/08_data.blocks.ipynb #9156fad2
 @njit(cache=True, nogil=True)
@@ -96,7 +96,7 @@ def examine(
     if faults: raise InputError('; '.join(faults) + '; write or download it again')
     if is_stored: _EXAMINED.add(X)
 
-# %% ../../nbs/08_data.blocks.ipynb #5232e90a
+# %% ../../nbs/08_data.blocks.ipynb #a8f5c6dd
 class _Last:
     "A dataset of which the piece read last is kept."
     def __init__(self, data): self.data, self.at = data, None
@@ -111,7 +111,7 @@ def _source(X):
     if isinstance(X, CSCDataset): return _by_rows(X.group, X.shape)
     if isinstance(X, CSRDataset):
         g = X.group
-        return CompressedRows(g['indptr'][:].astype(np.int64), g['indices'], g['data'], X.shape, 'canonical' in g.attrs and scanned(g).ascending)
+        return CompressedRows(g['indptr'][:].astype(np.int64), g['indices'], g['data'], X.shape, 'canonical' in g.attrs)
     if isinstance(X, (np.ndarray, h5py.Dataset, zarr.Array)): return X
     X = sparse.csr_matrix(X)
     return CompressedRows(X.indptr, X.indices, X.data, X.shape)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CARD', 'CHUNK', 'own_words', 'opened', 'resting', 'read_h5ad', 'writing', 'RowWriter', 'write_frames', 'read_card']
 
-# %% ../../nbs/09_data.h5ad.ipynb #77b74bb6
+# %% ../../nbs/09_data.h5ad.ipynb #c960971e
 import errno, json, os, re, shutil, warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +19,7 @@ from ..core import InputError, atomic_path
 from .blocks import examine
 from .frames import as_text, file_keys, tidy_tables
 from .kinds import hdf5_fault, kind_fault, open_fault, place_fault
-from .structure import is_group, matrix_faults, stored_faults, table_layout
+from .structure import is_group, stored_faults, table_layout
 
 # %% ../../nbs/09_data.h5ad.ipynb #b5e02648
 @contextmanager
@@ -89,24 +89,26 @@ def _mapping(f, name, notes):
         except Exception as e: notes.append(f"{_why(e, group[k], f'{name}[{k!r}]')}; it is left out")
     return out
 
-# %% ../../nbs/09_data.h5ad.ipynb #39d0e876
+# %% ../../nbs/09_data.h5ad.ipynb #8a200334
 def _faults(f, whole):
     "What does not fit in the file `f`."
     obs, var = (table_layout(f[k], k) for k in ('obs', 'var'))
     shape, matrices = (obs.n, var.n), {'X': f.get('X'), "layers['counts']": f.get('layers/counts')}
     faults = obs.faults + var.faults
-    if 'X' not in f or str(f['X'].attrs.get('encoding-type')) == 'null':
-        there = [f"layers['{k}']" for k in f.get('layers', {})] + ['raw.X']*('raw/X' in f)
-        return faults + ['it has no X; put the expression values there' + (f' (there are {", ".join(there)})' if there else '')]
     if faults: return faults
     return [o for k, element in matrices.items() if element is not None for o in stored_faults(element, shape, k, whole)]
+
+def _no_X(f):
+    "What to do about a file without X."
+    there = [f"layers['{k}']" for k in f.get('layers', {})] + ['raw.X']*('raw/X' in f)
+    return 'it has no X; put the expression values there' + (f", such as those of {' or '.join(there)}" if there else '')
 
 def _form(element, backed):
     "A matrix in a file as it is worked on."
     if is_group(element): return sparse_dataset(element) if backed else sparse_dataset(element).to_memory()
     return element if backed else element[:]
 
-# %% ../../nbs/09_data.h5ad.ipynb #51a07ce0
+# %% ../../nbs/09_data.h5ad.ipynb #01269006
 def _own_names(frame, names):
     "`frame` with its columns called as they were before they were written."
     return frame.rename(columns=names) if isinstance(names, dict) else frame
@@ -114,7 +116,8 @@ def _own_names(frame, names):
 def _read(f, backed, keys, notes):
     "The AnnData in the open file `f`; None where it is of an old form."
     if not all(is_group(f[k]) for k in ('obs', 'var')): return None
-    if faults := _faults(f, backed): raise InputError('; '.join(faults))
+    if 'X' not in f or str(f['X'].attrs.get('encoding-type')) == 'null': raise InputError(_no_X(f))
+    if faults := _faults(f, backed): raise InputError(f"it is damaged: {'; '.join(faults)}; write or download it again")
     uns, obsm = _mapping(f, 'uns', notes), _mapping(f, 'obsm', notes)
     names = _card(uns.get(CARD)).get('names', {})
     obs, var = (_own_names(_frame(f[k], k, keys, notes), names.get(k)) for k in ('obs', 'var'))
@@ -135,13 +138,12 @@ def resting(path, keys=(), notes=None):
     "The AnnData at `path` with its matrices left in the file, or None where the file is of an old form."
     return _read(opened(path), True, keys, [] if notes is None else notes)
 
-# %% ../../nbs/09_data.h5ad.ipynb #0113e058
+# %% ../../nbs/09_data.h5ad.ipynb #9843def8
 def _read_old(path, f):
     "The AnnData in a file of an old form, whose tables are arrays of records."
     f.close()
     with own_words(): adata = ad.read_h5ad(path)
-    faults = matrix_faults(adata.X, adata.shape) if adata.X is not None else ['it has no X; put the expression values there']
-    if faults: raise InputError('; '.join(faults))
+    if adata.X is None: raise InputError('it has no X; put the expression values there')
     return adata
 
 def read_h5ad(
@@ -154,7 +156,7 @@ def read_h5ad(
     f, told = opened(path), [] if notes is None else notes
     try:
         adata = _read(f, backed, keys, told) or _read_old(path, f)
-        if not backed: examine(adata.X)
+        for X in () if backed else (adata.X, adata.layers.get('counts')): examine(X)
     except InputError as e: raise InputError(f'{path} cannot be used: {e}') from None
     except Exception as e: raise InputError(_why(e, f, str(path))) from None
     if not backed and isinstance(f, h5py.File): f.close()

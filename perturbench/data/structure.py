@@ -175,20 +175,23 @@ def scanned(
     if stamp not in _SCANNED: _SCANNED[stamp] = look()
     return _SCANNED[stamp]
 
-# %% ../../nbs/07a_data.structure.ipynb #118da3ef
+# %% ../../nbs/07a_data.structure.ipynb #3ac3dfe1
 def stored_faults(
     element, # A group or an array of a file
     shape:tuple, # Cells and genes that there have to be
     what:str='X', # How messages call it
-    whole:bool=True, # False where the column numbers are looked at later
+    whole:bool=True, # False where column numbers are looked at later, unless they are marked as being in order
 ) -> list: # One sentence each
     "Why the matrix in a file cannot be used."
     if is_array(element): return array_faults(element, shape, what)
     form = str(_told(element, 'encoding-type', 'h5sparse_format'))
     if form[:3] not in ('csr', 'csc'): return [f"{what} is kept in the form '{form}', which is not known here; keep it dense or as a sparse matrix"]
     parts = parts_of(element)
-    faults = form_faults(parts, shape, what)
-    return faults if faults or not whole else range_faults(scanned(element), parts, what)
+    faults, is_marked = form_faults(parts, shape, what), bool(_told(element, 'canonical'))
+    if faults or not (whole or is_marked): return faults
+    found = scanned(element)
+    unsorted = [f'{what} is marked as having ascending columns in each row, and they are not'] if is_marked and not found.ascending else []
+    return range_faults(found, parts, what) or unsorted
 
 # %% ../../nbs/07a_data.structure.ipynb #b8559065
 class Layout(NamedTuple):
