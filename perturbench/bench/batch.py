@@ -19,7 +19,7 @@ import yaml
 from .. import __version__
 from .runs import clear_run, drop_empty, own_files, put_in_place, read_run, run_home, run_id, seal, survey
 from ..core import NO_ROOM, InputError, Lock, file_name_fault, is_part, nearest, os_fault, part_name, progress, remove, sweep_parts, writing_to
-from ..models.base import check_options
+from ..models.base import check_options, model_class
 from ..tasks import PROTOCOLS, TaskSpec, open_task, read_task
 from ..train import Budget, read_budget
 
@@ -136,11 +136,11 @@ def _refuse_repeated(node):
         node = left.pop()
         if node is None or id(node) in seen or isinstance(node, yaml.ScalarNode): continue
         seen.add(id(node))
-        pairs = node.value if isinstance(node, yaml.MappingNode) else []
-        keys = Counter((key.tag, key.value) for key, _ in pairs if isinstance(key, yaml.ScalarNode))
-        twice = [name for (_, name), n in keys.items() if n > 1]
-        if twice: raise yaml.MarkedYAMLError(problem=f"the key '{twice[0]}' is given twice", problem_mark=node.start_mark)
-        left += [o for pair in pairs for o in pair] if pairs else node.value
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)] if isinstance(node, yaml.MappingNode) else []
+        times = Counter((key.tag, key.value) for key in keys)
+        for key in keys[::-1]:
+            if times[key.tag, key.value] > 1: raise yaml.MarkedYAMLError(problem=f"the key '{key.value}' is given twice", problem_mark=key.start_mark)
+        left += [o for pair in node.value for o in pair] if isinstance(node, yaml.MappingNode) else node.value
 
 def _parsed(text):
     "What the YAML `text` holds."
@@ -168,7 +168,7 @@ def _load_yaml(path):
     except yaml.reader.ReaderError as e: where, what = '', f'it holds a character that YAML does not allow, number {e.position + 1}'
     except yaml.MarkedYAMLError as e:
         where = f' at line {e.problem_mark.line + 1}, column {e.problem_mark.column + 1}' if e.problem_mark else ''
-        what = e.problem or 'it is unreadable'
+        what = ' '.join(o for o in (e.context, e.problem) if o) or 'it is unreadable'
     except RecursionError: where, what = '', 'it is nested too deeply'
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, yaml.YAMLError) as e:
         where, what = '', f'a value cannot be read ({e}), put it into quotes'
@@ -193,6 +193,12 @@ def _scalar_fault(value):
     return f'is {kind_of(value)}; put it into quotes'
 
 # %% ../../nbs/61_bench.batch.ipynb #aa61c007
+def _under(value, at):
+    "(value, place) of what a list or mapping holds, keys among it."
+    if isinstance(value, list): return [(v, f'{at}[{i}]') for i, v in enumerate(value)]
+    texts = [(k, f'the key of {at}') for k in value if isinstance(k, str)]
+    return texts + [(v, f'{at}.{k}' if at else str(k)) for k, v in value.items()]
+
 def odd_values(
     value, # Of a grid
     at:str='', # Where it stands, as messages call it
@@ -200,15 +206,12 @@ def odd_values(
     "What under `value` a grid cannot hold."
     faults, left, n = [], [(value, at, 0)], 0
     while left:
-        value, at, depth = left.pop(0)
-        n += 1
+        (value, at, depth), n = left.pop(), n + 1
         if depth > _DEPTH or n > _ENTRIES: return [f'`{at[:60]}` holds itself, or is nested more than {_DEPTH} levels deep, or has too many entries']
+        if isinstance(value, (list, dict)): left += [(*o, depth + 1) for o in _under(value, at)[::-1]]
         if isinstance(value, dict):
             faults += [f'the key {k!r} of `{at}` is {kind_of(k)}; put it into quotes' for k in value if not isinstance(k, str)]
-            left += [(v, f'{at}.{k}' if at else str(k), depth + 1) for k, v in value.items()]
-            left += [(k, f'the key of {at}', depth + 1) for k in value if isinstance(k, str)]
-        elif isinstance(value, list): left += [(v, f'{at}[{i}]', depth + 1) for i, v in enumerate(value)]
-        elif not isinstance(value, (TaskSpec, Path)) and (fault := _scalar_fault(value)): faults.append(f'`{at}` {fault}')
+        elif not isinstance(value, (list, TaskSpec, Path)) and (fault := _scalar_fault(value)): faults.append(f'`{at}` {fault}')
     return faults
 
 # %% ../../nbs/61_bench.batch.ipynb #aa61c010
@@ -225,12 +228,16 @@ def _checked(name, options):
     "Raise InputError where `name` is no model, or does not take `options`."
     if ':' in name and not re.fullmatch(r'[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*', name):
         raise InputError(f"the model {name!r} is no name of a class; write it as my_module:MyModel")
+    doing = 'be imported'
     try:
-        with staying(): check_options(name, options)
-    except InputError: raise
-    except (Exception, SystemExit) as e:
+        with staying():
+            model_class(name)
+            doing = 'be made with these options'
+            check_options(name, options)
+    except (InputError, KeyboardInterrupt): raise
+    except BaseException as e:
         said = ' '.join(str(e).split())[:200]
-        raise InputError(f"the model '{name}' cannot be imported, it ends with {type(e).__name__}: {said or 'no word'}; mend it there") from None
+        raise InputError(f"the model '{name}' cannot {doing}, it ends with {type(e).__name__}: {said or 'no word'}; mend it there") from None
 
 def _read_model(entry):
     "The ModelSpec of a grid's `entry`; raises InputError for an unknown name or option."
@@ -238,7 +245,7 @@ def _read_model(entry):
     if not isinstance(entry.get('name'), str): raise InputError('a model is a name, or a mapping with `name` and its options')
     name = entry.pop('name')
     label = entry.pop('as', name.split(':')[-1])
-    if not isinstance(label, str): raise InputError(f"the label {label!r} of the model '{name}' is {kind_of(label)}; put it into quotes")
+    if not isinstance(label, str): raise InputError(f"the label {label!r} of the model '{name}' is {kind_of(label)}; give it as text, in quotes")
     _checked(name, entry)
     if faults := file_name_fault(label, 'label'): raise InputError(faults[0])
     return ModelSpec(name, label, entry)
@@ -480,10 +487,10 @@ def _end_with(parent):
 def _one_interrupt():
     "Hear one control-C in the block, and no second one."
     heard, before = [], signal.getsignal(signal.SIGINT)
-    def hear(*_):
+    def hear(number, frame):
         if heard: return
         heard.append(True)
-        raise KeyboardInterrupt
+        before(number, frame)
     listens = threading.current_thread() is threading.main_thread() and callable(before)
     if listens: signal.signal(signal.SIGINT, hear)
     try: yield
