@@ -470,3 +470,53 @@ def test_a_cell_that_slips_into_training_is_a_leak():
             slipped = make_splits(screen, recipe)[0]
             slipped.parts[cell] = part
             assert leak_check(screen, slipped).query('leaks').index.tolist() == leak_check(screen, slipped).query("status.str.contains('leak')").index.tolist() == [screen.codes[cell]]
+
+WAYS = {'with a mark': dict(encoding='utf-8-sig'), 'from Windows': dict(lineterminator='\r\n'), 'from an old Mac': dict(lineterminator='\r'), 'with semicolons': dict(sep=';'), 'with tabs': dict(sep='\t'),
+        'in quotes': dict(quoting=1), 'zipped': dict(compression='gzip')}
+
+@pytest.mark.parametrize('header', [True, False, ['', 'transfer_split'], ['Zelle', 'Teil']])
+@pytest.mark.parametrize('way', WAYS)
+def test_a_split_is_the_same_however_it_is_written(screen, tmp_path, way, header):
+    a = screen.adata.copy()
+    a.obs_names = [f'β;"{i}",\t_' for i in range(a.n_obs)]
+    named = Screen(a, screen.perturbation_key, screen.covariate_keys, control=screen.control)
+    made = make_splits(named, dict(kind='transfer'))[0]
+    pd.DataFrame(dict(cell=made.cells, part=made.parts)).to_csv(tmp_path/'s.csv', index=False, header=header, **WAYS[way])
+    read = read_split(tmp_path/'s.csv', named)
+    assert (read.parts == made.parts).all() and (read.half == made.half).all()
+
+@pytest.mark.parametrize('data, words', [
+    (b'', 'is empty'), (b'\n\n', 'is empty'), (b'cell,part\n', 'a header and no rows'), (b'cell\0,part', 'is binary'), ('cell,part\nβ,train'.encode('utf-16'), 'in UTF-16'), ('cell,part\n\xe9,train'.encode('latin-1'), 'not in UTF-8 (line 2)'),
+    (b'PK\3\4\0\0', 'Excel'), (b'\x89HDF\r\n\x1a\n\0', 'an h5 file'), (b'\x1f\x8b\x08\0', 'cut or damaged'), (b'a\nb', '1 columns'), (b'a,b,c\nd,e,f', '3 columns'), (b'a,train\nb,val,c', 'cannot be read as a table'), (b'"a,train', 'cannot be read as a table')])
+@pytest.mark.parametrize('partial', [False, True])
+def test_a_file_that_is_no_split_says_what_it_is(screen, tmp_path, data, words, partial):
+    (tmp_path/'s.csv').write_bytes(data)
+    with pytest.raises(InputError, match=re.escape(words)): read_split(tmp_path/'s.csv', screen, partial)
+
+def test_all_faults_of_a_split_are_named_at_once(screen, tmp_path):
+    made = make_splits(screen, dict(kind='transfer'))[0]
+    rows = [f'{n},{p}' for n, p in zip(made.cells, made.parts)]
+    (tmp_path/'s.csv').write_text('\n'.join(rows[2:] + [rows[5], 'stranger,train', f'{made.cells[1]},Train']), encoding='utf-8')
+    with pytest.raises(InputError) as e: read_split(tmp_path/'s.csv', screen)
+    for words in ('does not have: 1 (stranger)', 'no row for cells of the screen: 1', 'more than one row: 1', 'unknown parts: 1 (Train)'): assert words in str(e.value)
+
+def test_a_path_that_is_no_split_says_why(screen, tmp_path):
+    (tmp_path/'loop').symlink_to(tmp_path/'loop')
+    (tmp_path/'file').write_text('x', encoding='utf-8')
+    for path, words in [(tmp_path, 'is a folder'), (tmp_path/'none.csv', 'does not exist'), (tmp_path/'loop', 'leads back to itself'), (tmp_path/'file'/'s.csv', 'a file and no folder'), ('a\0b', 'cannot be the path'), ('x'*300, 'too long')]:
+        with pytest.raises(InputError, match=words): read_split(path, screen)
+
+@pytest.mark.parametrize('card', [b'[1]', b'null', b'', b'\xff', b'{"recipe": 3}', b'[' * 50_000, b'{"hash": 1}'])
+def test_a_card_that_is_none_is_one_message(screen, tmp_path, card):
+    path = make_splits(screen, dict(kind='transfer'))[0].write(tmp_path/'s.csv')
+    path.with_name('s.csv.json').write_bytes(card)
+    with pytest.raises(InputError, match='remove'): read_split(path, screen)
+    path.with_name('s.csv.json').unlink()
+    path.with_name('s.csv.json').mkdir()
+    with pytest.raises(InputError, match='is a folder'): read_split(path, screen)
+
+@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(st.binary(max_size=60) | st.text(alphabet='ab,;\t"\n\r train', max_size=40).map(str.encode))
+def test_any_bytes_are_a_split_or_one_message(screen, tmp_path, data):
+    (tmp_path/'s.csv').write_bytes(data)
+    with pytest.raises(InputError): read_split(tmp_path/'s.csv', screen)

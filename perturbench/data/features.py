@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy import sparse
-from ..core import InputError, nearest, progress
+from ..core import InputError, nearest, os_fault, progress
 from .blocks import to_csr
 from .screen import split_name
 
@@ -43,16 +43,30 @@ def _known(names, there, source):
 @contextmanager
 def _opened(path):
     "Yield the text of the file at `path`, unzipped where it is zipped; any failure to read it becomes an InputError."
-    if not Path(path).is_file(): raise InputError(f'{path} is not a file; check the path')
     try:
-        with open(path, 'rb') as f: zipped = f.read(2) == b'\x1f\x8b'
-        with (gzip.open if zipped else open)(path, 'rt', encoding='utf-8-sig', newline='') as f: yield f
+        with open(path, 'rb') as f: start = f.read(4096)
+    except FileNotFoundError: raise InputError(f'{path} is not a file; check the path') from None
+    except OSError as e: raise InputError(os_fault(e, path, 'read')) from None
+    except ValueError: raise InputError(f'{ascii(str(path))} cannot be the path of a file; check it') from None
+    if start[:2] in (b'\xff\xfe', b'\xfe\xff'): raise InputError(f'{path} is in UTF-16; save it as UTF-8')
+    is_zipped = start[:2] == b'\x1f\x8b'
+    if b'\0' in start and not is_zipped: raise InputError(f'{path} cannot be read as a table, it is binary; give a text in UTF-8')
+    try:
+        with (gzip.open if is_zipped else open)(path, 'rt', encoding='utf-8-sig') as f: yield f
     except InputError: raise
+    except UnicodeDecodeError: raise InputError(f'{path} cannot be read as a table, it is not in UTF-8; save it as UTF-8') from None
     except (OSError, EOFError, ValueError) as e:
-        raise InputError(f'{path} cannot be read as a table ({str(e).splitlines()[0]}); it is of another kind, or damaged') from None
+        why = (str(e).splitlines() or [type(e).__name__])[0]
+        raise InputError(f'{path} cannot be read as a table ({why}); it is of another kind, or damaged') from None
 
 def _first_line(path):
-    with _opened(path) as f: return f.readline().rstrip('\r\n')
+    with _opened(path) as f: return f.readline().rstrip('\n')
+
+def _check_header(line, sep, path):
+    "Raise InputError where a column is named twice; pandas would call the second one something else."
+    names = line.split() if len(sep) > 1 else next(csv.reader([line], delimiter=sep), [])
+    twice = [o for o in dict.fromkeys(names) if o and names.count(o) > 1]
+    if twice: raise InputError(f"{path} has more than one column '{twice[0]}'; give each its name")
 
 def read_table(
     path, # A text file with one row a line, gzipped or not, or a parquet file
@@ -65,6 +79,7 @@ def read_table(
         except Exception as e: raise InputError(f'{path} cannot be read as parquet ({type(e).__name__}); check the path, or write it again') from None
     line = _first_line(path)
     sep = next((o for o in '\t,;' if o in line), r'\s+')
+    if header: _check_header(line, sep, path)
     head = dict(sep=sep, header=0 if header else None, keep_default_na=False)
     with _opened(path) as f: start = pd.read_csv(f, nrows=1, dtype=str, **head)
     names = list(start.columns[:1]) if isinstance(start.index, pd.RangeIndex) else []

@@ -10,15 +10,16 @@ __all__ = ['PARTS', 'TRAIN', 'VAL', 'TEST', 'UNUSED', 'SPLITS', 'FOLDS', 'Split'
            'released', 'make_splits', 'default_recipe', 'split_table']
 
 # %% ../../nbs/14_data.splits.ipynb #09e306c0
-import inspect, json
+import csv, inspect, io, json
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
-from ..core import InputError, Registry, atomic_path, digest, nearest, rng
+from ..core import InputError, Registry, atomic_path, digest, nearest, os_fault, rng
 from .screen import Screen
+from .texts import SEPARATORS, read_text
 from ..plots import PART_COLOURS, figure, label, tiles
 
 # %% ../../nbs/14_data.splits.ipynb #24f8ce8b
@@ -752,17 +753,24 @@ def write(self:Split,
 # %% ../../nbs/14_data.splits.ipynb #14c49f2e
 _NO_PART = {'': 'unused', 'nan': 'unused', 'NaN': 'unused', 'NA': 'unused', 'None': 'unused'}
 
+def _two_columns(line):
+    "What parts the two columns of a split; a comma where nothing does."
+    return next((o for o in SEPARATORS if len(next(csv.reader([line], delimiter=o))) == 2), ',')
+
 def _read_table(path, names):
     "The two columns of a split table, without its header."
-    try: table = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, encoding='utf-8')
-    except FileNotFoundError: raise InputError(f'{path} does not exist; check the path') from None
-    except (OSError, ValueError) as e:
-        raise InputError(f'{path} cannot be read as a table ({type(e).__name__}); a split is a CSV of two columns: cell name, part') from None
+    text = read_text(path, 'a CSV of two columns: cell name, part')
+    sep = _two_columns(text.strip('\n').split('\n', 1)[0])
+    try: table = pd.read_csv(io.StringIO(text), sep=sep, header=None, dtype=str, keep_default_na=False)
+    except ValueError as e:
+        why = str(e).strip().splitlines()[-1]
+        raise InputError(f'{path} cannot be read as a table ({why}); a split is a CSV of two columns: cell name, part') from None
     if table.shape[1] != 2: raise InputError(f'{path} has {table.shape[1]} columns; a split has two: cell name, part')
     table = table.set_axis(['cell', 'part'], axis=1)
     first = table.iloc[0]
     is_header = first.cell not in names and first.part not in PARTS and first.part not in _NO_PART
     table = table.iloc[1:] if is_header or (first.cell, first.part) == ('', '') else table
+    if not len(table): raise InputError(f'{path} has a header and no rows; give each cell its part')
     return table.assign(part=table.part.replace(_NO_PART))
 
 def _table_faults(table, names):
@@ -802,7 +810,8 @@ def read_split(
     try:
         card |= json.loads(beside.read_text(encoding='utf-8')) if beside.exists() else {}
         seed = card['recipe'].get('seed', 42)
-    except (ValueError, TypeError, AttributeError): raise InputError(f'{beside} is not the card of a split; remove it to read the split without its recipe') from None
+    except OSError as e: raise InputError(os_fault(e, beside, 'read')) from None
+    except (ValueError, TypeError, AttributeError, RecursionError): raise InputError(f'{beside} is not the card of a split; remove it to read the split without its recipe') from None
     split = Split(part, halve_controls(screen, part.codes, seed), card['recipe'], names.to_numpy(str), note or card['note'])
     if card.get('hash', split.hash) != split.hash:
         raise InputError(f'{path} was changed after it was written; remove {beside.name} to use it as a split of its own')

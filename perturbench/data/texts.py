@@ -22,6 +22,7 @@ def read_text(
         data = Path(path).read_bytes()
         if data[:2] == b'\x1f\x8b': data = gzip.decompress(data)
     except (EOFError, gzip.BadGzipFile): raise InputError(f'{path} is cut or damaged; write it again') from None
+    except FileNotFoundError: raise InputError(f'{path} does not exist; check the path') from None
     except OSError as e: raise InputError(os_fault(e, path, 'read')) from None
     except ValueError: raise InputError(f'{ascii(str(path))} cannot be the path of a file; check it') from None
     if data[:2] in (b'\xff\xfe', b'\xfe\xff'): raise InputError(f'{path} is in UTF-16; save it as UTF-8')

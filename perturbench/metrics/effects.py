@@ -7,14 +7,15 @@ __all__ = ['MOMENTS', 'pseudobulk', 'Moments', 'moments', 'log_fold_change', 'fo
            'read_gene_sets']
 
 # %% ../../nbs/50_metrics.effects.ipynb #c7fc76cb
+from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 import numpy as np
 import torch
 from fastcore.basics import patch
 from numba import njit, prange
 from scipy import sparse
 from ..core import InputError
+from ..data.texts import read_text
 from ..loaders.store import _prefetch
 
 # %% ../../nbs/50_metrics.effects.ipynb #ea9818d1
@@ -233,6 +234,17 @@ def known(self:Profiles,
     return {s: np.logical_and.reduce([there[k] for k in names]) for s, names in made_of.items()}
 
 # %% ../../nbs/50_metrics.effects.ipynb #375f9e3e
+def _set_lines(path) -> list:
+    "The fields of each line of a GMT file; raises InputError for another kind of file, and for a set that is there twice."
+    wanted = 'lines of name, remark and genes, parted by tabs'
+    try: lines = read_text(path, wanted).split('\n')
+    except InputError as e: raise InputError(f'the gene sets cannot be read as a GMT file: {e}') from None
+    rows = [[o.strip() for o in line.split('\t')] for line in lines if line.strip()]
+    if all(len(row) < 3 for row in rows): raise InputError(f'{path} is no GMT file, no line of it holds a gene; give {wanted}')
+    twice = sorted(name for name, n in Counter(row[0] for row in rows).items() if n > 1)
+    if twice: raise InputError(f"{path} has more than one set called '{twice[0]}'; give each set its name")
+    return rows
+
 def read_gene_sets(
     path, # A GMT file
     genes, # The genes of the screen, in order
@@ -240,9 +252,7 @@ def read_gene_sets(
 ) -> tuple: # Names; sparse, sets x genes, each row sums to 1. Raises InputError where no set is left
     "The gene sets of a file, as a matrix that takes the mean over each set."
     at, names, rows = {g: i for i, g in enumerate(genes)}, [], []
-    try: lines = Path(path).read_text(encoding='utf-8').splitlines()
-    except (OSError, UnicodeDecodeError): raise InputError(f'{path} cannot be read as a GMT file; give lines of name, remark and genes, parted by tabs') from None
-    for name, *rest in (line.split('\t') for line in lines if line.strip()):
+    for name, *rest in _set_lines(path):
         found = sorted({at[g] for g in rest[1:] if g in at})
         if len(found) >= least: names, rows = [*names, name], [*rows, found]
     if not rows: raise InputError(f'no gene set of {path} has {least} genes of this screen; see that both name genes alike, or take larger sets')
