@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CARD', 'CHUNK', 'own_words', 'opened', 'resting', 'read_h5ad', 'writing', 'RowWriter', 'write_frames', 'read_card']
 
-# %% ../../nbs/09_data.h5ad.ipynb #c960971e
+# %% ../../nbs/09_data.h5ad.ipynb #f445b8c8
 import errno, json, os, re, shutil, warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +16,9 @@ import pandas as pd
 import zarr
 from anndata.io import read_elem, sparse_dataset, write_elem
 from ..core import InputError, atomic_path
-from .blocks import examine
 from .frames import as_text, file_keys, tidy_tables
 from .kinds import hdf5_fault, kind_fault, open_fault, place_fault
-from .structure import is_group, stored_faults, table_layout
+from .structure import is_group, matrix_faults, stored_faults, table_layout
 
 # %% ../../nbs/09_data.h5ad.ipynb #b5e02648
 @contextmanager
@@ -29,7 +28,7 @@ def own_words():
         warnings.filterwarnings('ignore', message='(Variable|Observation) names are not unique')
         yield
 
-# %% ../../nbs/09_data.h5ad.ipynb #82395e4c
+# %% ../../nbs/09_data.h5ad.ipynb #a3a9df0b
 CARD, CHUNK = 'perturbench', 2**17
 
 def _open_h5(path):
@@ -46,7 +45,7 @@ def opened(
     if fault := place_fault(path): raise InputError(fault)
     try:
         fault = '' if Path(path).is_dir() else kind_fault(path)
-        f = None if fault else zarr.open_group(path, mode='r') if Path(path).is_dir() else _open_h5(path)
+        f = None if fault else zarr.open_group(path, mode='r', use_consolidated=False) if Path(path).is_dir() else _open_h5(path)
         fault = fault or hdf5_fault(f, path)
     except OSError as e: raise InputError(open_fault(e, path)) from None
     except (ValueError, KeyError, RuntimeError): fault = 'it is damaged; write or download it again'
@@ -65,14 +64,14 @@ def _why(error, element, what):
     if isinstance(error, MemoryError): return f'{what} does not fit into memory; use a machine with more of it'
     return f'{what} is damaged ({type(error).__name__}); write or download the file again'
 
-# %% ../../nbs/09_data.h5ad.ipynb #28aa3fb8
+# %% ../../nbs/09_data.h5ad.ipynb #781a0528
 def _frame(group, what, keys, notes):
     "The table in `group`; what cannot be read is left out with a note, unless it is one of `keys`."
     try: return read_elem(group)
     except Exception: columns = {}
     layout = table_layout(group, what)
     try: index = read_elem(group[group.attrs['_index']])
-    except Exception as e: raise InputError(_why(e, group, f'the index of {what}')) from None
+    except Exception as e: raise InputError(_why(e, group[group.attrs['_index']], f'the index of {what}')) from None
     for k in dict.fromkeys(layout.columns):
         try: columns[k] = read_elem(group[k])
         except Exception as e:
@@ -108,16 +107,20 @@ def _form(element, backed):
     if is_group(element): return sparse_dataset(element) if backed else sparse_dataset(element).to_memory()
     return element if backed else element[:]
 
-# %% ../../nbs/09_data.h5ad.ipynb #01269006
+# %% ../../nbs/09_data.h5ad.ipynb #0193cf41
 def _own_names(frame, names):
     "`frame` with its columns called as they were before they were written."
     return frame.rename(columns=names) if isinstance(names, dict) else frame
+
+def _refuse(faults):
+    "Raise InputError for what does not fit."
+    if faults: raise InputError(f"it is damaged: {'; '.join(faults)}; write or download it again")
 
 def _read(f, backed, keys, notes):
     "The AnnData in the open file `f`; None where it is of an old form."
     if not all(is_group(f[k]) for k in ('obs', 'var')): return None
     if 'X' not in f or str(f['X'].attrs.get('encoding-type')) == 'null': raise InputError(_no_X(f))
-    if faults := _faults(f, backed): raise InputError(f"it is damaged: {'; '.join(faults)}; write or download it again")
+    _refuse(_faults(f, backed))
     uns, obsm = _mapping(f, 'uns', notes), _mapping(f, 'obsm', notes)
     names = _card(uns.get(CARD)).get('names', {})
     obs, var = (_own_names(_frame(f[k], k, keys, notes), names.get(k)) for k in ('obs', 'var'))
@@ -125,6 +128,7 @@ def _read(f, backed, keys, notes):
         notes.append(f"obsm['{k}'] does not have a row for each cell; it is left out")
         del obsm[k]
     X, layers = _form(f['X'], backed), {'counts': _form(f['layers/counts'], backed)} if 'layers/counts' in f else {}
+    _refuse(matrix_faults(X) + matrix_faults(layers.get('counts'), what="layers['counts']"))
     with own_words(): return ad.AnnData(X, layers=layers, obs=obs, var=var, uns=uns, obsm=obsm)
 
 # %% ../../nbs/09_data.h5ad.ipynb #9c8b81c6
@@ -138,12 +142,13 @@ def resting(path, keys=(), notes=None):
     "The AnnData at `path` with its matrices left in the file, or None where the file is of an old form."
     return _read(opened(path), True, keys, [] if notes is None else notes)
 
-# %% ../../nbs/09_data.h5ad.ipynb #9843def8
+# %% ../../nbs/09_data.h5ad.ipynb #b514b17c
 def _read_old(path, f):
     "The AnnData in a file of an old form, whose tables are arrays of records."
     f.close()
     with own_words(): adata = ad.read_h5ad(path)
     if adata.X is None: raise InputError('it has no X; put the expression values there')
+    _refuse(matrix_faults(adata.X))
     return adata
 
 def read_h5ad(
@@ -156,7 +161,6 @@ def read_h5ad(
     f, told = opened(path), [] if notes is None else notes
     try:
         adata = _read(f, backed, keys, told) or _read_old(path, f)
-        for X in () if backed else (adata.X, adata.layers.get('counts')): examine(X)
     except InputError as e: raise InputError(f'{path} cannot be used: {e}') from None
     except Exception as e: raise InputError(_why(e, f, str(path))) from None
     if not backed and isinstance(f, h5py.File): f.close()
