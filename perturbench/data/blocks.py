@@ -135,7 +135,7 @@ def _taken(array, a, b):
         file = getattr(array, 'file', None)
         raise InputError(open_fault(e, 'the file' if file is None else file.filename)) from None
 
-# %% ../../nbs/08_data.blocks.ipynb #9c27d724
+# %% ../../nbs/08_data.blocks.ipynb #b8688936
 class Blocks:
     "Some `rows` and `columns` of the matrix `X`; going through them gives (first row, CSR float32), each time from the start."
     def __init__(self,
@@ -161,7 +161,8 @@ class Blocks:
         if not isinstance(s, CompressedRows): return sparse.csr_matrix(_taken(s, a, b), dtype=np.float32)
         lo, hi = s.indptr[a], s.indptr[b]
         indptr, indices, data = s.indptr[a:b + 1] - lo, _taken(s.indices, lo, hi), _taken(s.data, lo, hi)
-        if not sound(indices, s.shape[1]): raise InputError(f'the matrix has column numbers that are not from 0 to {s.shape[1] - 1:,}; write or download it again')
+        if not sound(indices, s.shape[1]):
+            raise InputError(f'the matrix has column numbers that are not from 0 to {s.shape[1] - 1:,}; write or download it again')
         return sparse.csr_matrix((data.astype(np.float32, copy=False), indices, indptr), shape=(b - a, s.shape[1]))
 
     def __iter__(self):

@@ -50,20 +50,21 @@ def _texts(column):
     text = column.astype(object).map(as_text, na_action='ignore').astype('category')
     return text.cat.set_categories(pd.Index(text.cat.categories, dtype=object))
 
-# %% ../../nbs/08a_data.frames.ipynb #cc4d02f6
+# %% ../../nbs/08a_data.frames.ipynb #04f97210
 def _numbers(column):
     "Numbers and truth values as plain arrays of numpy; as texts where those would change them."
     if isinstance(column.dtype, pd.SparseDtype): column = column.sparse.to_dense()
     missing = column.isna()
-    if column.dtype.kind == 'c' or (column.dtype.kind == 'b' and missing.any()): return _texts(column)
-    if column.dtype.kind == 'f': return column.astype(np.float64 if column.dtype.itemsize > 8 else f'f{column.dtype.itemsize}')
-    if not missing.any(): return column.astype(bool if column.dtype.kind == 'b' else f'{column.dtype.kind}{column.dtype.itemsize}')
-    there = column[~missing].astype(f'{column.dtype.kind}8')
+    kind, size = column.dtype.kind, min(column.dtype.itemsize, 8)
+    if kind == 'c' or (kind == 'b' and missing.any()): return _texts(column)
+    if kind == 'f' or not missing.any(): return column.astype(bool if kind == 'b' else f'{kind}{size}')
+    there = column[~missing].astype(f'{kind}8')
     return _texts(column) if (there > 2**53).any() or (there < -2**53).any() else column.astype(np.float64)
 
-# %% ../../nbs/08a_data.frames.ipynb #afc81632
-_TOLD = {'datetime64': 'dates', 'datetime': 'dates', 'date': 'dates', 'timedelta64': 'durations', 'timedelta': 'durations', 'time': 'times', 'period': 'periods',
-         'interval': 'intervals', 'bytes': 'bytes', 'decimal': 'decimal numbers', 'complex': 'complex numbers'} # Of `infer_dtype` of pandas
+# %% ../../nbs/08a_data.frames.ipynb #05b56976
+_TOLD = {'datetime64': 'dates', 'datetime': 'dates', 'date': 'dates', 'timedelta64': 'durations', 'timedelta': 'durations',
+         'time': 'times', 'period': 'periods', 'interval': 'intervals', 'bytes': 'bytes', 'decimal': 'decimal numbers',
+         'complex': 'complex numbers'} # Of `infer_dtype` of pandas
 
 def _objects(column):
     "Objects of Python as numbers where all are, else as texts, with a word on what they were."
@@ -71,12 +72,14 @@ def _objects(column):
     if kind in ('string', 'empty'): return Plain(_texts(column))
     if kind in ('integer', 'floating', 'mixed-integer-float'):
         numbers = pd.to_numeric(column, errors='coerce')
-        if numbers.dtype.kind in 'iuf' and (numbers.isna() == column.isna()).all(): return Plain(_numbers(numbers.convert_dtypes(convert_floating=False)))
+        is_whole = numbers.dtype.kind in 'iuf' and (numbers.isna() == column.isna()).all()
+        if is_whole: return Plain(_numbers(numbers.convert_dtypes(convert_floating=False)))
     if kind == 'boolean': return Plain(_texts(column) if column.isna().any() else column.astype(bool))
-    types = ' and '.join(sorted({type(o).__name__ for o in column[column.notna()]})[:3])
-    return Plain(_texts(column), f'{_TOLD.get(kind, f"values of the kinds {types}" if " and " in types else f"values of the kind {types}")} are kept as text')
+    types = sorted({type(o).__name__ for o in column[column.notna()]})[:3]
+    told = _TOLD.get(kind, f"values of the kind{'s' if len(types) > 1 else ''} {' and '.join(types)}")
+    return Plain(_texts(column), f'{told} are kept as text')
 
-# %% ../../nbs/08a_data.frames.ipynb #6fee4eb3
+# %% ../../nbs/08a_data.frames.ipynb #de4119f6
 def plain(
     column:pd.Series, # Of any kind
 ) -> Plain: # Numbers or truth values of numpy, or categories of numbers or texts
@@ -86,13 +89,14 @@ def plain(
         names, change = plain(pd.Series(dtype.categories))
         names = names.astype(object) if isinstance(names.dtype, pd.CategoricalDtype) else names
         if names.is_unique: return Plain(column.cat.rename_categories(pd.Index(names)), change)
-        return Plain(column.astype(object).map(as_text, na_action='ignore').astype('category'), f'{change}, and some become one')
-    if isinstance(dtype, pd.SparseDtype) or (pd.api.types.is_numeric_dtype(dtype) and getattr(dtype, 'kind', 'O') in 'biufc'):
+        return Plain(_texts(column), f'{change}, and some become one')
+    is_number = pd.api.types.is_numeric_dtype(dtype) and getattr(dtype, 'kind', 'O') in 'biufc'
+    if isinstance(dtype, pd.SparseDtype) or is_number:
         new = _numbers(column)
         return Plain(new, 'complex numbers are kept as text' if dtype.kind == 'c' else '')
     return _objects(column if dtype == object else column.astype(object))
 
-# %% ../../nbs/08a_data.frames.ipynb #1058f002
+# %% ../../nbs/08a_data.frames.ipynb #6e6b5607
 @dataclass
 class Tidied:
     "What a file can hold of something, and what to say about it."
@@ -103,28 +107,32 @@ class Tidied:
 def _listed(names, most=5):
     "Up to `most` of the names, quoted."
     names = list(names)
-    return ', '.join(f"'{as_text(o)}'" for o in names[:most]) + (f' and {len(names) - most:,} more' if len(names) > most else '')
+    more = f' and {len(names) - most:,} more' if len(names) > most else ''
+    return ', '.join(f"'{as_text(o)}'" for o in names[:most]) + more
 
-# %% ../../nbs/08a_data.frames.ipynb #2b4cfa2a
+# %% ../../nbs/08a_data.frames.ipynb #86e36034
 def _named_columns(frame, what):
     "`frame` with columns of distinct texts."
     names = ['_'.join(map(as_text, o)) if isinstance(o, tuple) else as_text(o) for o in frame.columns]
-    out, odd = Tidied(frame.set_axis(names, axis=1)), [new for o, new in zip(frame.columns, names) if type(o) is not str or o != new]
+    odd = [new for o, new in zip(frame.columns, names) if type(o) is not str or o != new]
+    out = Tidied(frame.set_axis(names, axis=1))
     if odd: out.notes.append(f'names of columns of {what} that were no plain text became one: {_listed(odd)}')
     twice = [k for k in dict.fromkeys(names) if names.count(k) > 1] if len(set(names)) < len(names) else []
     for k in twice:
         first, *others = [plain(out.frame.iloc[:, i]).column.astype(object) for i, name in enumerate(names) if name == k]
-        if all(first.equals(o) for o in others): out.notes.append(f"the column '{k}' of {what} is there {1 + len(others)} times, and kept once")
-        else: out.faults.append(f"{what} has {1 + len(others)} columns called '{k}' with different values; rename or drop all but one")
+        n, same = 1 + len(others), all(first.equals(o) for o in others)
+        if same: out.notes.append(f"the column '{k}' of {what} is there {n} times, and kept once")
+        else: out.faults.append(f"{what} has {n} columns called '{k}' with different values; rename or drop all but one")
     out.frame = out.frame.loc[:, ~out.frame.columns.duplicated()]
     return out
 
-# %% ../../nbs/08a_data.frames.ipynb #052e9f86
+# %% ../../nbs/08a_data.frames.ipynb #8ca6883f
 def _named_rows(frame, what):
     "`frame` with an index of texts."
     out, index, rows = Tidied(frame), frame.index, 'genes' if what == 'var' else 'cells'
-    if isinstance(index, pd.MultiIndex): return Tidied(frame, faults=[f"the index of {what} has {index.nlevels} levels; give each of the {rows} one name: "
-                                                                      f"adata.{what}_names = ['-'.join(map(str, o)) for o in adata.{what}.index]"])
+    if isinstance(index, pd.MultiIndex):
+        line = f"adata.{what}_names = ['-'.join(map(str, o)) for o in adata.{what}.index]"
+        return Tidied(frame, faults=[f'the index of {what} has {index.nlevels} levels; give each of the {rows} one name: {line}'])
     if n := int(index.isna().sum()): out.faults.append(f'{n:,} {rows} have no name in the index of {what}; name them all')
     names = pd.Index([as_text(o) for o in index], dtype=object)
     odd = [new for o, new in zip(index, names) if isinstance(o, (str, bytes)) and o != new]
@@ -133,7 +141,8 @@ def _named_rows(frame, what):
     if name in frame.columns and not (frame[name].astype(object).map(as_text).to_numpy() == names).all():
         out.notes.append(f"the index of {what} had the name of the column '{name}' and other values; it has no name now")
     out.frame = frame.set_axis(names, axis=0)
-    out.frame.index.name = name if type(name) is str and name not in frame.columns and file_keys([name])[name] == name else None
+    is_free = type(name) is str and name not in frame.columns and file_keys([name])[name] == name
+    out.frame.index.name = name if is_free else None
     return out
 
 # %% ../../nbs/08a_data.frames.ipynb #eec6bb57
@@ -182,7 +191,7 @@ def tidy_uns(
         out.frame[key], out.notes = value, out.notes + (inner.notes if inner else [])
     return out
 
-# %% ../../nbs/08a_data.frames.ipynb #12eaf13c
+# %% ../../nbs/08a_data.frames.ipynb #0a46934e
 def tidy_obsm(
     obsm, # A mapping from names to what has a row for each cell
     names, # The names of the cells
@@ -195,15 +204,16 @@ def tidy_obsm(
             inner = tidy(value.set_axis(names, axis=0), here)
             out.notes, value = out.notes + inner.notes, None if inner.faults else inner.frame
         elif isinstance(value, np.ndarray) and value.ndim == 1: value = value[:, None]
-        is_plain = isinstance(value, np.ndarray) or sparse.issparse(value)
-        if value is None or not (isinstance(value, pd.DataFrame) or (dtype.kind in 'biufc' if is_plain and dtype.kind != 'O' else _holds(value))):
+        is_table, is_matrix = isinstance(value, pd.DataFrame), isinstance(value, np.ndarray) or sparse.issparse(value)
+        fits = is_table or (is_matrix and dtype.kind in 'biufc') or (value is not None and dtype != object and _holds(value))
+        if not fits:
             out.notes.append(f'{here} is of a kind that an h5ad cannot hold; it is left out')
             continue
         if key != as_text(k): out.notes.append(f"{here} is kept as '{key}'")
         out.frame[key] = value
     return out
 
-# %% ../../nbs/08a_data.frames.ipynb #5a925468
+# %% ../../nbs/08a_data.frames.ipynb #09fdc023
 @dataclass
 class Tables:
     "The parts of an AnnData that a file can hold, and what to say about them."
@@ -220,4 +230,5 @@ def tidy_tables(
     "What a file can hold of all that is no matrix in `adata`."
     obs, var = tidy(adata.obs, 'obs'), tidy(adata.var, 'var')
     parts = [obs, var, tidy_obsm(adata.obsm, obs.frame.index), tidy_uns(adata.uns)]
-    return Tables(*(o.frame for o in parts), notes=[n for o in parts for n in o.notes], faults=[n for o in parts for n in o.faults])
+    notes, faults = ([text for o in parts for text in getattr(o, k)] for k in ('notes', 'faults'))
+    return Tables(*(o.frame for o in parts), notes, faults)

@@ -28,14 +28,15 @@ def own_words():
         warnings.filterwarnings('ignore', message='(Variable|Observation) names are not unique')
         yield
 
-# %% ../../nbs/09_data.h5ad.ipynb #a3a9df0b
+# %% ../../nbs/09_data.h5ad.ipynb #88c48c19
 CARD, CHUNK = 'perturbench', 2**17
 
 def _open_h5(path):
     "The HDF5 file at `path`."
     try: return h5py.File(path, 'r')
     except OSError as e:
-        if 'unable to lock file' not in str(e) or re.search(rf'errno = ({errno.EAGAIN}|{errno.EACCES})\b', str(e)): raise
+        is_held = re.search(rf'errno = ({errno.EAGAIN}|{errno.EACCES})\b', str(e))
+        if is_held or 'unable to lock file' not in str(e): raise
         return h5py.File(path, 'r', locking=False)
 
 def opened(
@@ -44,23 +45,28 @@ def opened(
     "Open the AnnData at `path` for reading."
     if fault := place_fault(path): raise InputError(fault)
     try:
-        fault = '' if Path(path).is_dir() else kind_fault(path)
-        f = None if fault else zarr.open_group(path, mode='r', use_consolidated=False) if Path(path).is_dir() else _open_h5(path)
-        fault = fault or hdf5_fault(f, path)
+        is_folder = Path(path).is_dir()
+        fault = '' if is_folder else kind_fault(path)
+        if not fault:
+            f = zarr.open_group(path, mode='r', use_consolidated=False) if is_folder else _open_h5(path)
+            fault = hdf5_fault(f, path)
     except OSError as e: raise InputError(open_fault(e, path)) from None
     except (ValueError, KeyError, RuntimeError): fault = 'it is damaged; write or download it again'
     if fault: raise InputError(f'{path} cannot be read as h5ad: {fault}')
     return f
 
-# %% ../../nbs/09_data.h5ad.ipynb #14c5ee58
+# %% ../../nbs/09_data.h5ad.ipynb #0e9ab14c
 def _why(error, element, what):
     "Why `element` of a file cannot be read, and what to do about it."
     form = ' '.join(str(element.attrs[k]) for k in ('encoding-type', 'encoding-version') if k in element.attrs)
-    if isinstance(error, UnicodeDecodeError): return f'{what} holds text that is not UTF-8; write it again as UTF-8, or remove it'
-    if 'IORegistryError' in type(error).__name__ or 'No read method registered' in str(error) or 'Unknown encoding type' in str(error):
-        return f"{what} is kept in the form '{form}', which anndata {ad.__version__} does not know; update anndata, or remove it from the file"
+    if isinstance(error, UnicodeDecodeError):
+        return f'{what} holds text that is not UTF-8; write it again as UTF-8, or remove it'
+    if any(o in f'{type(error).__name__}: {error}' for o in ('IORegistryError', 'No read method registered', 'Unknown encoding type')):
+        return (f"{what} is kept in the form '{form}', which anndata {ad.__version__} does not know; "
+                'update anndata, or remove it from the file')
     if 'filter' in str(error) or "can't open directory" in str(error):
-        return f'{what} is compressed in a way that HDF5 does not know here; write the file again with gzip, or install hdf5plugin'
+        return (f'{what} is compressed in a way that HDF5 does not know here; '
+                'write the file again with gzip, or install hdf5plugin')
     if isinstance(error, MemoryError): return f'{what} does not fit into memory; use a machine with more of it'
     return f'{what} is damaged ({type(error).__name__}); write or download the file again'
 
@@ -88,14 +94,15 @@ def _mapping(f, name, notes):
         except Exception as e: notes.append(f"{_why(e, group[k], f'{name}[{k!r}]')}; it is left out")
     return out
 
-# %% ../../nbs/09_data.h5ad.ipynb #8a200334
+# %% ../../nbs/09_data.h5ad.ipynb #bca9f93d
 def _faults(f, whole):
     "What does not fit in the file `f`."
     obs, var = (table_layout(f[k], k) for k in ('obs', 'var'))
     shape, matrices = (obs.n, var.n), {'X': f.get('X'), "layers['counts']": f.get('layers/counts')}
     faults = obs.faults + var.faults
     if faults: return faults
-    return [o for k, element in matrices.items() if element is not None for o in stored_faults(element, shape, k, whole)]
+    there = {k: element for k, element in matrices.items() if element is not None}
+    return [o for k, element in there.items() for o in stored_faults(element, shape, k, whole)]
 
 def _no_X(f):
     "What to do about a file without X."
@@ -217,11 +224,12 @@ class RowWriter:
         if self.like is None: self.group['indptr'] = indptr
         else: self.group['indptr'] = self.like.group['indptr']
 
-# %% ../../nbs/09_data.h5ad.ipynb #308ee25a
+# %% ../../nbs/09_data.h5ad.ipynb #cfb5f478
 def _keyed(table):
     "`table` with its columns called by the keys of a file; and the names of those that are called otherwise now."
     keys = file_keys(table.columns)
-    return table.set_axis(pd.Index(list(keys.values()), dtype=object), axis=1), {key: name for name, key in keys.items() if key != name}
+    other = {key: name for name, key in keys.items() if key != name}
+    return table.set_axis(pd.Index(list(keys.values()), dtype=object), axis=1), other
 
 def write_frames(
     f, # An open h5 file with the matrices `X` and perhaps `layers/counts`

@@ -14,22 +14,29 @@ import zarr
 from ..core import InputError, os_fault
 from .structure import is_group
 
-# %% ../../nbs/07b_data.kinds.ipynb #ca76ce51
+# %% ../../nbs/07b_data.kinds.ipynb #251c97d2
 class Kind(NamedTuple):
     "A kind of file that is no h5ad."
     starts:tuple # What its first bytes are, one of these
     says:str # What it is, and what to do; FILE stands for its path
 
 KINDS = [
-    Kind((b'<!doctype', b'<html', b'<head', b'<?xml'), 'it is a page of the web, such as a server sends when it refuses; download the file again, and look at the page for the reason'),
-    Kind((b'version https://git-lfs', b'/annex/', b'../.git/annex'), 'it stands for a large file that git left elsewhere; fetch that one (git lfs pull, or git annex get)'),
+    Kind((b'<!doctype', b'<html', b'<head', b'<?xml'), 
+         'it is a page of the web, such as a server sends when it refuses; look at it for the reason, and download the file again'),
+    Kind((b'version https://git-lfs', b'/annex/', b'../.git/annex'),
+         'it stands for a large file that git left elsewhere; fetch that one (git lfs pull, or git annex get)'),
     Kind((b'{', b'['), 'it is JSON, perhaps the message of a server; download the file again'),
-    Kind((b'%%matrixmarket',), "it is a matrix alone (Matrix Market); read its folder: scanpy.read_10x_mtx('FOLDER').write_h5ad('NAME.h5ad')"),
-    Kind((b'rdx', b'rda', b'x\n\0\0', b'a\n2\n', b'a\n3\n'), "it is an object of R; write it there as h5ad: zellkonverter::writeH5AD(readRDS('FILE'), 'NAME.h5ad') for a SingleCellExperiment"),
+    Kind((b'%%matrixmarket',),
+         "it is a matrix alone (Matrix Market); read its folder: scanpy.read_10x_mtx('FOLDER').write_h5ad('NAME.h5ad')"),
+    Kind((b'rdx', b'rda', b'x\n\0\0', b'a\n2\n', b'a\n3\n'), 
+         "it is an object of R; write it there as h5ad, a SingleCellExperiment with: "
+         "zellkonverter::writeH5AD(readRDS('FILE'), 'NAME.h5ad')"),
     Kind((b'pk\3\4', b'pk\5\6'), 'it is a zip archive; unpack it and give what is in it'),
-    Kind((b'par1', b'arrow1'), 'it is a table (Parquet or Feather); read it with pandas and make an anndata.AnnData of it'),
+    Kind((b'par1', b'arrow1'),
+         'it is a table (Parquet or Feather); read it with pandas and make an anndata.AnnData of it'),
     Kind((b'\x93numpy',), 'it is an array of numpy; make an anndata.AnnData of it, with names of cells and genes'),
-    Kind((b'\x80\2', b'\x80\3', b'\x80\4', b'\x80\5'), 'it is a pickle, which can run anything when it is read; write the AnnData in it with write_h5ad'),
+    Kind((b'\x80\2', b'\x80\3', b'\x80\4', b'\x80\5'),
+         'it is a pickle, which can run anything when it is read; write the AnnData in it with write_h5ad'),
     Kind((b'%pdf',), 'it is a PDF; give the file of cells'),
 ]
 
@@ -52,7 +59,7 @@ def _is_table(head):
     except UnicodeDecodeError: return False
     return '\0' not in text and any(o in text.split('\n')[0] for o in ',;\t ')
 
-# %% ../../nbs/07b_data.kinds.ipynb #2d08dfc0
+# %% ../../nbs/07b_data.kinds.ipynb #a6b8e22e
 def _said(head, command, path):
     "What a file with these first bytes is, and what to do about it; empty where that is not known."
     low = head.lstrip().lower()
@@ -61,7 +68,8 @@ def _said(head, command, path):
     for kind in KINDS:
         if low.startswith(kind.starts): return kind.says.replace('FILE', str(path)).replace('FOLDER', str(Path(path).parent))
     if not _is_table(head): return ''
-    return f"it is text, such as a table; if it is one of cells x genes: anndata.io.read_csv('{path}').write_h5ad('NAME.h5ad'), with the columns of obs added"
+    return (f"it is text, such as a table; if it is one of cells x genes: anndata.io.read_csv('{path}').write_h5ad('NAME.h5ad'), "
+            'with the columns of obs added')
 
 def kind_fault(
     path, # A file that is there
@@ -72,7 +80,7 @@ def kind_fault(
     if head.startswith(HDF5) or h5py.is_hdf5(path): return ''
     return _said(*_unpacked(path, head), path) or 'it is of another kind, or damaged: write or download it again'
 
-# %% ../../nbs/07b_data.kinds.ipynb #b68351a2
+# %% ../../nbs/07b_data.kinds.ipynb #037ed6fa
 def hdf5_fault(
     f, # An open HDF5 file, or a zarr group
     path,
@@ -84,15 +92,18 @@ def hdf5_fault(
         first = 'rna' if 'rna' in kinds else kinds[0] if kinds else 'rna'
         return (f"it is a MuData with {', '.join(kinds) or 'no modalities'}; write one of them as h5ad: "
                 f"anndata.io.read_elem(h5py.File('{name}')['mod/{first}']).write_h5ad('{first}.h5ad')")
-    if has('matrix', 'row_attrs', 'col_attrs'): return f"it is a loom file; write it as h5ad: anndata.io.read_loom('{name}').write_h5ad('NAME.h5ad') (needs loompy)"
+    if has('matrix', 'row_attrs', 'col_attrs'):
+        return f"it is a loom file; write it as h5ad: anndata.io.read_loom('{name}').write_h5ad('NAME.h5ad') (needs loompy)"
     if has('matrix/barcodes') or any(is_group(o) and 'barcodes' in o and 'indptr' in o for o in (f[k] for k in f)):
-        return f"it is a matrix of 10x Genomics; write it as h5ad, with the columns of obs added: scanpy.read_10x_h5('{name}').write_h5ad('NAME.h5ad')"
-    if has('assays') or 'active.assay' in f.attrs: return f"it is an h5Seurat; write it as h5ad in R: SeuratDisk::Convert('{name}', dest = 'h5ad')"
+        return ('it is a matrix of 10x Genomics; write it as h5ad, with the columns of obs added: '
+                f"scanpy.read_10x_h5('{name}').write_h5ad('NAME.h5ad')")
+    if has('assays') or 'active.assay' in f.attrs:
+        return f"it is an h5Seurat; write it as h5ad in R: SeuratDisk::Convert('{name}', dest = 'h5ad')"
     absent = [k for k in ('obs', 'var') if k not in f]
     if absent: return f"it has no {' and no '.join(absent)}, so it is no AnnData, or damaged: write or download it again"
     return ''
 
-# %% ../../nbs/07b_data.kinds.ipynb #adf81294
+# %% ../../nbs/07b_data.kinds.ipynb #790529cf
 def open_fault(
     error, # What HDF5 or the system raised
     path,
@@ -100,13 +111,15 @@ def open_fault(
     "Why the HDF5 file `path` cannot be opened."
     text = str(error)
     if 'unable to lock file' in text or 'already open for' in text:
-        return (f'{path} is open for writing elsewhere, such as in a notebook; close it there (or set HDF5_USE_FILE_LOCKING=FALSE if it is only read there)')
+        return (f'{path} is open for writing elsewhere, such as in a notebook; close it there '
+                '(or set HDF5_USE_FILE_LOCKING=FALSE if it is only read there)')
     if cut := re.search(r'truncated file: eof = (\d+).*stored_eof = (\d+)', text):
-        return f'{path} cannot be read as h5ad: it is cut off, and has {int(cut[1]):,} of {int(cut[2]):,} bytes; write or download it again'
+        size = f'{int(cut[1]):,} of {int(cut[2]):,} bytes'
+        return f'{path} cannot be read as h5ad: it is cut off, and has {size}; write or download it again'
     if error.errno is not None or 'errno = ' in text: return os_fault(error, path, 'read')
     return f'{path} cannot be read as h5ad: it is damaged; write or download it again'
 
-# %% ../../nbs/07b_data.kinds.ipynb #af184cbd
+# %% ../../nbs/07b_data.kinds.ipynb #7222f11e
 def is_zarr(path) -> bool:
     "Whether the folder `path` is a zarr store."
     return any((Path(path)/k).exists() for k in ('zarr.json', '.zgroup'))
@@ -118,10 +131,12 @@ def place_fault(
     try: there = os.stat(path)
     except FileNotFoundError:
         if re.match(r'\w+://', str(path)): return f'{path} is an address; download the file first'
-        return f'{path} is a link to a file that is not there; check where it leads' if os.path.islink(path) else f'{path} does not exist; check the path'
+        if os.path.islink(path): return f'{path} is a link to a file that is not there; check where it leads'
+        return f'{path} does not exist; check the path'
     except ValueError: return f'{str(path)!a} is no path; check it'
     except OSError as e: return os_fault(e, path, 'read')
     if stat.S_ISREG(there.st_mode) or stat.S_ISDIR(there.st_mode) and is_zarr(path): return ''
     if not stat.S_ISDIR(there.st_mode): return f'{path} is no file that can be read twice; write it to the disk first'
-    if any(Path(path).glob('*matrix.mtx*')): return f"{path} is a folder of 10x Genomics; write it as h5ad: scanpy.read_10x_mtx('{path}').write_h5ad('NAME.h5ad')"
+    if any(Path(path).glob('*matrix.mtx*')):
+        return f"{path} is a folder of 10x Genomics; write it as h5ad: scanpy.read_10x_mtx('{path}').write_h5ad('NAME.h5ad')"
     return f'{path} is a folder and no zarr store; give an h5ad file'

@@ -51,8 +51,9 @@ def parts_of(
     is_shape = shape is not None and np.shape(shape) == (2,) and np.asarray(shape).dtype.kind in 'iu'
     return Parts(*arrays, tuple(map(int, shape)) if is_shape else None, not form.startswith('csc'))
 
-# %% ../../nbs/07a_data.structure.ipynb #9c1b7ea7
-_KINDS = {'O': 'texts or objects', 'S': 'texts', 'U': 'texts', 'T': 'texts', 'c': 'complex numbers', 'V': 'records', 'M': 'dates', 'm': 'durations'}
+# %% ../../nbs/07a_data.structure.ipynb #a1f877f2
+_KINDS = {'O': 'texts or objects', 'S': 'texts', 'U': 'texts', 'T': 'texts', 'c': 'complex numbers', 'V': 'records',
+          'M': 'dates', 'm': 'durations'} # Kinds of numpy that are no numbers here
 
 def value_kind_faults(dtype, what) -> list:
     "The fault of values that are no numbers, as a list of none or one."
@@ -61,13 +62,15 @@ def value_kind_faults(dtype, what) -> list:
 
 def _start_faults(starts, n_groups, n_stored, what):
     "Faults of where rows (or columns) start."
-    if len(starts) != n_groups + 1: return [f'{what}: indptr has {len(starts):,} entries, and {n_groups + 1:,} are needed']
+    if len(starts) != n_groups + 1:
+        return [f'{what}: indptr has {len(starts):,} entries, and {n_groups + 1:,} are needed']
     faults = [] if starts[0] == 0 else [f'{what}: indptr begins at {starts[0]:,} and not at 0']
     if n := int((np.diff(starts) < 0).sum()): faults.append(f'{what}: indptr falls at {n:,} places')
-    if starts[-1] != n_stored: faults.append(f'{what}: indptr ends at {starts[-1]:,}, and {n_stored:,} column numbers are stored')
+    if starts[-1] != n_stored:
+        faults.append(f'{what}: indptr ends at {starts[-1]:,}, and {n_stored:,} column numbers are stored')
     return faults
 
-# %% ../../nbs/07a_data.structure.ipynb #d87cb418
+# %% ../../nbs/07a_data.structure.ipynb #ceff8f24
 def form_faults(
     parts:Parts,
     shape:tuple, # What the matrix has to be: cells, genes
@@ -78,16 +81,19 @@ def form_faults(
     if absent: return [f"{what} lacks {', '.join(absent)}"]
     flat = [k for k in ('indptr', 'indices', 'data') if getattr(parts, k).ndim != 1]
     if flat: return [f"{what}: {', '.join(flat)} has to have one dimension"]
-    odd = [f'{what}: {k} is of the kind {getattr(parts, k).dtype}; it has to hold whole numbers' for k in ('indptr', 'indices') if getattr(parts, k).dtype.kind not in 'iu']
+    pointers = {'indptr': parts.indptr.dtype, 'indices': parts.indices.dtype}
+    odd = [f'{what}: {k} is of the kind {o}; it has to hold whole numbers' for k, o in pointers.items() if o.kind not in 'iu']
     faults = odd + value_kind_faults(parts.data.dtype, what)
     if parts.shape is None: faults.append(f'{what} does not say its shape')
-    elif tuple(parts.shape) != tuple(shape): faults.append(f'{what} is {_by(parts.shape)}, but there are {shape[0]:,} cells and {shape[1]:,} genes')
+    elif tuple(parts.shape) != tuple(shape):
+        faults.append(f'{what} is {_by(parts.shape)}, but there are {shape[0]:,} cells and {shape[1]:,} genes')
     if isinstance(parts.data, zarr.Array) and (lost := parts.data.nchunks - parts.data.nchunks_initialized):
         faults.append(f'{what}: {lost:,} of {parts.data.nchunks:,} pieces of its values are not in the store')
     n, m = parts.indices.shape[0], parts.data.shape[0]
     if n != m: faults.append(f'{what}: {m:,} values and {n:,} column numbers are stored')
     if odd: return faults
-    return faults + _start_faults(np.asarray(parts.indptr[:]).astype(np.int64), shape[0 if parts.by_row else 1], n, what)
+    starts = np.asarray(parts.indptr[:]).astype(np.int64)
+    return faults + _start_faults(starts, shape[0 if parts.by_row else 1], n, what)
 
 def _by(shape): return ' x '.join(f'{n:,}' for n in shape)
 
@@ -128,7 +134,7 @@ def sound(indices, n) -> bool:
     "Whether the column numbers `indices`, in memory, are all from 0 to `n` - 1."
     return not len(indices) or (indices.min() >= 0 and indices.max() < n)
 
-# %% ../../nbs/07a_data.structure.ipynb #a7f78163
+# %% ../../nbs/07a_data.structure.ipynb #edab8528
 def matrix_faults(
     X, # A matrix in memory: dense, or sparse in any form; what is in a file, and None, has no faults here
     shape:tuple=None, # Cells and genes that there have to be; by default its own
@@ -137,7 +143,9 @@ def matrix_faults(
     "Why `X` cannot be used."
     if X is None or isinstance(X, (CSRDataset, CSCDataset, h5py.Dataset, zarr.Array)): return []
     if isinstance(X, np.ndarray): return array_faults(X, X.shape if shape is None else shape, what)
-    if not sparse.issparse(X): return [f'{what} is a {type(X).__module__}.{type(X).__name__}; make it an array of numpy or a sparse matrix of scipy']
+    if not sparse.issparse(X):
+        kind = f'{type(X).__module__}.{type(X).__name__}'
+        return [f'{what} is a {kind}; make it an array of numpy or a sparse matrix of scipy']
     shape = X.shape if shape is None else shape
     if X.format in ('csr', 'csc'):
         faults, n = form_faults(parts_of(X), shape, what), X.shape[1 if X.format == 'csr' else 0]
@@ -153,7 +161,8 @@ def array_faults(
     what:str='X', # How messages call it
 ) -> list:
     "Why the dense matrix `X` cannot be used."
-    odd = [] if tuple(X.shape) == tuple(shape) and X.ndim == 2 else [f'{what} is {_by(X.shape)}, but there are {_by(shape)} cells and genes']
+    fits = X.ndim == 2 and tuple(X.shape) == tuple(shape)
+    odd = [] if fits else [f'{what} is {_by(X.shape)}, but there are {shape[0]:,} cells and {shape[1]:,} genes']
     return odd + value_kind_faults(X.dtype, what)
 
 # %% ../../nbs/07a_data.structure.ipynb #0ea1fb3b
@@ -175,7 +184,7 @@ def scanned(
     if stamp not in _SCANNED: _SCANNED[stamp] = look()
     return _SCANNED[stamp]
 
-# %% ../../nbs/07a_data.structure.ipynb #3ac3dfe1
+# %% ../../nbs/07a_data.structure.ipynb #b1e531c6
 def stored_faults(
     element, # A group or an array of a file
     shape:tuple, # Cells and genes that there have to be
@@ -185,15 +194,17 @@ def stored_faults(
     "Why the matrix in a file cannot be used."
     if is_array(element): return array_faults(element, shape, what)
     form = str(_told(element, 'encoding-type', 'h5sparse_format'))
-    if form[:3] not in ('csr', 'csc'): return [f"{what} is kept in the form '{form}', which is not known here; keep it dense or as a sparse matrix"]
+    if form[:3] not in ('csr', 'csc'):
+        return [f"{what} is kept in the form '{form}', which is not known here; keep it dense or as a sparse matrix"]
     parts = parts_of(element)
     faults, is_marked = form_faults(parts, shape, what), bool(_told(element, 'canonical'))
     if faults or not (whole or is_marked): return faults
     found = scanned(element)
-    unsorted = [f'{what} is marked as having ascending columns in each row, and they are not'] if is_marked and not found.ascending else []
+    is_false = is_marked and not found.ascending
+    unsorted = [f'{what} is marked as having ascending columns in each row, and they are not'] if is_false else []
     return range_faults(found, parts, what) or unsorted
 
-# %% ../../nbs/07a_data.structure.ipynb #b8559065
+# %% ../../nbs/07a_data.structure.ipynb #40283d40
 class Layout(NamedTuple):
     "What a table in a file says of itself."
     n:int # Rows; 0 where that is not known
@@ -205,7 +216,8 @@ def _column_faults(element, n, what):
     codes = element.get('codes', element.get('values')) if is_group(element) else element
     if not is_array(codes) or codes.ndim != 1: return []  # of another form; whoever reads it will say so
     if codes.shape[0] != n: return [f'{what} has {codes.shape[0]:,} entries, and there are {n:,} rows']
-    if not is_group(element) or not is_array(names := element.get('categories')) or codes.dtype.kind not in 'iu': return []
+    names = element.get('categories') if is_group(element) else None
+    if not is_array(names) or codes.dtype.kind not in 'iu': return []
     codes, most = np.asarray(codes[:]), names.shape[0]
     odd = int(((codes < -1) | (codes >= most)).sum()) if codes.dtype.kind == 'i' else int((codes >= most).sum())
     return [f'{what} points at categories that there are none of, in {odd:,} rows'] if odd else []
