@@ -62,10 +62,11 @@ def _same(x, y):
 def copies(
     X:sparse.csr_matrix, # Cells in question, log-normalised
     of:sparse.csr_matrix, # The cells that they may be copies of, with the same genes in the same order
+    known:Keys=None, # The keys of `of`, where they are there already
     size:int=4096, # Pairs that are compared at a time
 ) -> np.ndarray: # For each row of `X` the row of `of` that it is a copy of; -1 where it is none
     "Which cells of `X` are cells of `of`, whatever their names."
-    found, a, b = np.full(X.shape[0], -1), keys_of(X), keys_of(of)
+    found, a, b = np.full(X.shape[0], -1), keys_of(X), known or keys_of(of)
     if not X.shape[0] or not of.shape[0]: return found
     pairs = _neighbours(a, b)
     for k in range(0, len(pairs), size):

@@ -151,7 +151,7 @@ def cell_faults(
     "Cells that cannot be log-normalised, whatever the others are."
     shown, n = scale.shown, max(int(scale.shown.sum()), 1)
     whole, large = (scale.whole & shown), scale.largest > LARGEST
-    if FEW*n <= whole.sum() < n:
+    if FEW*n <= whole.sum() < n and 2*whole.sum() > large.sum():
         return [f'{whole.sum():,} of {n:,} cells hold whole numbers only (raw counts?) and the others do not; '
                 f'bring all cells to one scale: from counts, {RECIPE}']
     if large.sum() < FEW*n: return []
@@ -452,17 +452,18 @@ def _refusal(fit, same, theirs, truth):
     text = f'{what} {_called(fit)}: {sums}; {rest}. Bring them to one scale: {_mend(fit, theirs, truth)}'
     return text + ', or take the same genes in both files and normalise both then' if fit.kind == 'log' else text
 
-# %% ../../nbs/09a_data.scale.ipynb #566b20f3
+# %% ../../nbs/09a_data.scale.ipynb #3f3155fb
 def _differs(found, theirs, truth):
     "The notes on what differs where no other scale explains it."
     same, closest = found.same, found.closest
     if closest is not None:
-        return [f'by the means of genes {"cells" if closest.kind == "log" else "the values"} {_called(closest)} ({closest.error:.1%} unexplained so, '
-                f'{same.error:.1%} on the scale of the truth), but by the sums of cells they are not; see how the file was made']
+        what, rest = 'cells' if closest.kind == 'log' else 'the values', f'{closest.error:.1%} unexplained so, {same.error:.1%} on the scale of the truth'
+        return [f'by the means of genes {what} {_called(closest)} ({rest}), but by the sums of cells they are not; see how the file was made']
     if 1/FAR <= theirs.total/max(truth.total, 1e-12) <= FAR: return []
     text = f'by expm1 a cell sums to {_number(theirs.total)} (median), and a measured one to {_number(truth.total)}'
     if same.error >= .2: return [f'{text}, and no scale that is known explains it; scored as it is']
-    return [f'{text}, while the means of genes agree (all but {same.error:.0%}), as where cells are smoothed or noise is added; scored as it is']
+    agree = f'while the means of genes agree (all but {same.error:.0%}), as where cells are smoothed or noise is added'
+    return [f'{text}, {agree}; scored as it is']
 
 def _exactly(same, theirs, truth):
     "The `Fit` of the factor between the target sums of two files, where both have one; else None."
@@ -491,8 +492,8 @@ def compare(
     if not known.any() or not theirs.X.nnz or not truth.X.nnz: return Verdict([], [])
     if mixed := mixture(theirs, truth):
         n = int(mixed[0].sum())
-        return Verdict([f'cells of two scales are mixed: of {len(mixed[0]):,} that were looked at, {n:,} {_called(mixed[1])}, and the others '
-                        f'{_called(mixed[2])}; bring all cells to one scale, that of the truth'], [])
+        parts = f'of {len(mixed[0]):,} that were looked at, {n:,} {_called(mixed[1])}, and the others {_called(mixed[2])}'
+        return Verdict([f'cells of two scales are mixed: {parts}; bring all cells to one scale, that of the truth'], [])
     a, b = _sides(theirs, truth)
     found = other_scale(a, b)
     exact = _exactly(found.same, a, b)
@@ -500,6 +501,6 @@ def compare(
     other = exact if off > (4*TIGHT if measured else np.log(FAR)) and (found.other is None or found.other.kind == 'log') else found.other
     if other is not None: return Verdict([_refusal(other, found.same, a, b)], [])
     if off > 4*TIGHT:
-        return Verdict([], [f'each cell sums to {_number(a.total)} by expm1, and each measured one to {_number(b.total)}: another target sum, '
-                            f'which moves each score; {_mend(exact, a, b)} mends it'])
+        sums = f'each cell sums to {_number(a.total)} by expm1, and each measured one to {_number(b.total)}'
+        return Verdict([], [f'{sums}: another target sum, which moves each score; {_mend(exact, a, b)} mends it'])
     return Verdict([], _differs(found, a, b) + _strays(theirs, truth))
