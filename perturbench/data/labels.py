@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['split_name', 'sep_faults', 'name_faults', 'within_brackets', 'plain', 'alike', 'names_nothing', 'unnamed',
            'unnamed_note', 'control_family', 'control_patterns', 'control_fault', 'relabel', 'MergedControls',
-           'merge_controls', 'sep_notes', 'label_notes', 'covariate_notes']
+           'merge_controls', 'merged_note', 'sep_notes', 'label_notes', 'covariate_notes']
 
 # %% ../../nbs/07_data.labels.ipynb #82d43de6
 import re, unicodedata
@@ -197,8 +197,9 @@ def relabel(
         kept = [p for p in parts if not fits(p)]
         if all(p == control for p in kept): return control
         return name if len(kept) == len(parts) else sep.join(kept)
-    codes, names = pd.factorize(pd.Series(labels).astype(object))
-    return pd.Categorical([new(str(o)) for o in names]).take(codes, allow_fill=True)
+    codes, names = pd.factorize(pd.Series(labels))
+    new_names = [new(str(o)) for o in names]
+    return pd.Categorical(new_names).take(codes, allow_fill=True) if new_names else pd.Categorical([None]*len(codes))
 
 # %% ../../nbs/07_data.labels.ipynb #8bc96db8
 class MergedControls(NamedTuple):
@@ -216,8 +217,8 @@ def merge_controls(
 ) -> MergedControls: # Labels are as they were where one name is the control
     "All that match as one control: called as it was when it is one, else 'control', or by the first name where another perturbation is called so."
     controls = [controls] if isinstance(controls, str) or not hasattr(controls, '__iter__') else list(controls)
-    labels = pd.Series(labels).astype(object)
-    cells = {str(o): int(n) for o, n in labels.value_counts(sort=False).items()}
+    codes, unique = pd.factorize(pd.Series(labels))
+    cells = dict(zip(map(str, unique), np.bincount(codes[codes >= 0], minlength=len(unique)).tolist()))
     atoms = list(dict.fromkeys([*cells, *(p for o in cells if sep for p in o.split(sep))]))
     controls = [str(o) for o in controls]
     patterns = [escape(o) if o in atoms else o for o in controls]
@@ -227,10 +228,19 @@ def merge_controls(
     others = {o for o in atoms if o not in names}
     control = (names or controls or [''])[0] if len(names) < 2 or 'control' in others else 'control'
     merged = relabel(labels, patterns if len(names) > 1 else [], control, sep)
-    whole = labels[np.asarray(merged == control)].astype(str).unique()
+    whole = [str(o) for o in unique[np.unique(codes[np.asarray(merged == control)])]]
     return MergedControls(merged, control, {o: cells.get(o, 0) for o in dict.fromkeys([*names, *whole])}, patterns, absent)
 
-# %% ../../nbs/07_data.labels.ipynb #8293db0d
+# %% ../../nbs/07_data.labels.ipynb #75d507e2
+def merged_note(
+    names, # Name of each control -> number of cells, as in `MergedControls`
+    control:str, # The one name
+) -> list: # None or one
+    "What is said of several controls that are one now."
+    if len(names) < 2: return []
+    return [f"{len(names):,} names are one control, '{control}': {_listed(list(names), names)}; as a part of a combination they do not count"]
+
+# %% ../../nbs/07_data.labels.ipynb #b9e6159b
 _JOINTS = ['_', ';', '|', ',', '&', '/', ':', '+', ' + ', '__', '--', '-', ' ']
 
 def _some(names): return ', '.join(map(repr, names[:5])) + (', ...' if len(names) > 5 else '')
@@ -264,7 +274,7 @@ def sep_notes(
     if sep is None: return []
     return _split_notes(names, control, sep) if any(sep in o for o in names) else _joint_notes(names, control)
 
-# %% ../../nbs/07_data.labels.ipynb #d87b6b82
+# %% ../../nbs/07_data.labels.ipynb #8a8e00b9
 def _control_notes(names, cells, control):
     "The perturbations that look like a control: a note for each, or one for a large family."
     families = {}
@@ -291,7 +301,7 @@ def label_notes(
     others = [o for o in names if o not in set(likely)]
     return _control_notes(likely, cells, control) + [_alike_note(o, 'perturbations') for o in alike(others)] + sep_notes(cells, control, sep)
 
-# %% ../../nbs/07_data.labels.ipynb #6eef314c
+# %% ../../nbs/07_data.labels.ipynb #8bfadf3c
 def covariate_notes(
     key:str, # The column of obs
     cells, # Value -> number of cells
