@@ -1,0 +1,65 @@
+"The command works where little is set: another locale, no home, nothing on standard input, a package that cannot be written, a folder of our name where it starts."
+import os, shutil, subprocess, sys
+from pathlib import Path
+import anndata as ad, numpy as np, pandas as pd, pytest
+from conftest import ROOT
+
+GRID = 'tasks: [{name: %s, screen: screen.h5ad, where: {line: [Zürich, K562]}, split: {kind: transfer, fraction: .5}}]\nmodels: [{name: control_mean, as: %s}]\n'
+
+@pytest.fixture
+def here(tmp_path):
+    "A folder with counts, a grid and a table of conditions, whose names and labels are those of many countries."
+    r = np.random.default_rng(0)
+    obs = pd.DataFrame(dict(what=np.tile(np.repeat(['control', 'Πα', 'Πβ', 'ген'], 40), 2), line=np.repeat(['K562', 'Zürich'], 160)), index=[f'ç{i}' for i in range(320)])
+    ad.AnnData(r.poisson(3, (320, 40)).astype('f4'), obs=obs, var=pd.DataFrame(index=[f'Gα{i}' for i in range(40)])).write_h5ad(tmp_path/'raw.h5ad')
+    (tmp_path/'grid.yaml').write_text(GRID % ('mine', 'mean'), encoding='utf-8')
+    (tmp_path/'greek.yaml').write_text(GRID % ('"δοκιμή"', '"μ"'), encoding='utf-8')
+    (tmp_path/'asked.csv').write_text('perturbation,line\nΠα,Zürich\nген,K562\n', encoding='utf-8-sig')
+    return tmp_path
+
+STEPS = '''
+import sys
+from pathlib import Path
+from perturbench.cli import main
+here, grid, out = Path(sys.argv[1]), *sys.argv[2:]
+def step(*args):
+    if status := main([str(o) for o in args]): sys.exit(f'{args[0]} ended with {status}')
+step('prepare', here/'raw.h5ad', '--perturbation-key', 'what', '--covariate-keys', 'line', '-o', here/'screen.h5ad')
+if not grid: sys.exit()
+step('run', here/grid, '-o', here/out)
+run, = (here/out/'runs').glob('*/*/*')
+step('report', here/out)
+step('predict', run, here/'asked.csv', '-o', here/'predicted.h5ad')
+'''
+
+def steps(here, *args, python=(sys.executable,), cwd=None, **options):
+    "Prepare, and with a grid run, report and predict, in a process of its own."
+    done = subprocess.run([*python, '-c', STEPS, str(here), *args], cwd=cwd or here, capture_output=True, text=True, encoding='utf-8', errors='replace', **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert 'Traceback' not in done.stderr
+    assert set(ad.read_h5ad(here/'screen.h5ad').obs.what) == {'control', 'Πα', 'Πβ', 'ген'}
+    if not args[0]: return
+    predicted = ad.read_h5ad(here/'predicted.h5ad')
+    assert set(predicted.obs.perturbation) == {'Πα', 'ген'} and set(predicted.obs.line) == {'Zürich', 'K562'}
+
+PLAIN = dict(LC_ALL='C', LANG='C', PYTHONIOENCODING='ascii', PYTHONCOERCECLOCALE='0')
+
+def test_names_of_many_countries_in_the_plainest_locale(here):
+    steps(here, 'greek.yaml', 'aus_ö', env={k: v for k, v in os.environ.items() if k != 'PYTHONUTF8'} | PLAIN)
+    assert (here/'aus_ö'/'runs'/'δοκιμή'/'μ').is_dir() and 'μ' in (here/'aus_ö'/'leaderboard.csv').read_text(encoding='utf-8')
+
+def test_nothing_is_set_texts_are_ascii_and_nobody_types(here):
+    "No home, no place for settings or temporary files, a closed standard input, and a folder of our name where it starts."
+    shutil.copytree(ROOT/'perturbench', here/'start'/'perturbench'/'perturbench', ignore=shutil.ignore_patterns('__pycache__'))
+    kept = {k: v for k, v in os.environ.items() if k in ('PATH', 'OMP_NUM_THREADS', 'NUMBA_NUM_THREADS')}
+    steps(here, 'grid.yaml', 'out', env=kept | PLAIN | dict(PYTHONUTF8='0'), cwd=here/'start', preexec_fn=lambda: os.close(0))
+
+def test_a_package_that_cannot_be_written_and_no_home(here):
+    shutil.copytree(ROOT/'perturbench', here/'site'/'perturbench', ignore=shutil.ignore_patterns('__pycache__'))
+    subprocess.run(['chmod', '-R', 'a-w', here/'site'], check=True)
+    allowed = '--bounding-set=-dac_override,-dac_read_search', '--inh-caps=-dac_override,-dac_read_search'
+    if os.getuid() == 0 and not shutil.which('setpriv'): pytest.skip('root writes everywhere')
+    less = ['setpriv', *allowed] if os.getuid() == 0 else []
+    env = {k: v for k, v in os.environ.items() if k not in ('NUMBA_CACHE_DIR', 'XDG_CACHE_HOME', 'MPLCONFIGDIR')}
+    try: steps(here, '', '', python=[*less, sys.executable], env=env | dict(HOME='/proc/none', PYTHONPATH=str(here/'site')))
+    finally: subprocess.run(['chmod', '-R', 'u+w', here/'site'], check=True)
