@@ -15,15 +15,15 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 from . import __version__
-from .core import (InputError, Registry, atomic_path, digest, file_name_fault, file_sha256, nearest, os_fault, remove,
-                              rng)
+from .core import (InputError, Registry, atomic_path, digest, file_name_fault, file_sha256, nearest,
+                              os_fault, remove, rng)
 from .data.datasets import DATASETS, screen_path
 from .data.features import cell_embeddings
 from .data.preprocess import CELLS, select_genes
 from .data.h5ad import read_card
 from .data.screen import Design, read_screen
 from .data.simulate import PRESETS, simulated
-from .data.splits import PARTS, SPLITS, Split, default_recipe, leak_check, make_splits, plot_split, read_split
+from .data.splits import PARTS, SPLITS, default_recipe, leak_check, make_splits, plot_split, read_split
 from .loaders.store import CellStore, save_array
 
 # %% ../nbs/24_tasks.ipynb #32569568
@@ -35,7 +35,7 @@ class TaskSpec:
     name:str # Stands in tables and paths
     screen:str # A simulated preset, a published screen, or the path of a prepared h5ad
     where:dict = field(default_factory=dict) # Cells to keep: values of columns of obs
-    split:dict = field(default_factory=dict) # kind, fraction, seed, folds, fold; or kind `file` and the path of a CSV; by default what the screen's card or its layout says
+    split:dict = field(default_factory=dict) # kind and its options; by default what the screen's card or layout says
     genes:dict = field(default_factory=dict) # hvg, de, targets, cells: see `select_genes`
 
 TASKS = Registry('task')
@@ -62,7 +62,8 @@ def _is_there(path) -> bool:
     except FileNotFoundError: return False
     except OSError as e: raise InputError(os_fault(e, path, 'read')) from None
     except UnicodeEncodeError:
-        raise InputError(f'{path} cannot be found in the encoding of this system ({sys.getfilesystemencoding()}); set PYTHONUTF8=1') from None
+        encoding = sys.getfilesystemencoding()
+        raise InputError(f'{path} cannot be found where names are in {encoding}; set PYTHONUTF8=1') from None
     except ValueError: raise InputError(f'{ascii(str(path))} cannot be the path of a file; check it') from None
     return True
 
@@ -78,8 +79,9 @@ def screen_file(
     if screen in PRESETS: return None
     path = screen_path(screen) if screen in DATASETS else Path(screen)
     if _is_there(path): return path
-    if screen in DATASETS: raise InputError(f"the screen '{screen}' is not on this machine; get it with: perturbench fetch {screen}")
-    raise InputError(f"the screen '{screen}' is neither a file ({path}) nor built in{nearest(screen, [*PRESETS, *DATASETS])}")
+    fetch, known = f'get it with: perturbench fetch {screen}', [*PRESETS, *DATASETS]
+    if screen in DATASETS: raise InputError(f"the screen '{screen}' is not on this machine; {fetch}")
+    raise InputError(f"the screen '{screen}' is neither a file ({path}) nor built in{nearest(screen, known)}")
 
 # %% ../nbs/24_tasks.ipynb #24261528
 _DEPTH = 5 # Lists and mappings within each other, at most
@@ -87,8 +89,9 @@ _DEPTH = 5 # Lists and mappings within each other, at most
 def _kind(value) -> str:
     "What `value` is, in a word."
     if value is None: return 'empty'
-    names = {bool: 'true or false', int: 'a number', float: 'a number', str: 'a text', dict: 'a mapping', list: 'a list', tuple: 'a list',
-             set: 'a set', bytes: 'binary', datetime.date: 'a date', datetime.datetime: 'a time', datetime.time: 'a time'}
+    names = {bool: 'true or false', int: 'a number', float: 'a number', str: 'a text', bytes: 'binary',
+             dict: 'a mapping', list: 'a list', tuple: 'a list', set: 'a set',
+             datetime.date: 'a date', datetime.datetime: 'a time'}
     return names.get(type(value), f'of the type {type(value).__name__}')
 
 def _text_faults(text, where):
@@ -103,22 +106,34 @@ def plain_faults(
     "What in `value` is neither a text nor a finite number, nor lists and mappings of these."
     if isinstance(value, bool): return []
     if isinstance(value, str): return _text_faults(value, where)
-    if isinstance(value, int): return [] if abs(value) < 2**63 else [f'{where} is a number of more than 64 bits; give a smaller one']
+    if isinstance(value, int): return [f'{where} has more than 64 bits; give less'] if abs(value) >= 2**63 else []
     if isinstance(value, float): return [] if math.isfinite(value) else [f'{where} is {value}; give a finite number']
-    if not isinstance(value, (list, tuple, dict)):
-        return [f'{where} is {_kind(value)}; ' + ('give it a value' if value is None else 'put quotes around it, or give texts and numbers')]
+    if value is None: return [f'{where} is empty; give it a value']
+    if isinstance(value, (list, tuple, dict)): return _inner_faults(value, where, depth)
+    return [f'{where} is {_kind(value)}; put quotes around it, or give texts and numbers']
+
+def _inner_faults(value, where, depth):
+    "What in the members of a list or mapping is not plain."
     if not depth: return [f'{where} holds lists or mappings too deep within each other; give fewer levels']
-    if not isinstance(value, dict): return [f for i, v in enumerate(value) for f in plain_faults(v, f'{where}[{i}]', depth - 1)]
-    odd = [f'{where} has a key that is {_kind(k)}; put quotes around it' for k in value if not isinstance(k, str)]
-    named = {k: v for k, v in value.items() if isinstance(k, str)}
-    return odd + [f for k, v in named.items() for f in _text_faults(k, f'a key of {where}') or plain_faults(v, f'{where}.{k}', depth - 1)]
+    faults = []
+    if not isinstance(value, dict):
+        for i, v in enumerate(value): faults += plain_faults(v, f'{where}[{i}]', depth - 1)
+        return faults
+    for k, v in value.items():
+        if not isinstance(k, str): faults.append(f'{where} has a key that is {_kind(k)}; put quotes around it')
+        else: faults += _text_faults(k, f'a key of {where}') or plain_faults(v, f'{where}.{k}', depth - 1)
+    return faults
 
 # %% ../nbs/24_tasks.ipynb #f9de019d
 def _where_faults(where):
     "What is wrong with the `where` of a task."
-    lists = {k: v if isinstance(v, (list, tuple)) else [v] for k, v in where.items()}
-    faults = [f'`where.{k}` is an empty list; name the values to keep' for k, v in lists.items() if not v]
-    return faults + [f'`where.{k}` holds {_kind(o)}; give values, or one list of them' for k, v in lists.items() for o in v if isinstance(o, (list, tuple, dict))]
+    faults = []
+    for k, v in where.items():
+        values = v if isinstance(v, (list, tuple)) else [v]
+        inner = [_kind(o) for o in values if isinstance(o, (list, tuple, dict))]
+        if not values: faults.append(f'`where.{k}` is an empty list; name the values to keep')
+        if inner: faults.append(f'`where.{k}` holds {inner[0]}; give values, or one list of them')
+    return faults
 
 _SHARES, _TEXTS = ('fraction', 'entropy'), ('file', 'name', 'split', 'test')
 _LEAST = dict(seed=0, folds=2, fold=0, max_heldout=1, max_heldout_covariates=1, n=1, cells=1, perturbations=1, seen=0)
@@ -127,9 +142,11 @@ def _is_number(value, least, most, kinds=(int,)): return type(value) in kinds an
 
 def _option_fault(k, v):
     "What is wrong with the option `k` of a split."
-    if k in _SHARES and not _is_number(v, 0, 1, (int, float)): return [f"'{k}' of a split is {v!r}; give a number from 0 to 1"]
-    if k in _LEAST and not _is_number(v, _LEAST[k], 2**63 - 1): return [f"'{k}' of a split is {v!r}; give a whole number, {_LEAST[k]} or more"]
-    if k in _TEXTS and not isinstance(v, str): return [f"'{k}' of a split is {_kind(v)}; give a text" + (', the path of a CSV' if k == 'file' else '')]
+    said = f"'{k}' of a split is"
+    if k in _SHARES and not _is_number(v, 0, 1, (int, float)): return [f'{said} {v!r}; give a number from 0 to 1']
+    if k in _LEAST and not _is_number(v, _LEAST[k], 2**63 - 1):
+        return [f'{said} {v!r}; give a whole number, {_LEAST[k]} or more']
+    if k in _TEXTS and not isinstance(v, str): return [f'{said} {_kind(v)}; give a text']
     return []
 
 def _split_faults(split):
@@ -139,36 +156,41 @@ def _split_faults(split):
     if not isinstance(kind, str): return [f"a split needs a `kind`, one of: {', '.join(SPLITS)}"]
     if kind not in SPLITS: return [f"the split '{kind}' is not known{nearest(kind, SPLITS)}"]
     if kind == 'file' and set(split) != {'kind', 'file'}: return [_FILE_SPLIT]
-    left_out = {k for k, p in inspect.signature(SPLITS[kind]).parameters.items() if p.default is None and split.get(k, 0) is None}
-    return [f for k, v in split.items() if k not in left_out for f in _option_fault(k, v)]
+    options = inspect.signature(SPLITS[kind]).parameters
+    said = {k: v for k, v in split.items() if v is not None or k not in options or options[k].default is not None}
+    return [f for k, v in said.items() for f in _option_fault(k, v)]
 
 _FILE_SPLIT = "a split of kind 'file' has one field more, `file`: the path of a CSV of two columns, cell name and part"
 
 # %% ../nbs/24_tasks.ipynb #eda32705
 def _entry_faults(entry):
     "What is wrong with the mapping of a task, as far as the mapping alone says."
-    fields, given = list(TaskSpec.__dataclass_fields__), {k: v for k, v in entry.items() if k != 'name' or v is not None}
+    fields = list(TaskSpec.__dataclass_fields__)
+    given = {k: v for k, v in entry.items() if k != 'name' or v is not None}
     if isinstance(given.get('screen'), str): given['screen'] = _as_text(given['screen'])
     if faults := plain_faults(given, 'the task'): return faults
     faults += [f"a task has no field '{k}'{nearest(k, fields)}" for k in entry if k not in fields]
-    if entry.get('screen', '') == '': faults.append('a task needs `screen`: a built-in name or the path of a prepared h5ad')
-    faults += [f'`{k}` of a task is {_kind(entry[k])}; put quotes around it' for k in ('screen', 'name') if not isinstance(entry.get(k) or '', str)]
+    if given.get('screen', '') == '': faults.append('a task needs `screen`: a built-in name or the path of an h5ad')
+    odd = [k for k in ('screen', 'name') if not isinstance(given.get(k, ''), str)]
+    faults += [f'`{k}` of a task is {_kind(given[k])}; put quotes around it' for k in odd]
     for k, check in dict(where=_where_faults, split=_split_faults, genes=_genes_faults).items():
-        if not isinstance(entry.get(k, {}), dict): faults.append(f'`{k}` of a task is a mapping, such as {_EXAMPLES[k]}')
-        else: faults += check(entry.get(k, {}))
+        value = given.get(k, {})
+        faults += check(value) if isinstance(value, dict) else [f'`{k}` of a task is a mapping, such as {_EXAMPLES[k]}']
     return faults
 
 def _genes_faults(genes):
     "What is wrong with the `genes` of a task."
     known, faults = dict(hvg=int, de=int, targets=bool, cells=CELLS), []
     for k, v in genes.items():
+        wanted = 'true or false' if known.get(k) is bool else 'a whole number, 0 or more'
         if k not in known: faults.append(f"`genes` of a task has no '{k}'{nearest(k, known)}")
-        elif k == 'cells' and v not in CELLS: faults.append(f"`cells` of `genes` is {v!r}; give 'train', or 'all' for genes that have seen the test cells")
+        elif k == 'cells' and v not in CELLS:
+            faults.append(f"`cells` of `genes` is {v!r}; give 'train', or 'all', where test cells have a say")
         elif k != 'cells' and (type(v) is not known[k] or v < 0):
-            faults.append(f"'{k}' of `genes` is {v!r}; give {'true or false' if known[k] is bool else 'a whole number, 0 or more'}")
+            faults.append(f"'{k}' of `genes` is {v!r}; give {wanted}")
     return faults
 
-_EXAMPLES = dict(where='{cell_type: [k562]}', split='{kind: transfer, fraction: .3, seed: 42}', genes='{hvg: 4000, de: 25}')
+_EXAMPLES = dict(where='{cell_type: [k562]}', split='{kind: transfer, fraction: .3}', genes='{hvg: 4000, de: 25}')
 
 def listed(
     faults:list, # One sentence each, at least one
@@ -181,7 +203,8 @@ def listed(
 def _as_mapping(entry):
     "The mapping that `entry` stands for; raises InputError for what is neither name, path nor mapping."
     if isinstance(entry, dict): return entry
-    if not isinstance(entry, (str, Path)): raise InputError(f'a task is a name, the path of an h5ad or a mapping; this one is {_kind(entry)}')
+    if not isinstance(entry, (str, Path)):
+        raise InputError(f'a task is a name, the path of an h5ad or a mapping; this one is {_kind(entry)}')
     if not str(entry).endswith('.h5ad'): TASKS[str(entry)]
     return dict(screen=str(entry))
 
@@ -190,7 +213,7 @@ def _split_at(split, base):
     if split.get('kind') != 'file': return dict(split)
     path = Path(base)/split['file']
     if not _is_there(path): raise InputError(f'the split {path} does not exist; check the path')
-    if path.is_dir(): raise InputError(f'the split {path} is a folder; give the path of a CSV of two columns, cell name and part')
+    if path.is_dir(): raise InputError(f'the split {path} is a folder; give the path of a CSV: cell name, part')
     return dict(split, file=str(path))
 
 def read_task(
@@ -226,7 +249,7 @@ class Task:
     half:np.ndarray # cells, int8: 0 = A, 1 = B for test controls, -1 otherwise
     naming:dict # control, sep, dose_key and targets of the screen
     target_sum:float=None # The total that cells were normalised to; None where the file does not say
-    replicate:np.ndarray=None # cells, int64: the biological replicate (donor, guide), by store row; None where the screen has none
+    replicate:np.ndarray=None # cells, int64: the biological replicate, by store row; None where the screen has none
 
     @property
     def n_folds(self): return len(self.parts)
@@ -240,7 +263,8 @@ class Task:
     def __repr__(self):
         n = [f'{(self.parts[0] == i).sum():,} {p}' for i, p in enumerate(PARTS)]
         folds = f', fold 0 of {self.n_folds}' if self.n_folds > 1 else ''
-        return f'Task {self.name} ({self.task_id}): {self.store.n_cells:,} cells x {self.store.n_genes:,} genes; ' + ', '.join(n) + ' cells' + folds
+        size = f'{self.store.n_cells:,} cells x {self.store.n_genes:,} genes'
+        return f'Task {self.name} ({self.task_id}): {size}; ' + ', '.join(n) + ' cells' + folds
 
 # %% ../nbs/24_tasks.ipynb #58f2201c
 MAX_GIVEN = 1000 # Control cells of a state that a model is given at most, as in the published protocol
@@ -322,7 +346,7 @@ def _key(spec, protocol) -> str:
     return digest([asked, protocol, __version__, [[f.st_size, f.st_mtime_ns] for f in files]])
 
 def _scaled(screen, card, protocol):
-    "The screen on the scale of `protocol`, and its target sum; None where that is not known, and the values are as the file has them."
+    "The screen on the scale of `protocol`, and its target sum; None, and the file's values, where that is not known."
     given, median = card.get('target_sum'), card.get('median_total')
     return (screen.scaled(median/given), median) if protocol == 'perturbench' and given and median else (screen, given)
 
@@ -355,7 +379,8 @@ def _was_seen(folder, stamp) -> bool:
 def _seal(folder, about):
     "Write `task.json` and the stamp of a folder that is otherwise complete."
     files = sorted(str(p.relative_to(folder)) for p in folder.rglob('*') if p.is_file())
-    about = json.loads(json.dumps(about)) | dict(files={k: [(folder/k).stat().st_size, file_sha256(folder/k)] for k in files})
+    kept = {k: [(folder/k).stat().st_size, file_sha256(folder/k)] for k in files}
+    about = json.loads(json.dumps(about)) | dict(files=kept)
     text = json.dumps(about | dict(digest=digest(about)), indent=1, ensure_ascii=False)
     (folder/_ABOUT).write_text(text, encoding='utf-8')
     _keep_stamp(folder, _stamp(folder, files))
@@ -412,9 +437,9 @@ def _loaded(folder, about, name, check):
     kept = [k for k in ('parts', 'half', 'replicate') if f'{k}.npy' in about['files']]
     arrays = {k: np.load(folder/f'{k}.npy') for k in kept}
     known = {k: about[k] for k in ('task_id', 'protocol', 'naming', 'target_sum')}
-    task = Task(name or about['name'], spec=TaskSpec(**about['spec']), folder=folder, store=CellStore.load(folder/'store', check),
-                conditions=pd.read_parquet(folder/'conditions.parquet'), covariate_keys=tuple(about['covariate_keys']),
-                **known, **arrays)
+    task = Task(name or about['name'], spec=TaskSpec(**about['spec']), folder=folder, **known, **arrays,
+                store=CellStore.load(folder/'store', check), covariate_keys=tuple(about['covariate_keys']),
+                conditions=pd.read_parquet(folder/'conditions.parquet'))
     if check and (faults := _array_faults(task)): raise InputError('; '.join(faults))
     return task
 
@@ -486,11 +511,14 @@ def _write_splits(q, folder):
 def _about(q) -> dict:
     "What `task.json` says of a question."
     naming = dict(control=q.screen.control, sep=q.screen.sep, dose_key=q.screen.dose_key, targets=q.screen.targets)
-    return dict(task_id=q.task_id, name=q.spec.name, protocol=q.protocol, key=q.key, version=__version__, spec=asdict(q.spec) | dict(screen=_as_text(q.spec.screen)), target_sum=q.target_sum,
-                covariate_keys=list(q.screen.covariate_keys), naming=naming, splits=[s.recipe for s in q.splits])
+    spec = asdict(q.spec) | dict(screen=_as_text(q.spec.screen))
+    return dict(task_id=q.task_id, name=q.spec.name, protocol=q.protocol, key=q.key, version=__version__, spec=spec,
+                naming=naming, target_sum=q.target_sum, covariate_keys=list(q.screen.covariate_keys),
+                splits=[s.recipe for s in q.splits])
 
 # %% ../nbs/24_tasks.ipynb #9c94a3cd
-_OURS = re.compile(r'store|(parts|half|replicate)\.npy|conditions\.parquet|stamp\.json|(split|leaks)(_\d+)?\.(csv|png|csv\.json)')
+_OURS = re.compile(r'store|(parts|half|replicate)\.npy|conditions\.parquet|stamp\.json|'
+                   r'(split|leaks)(_\d+)?\.(csv|png|csv\.json)')
 
 def _answer(folder, name, key, is_told=False):
     "The task in `folder` where it answers `key` and is whole, else None; whether damage `is_told` is asked for."
@@ -506,7 +534,7 @@ def _write_task(q, tasks) -> Task:
     folder = tasks/about['task_id']
     if folder.is_dir():
         if task := _answer(folder, q.spec.name, q.key, is_told=True): return task
-        if all(_OURS.fullmatch(p.name) for p in folder.iterdir()): remove(folder)  # `task.json` is lost, and nothing else is here
+        if all(_OURS.fullmatch(p.name) for p in folder.iterdir()): remove(folder)  # only `task.json` is lost
     with atomic_path(folder, folder=_ABOUT) as part:
         _write_arrays(q, part)
         _write_splits(q, part)
@@ -521,7 +549,8 @@ def open_task(
 ) -> Task: # Raises InputError where the screen or the split does not work
     "Open a task: read, split and select genes, or find it in `out` as it was opened before."
     spec, tasks = read_task(spec), Path(out)/'tasks'
-    if protocol not in PROTOCOLS: raise InputError(f"the protocol '{protocol}' is not known{nearest(protocol, PROTOCOLS)}")
+    if protocol not in PROTOCOLS:
+        raise InputError(f"the protocol '{protocol}' is not known{nearest(protocol, PROTOCOLS)}")
     key = _key(spec, protocol)
     for folder in sorted(p.parent for p in tasks.glob('*/task.json')):
         if task := _answer(folder, spec.name, key): return task

@@ -145,7 +145,8 @@ def _typed(name, a, dtype):
     if dtype is None or a.dtype == dtype: return _fixed(a, dtype)
     if a.dtype.kind not in 'biuf': raise InputError(f'`{name}` of a store holds {a.dtype.name}; give numbers')
     with np.errstate(invalid='ignore', over='ignore'): new = _fixed(a, dtype)
-    if new.dtype.kind == 'i' and (new != a).any(): raise InputError(f'`{name}` of a store does not hold whole numbers of {8*new.itemsize} bits')
+    if new.dtype.kind == 'i' and (new != a).any():
+        raise InputError(f'`{name}` of a store does not hold whole numbers of {8*new.itemsize} bits')
     return new
 
 # %% ../../nbs/20_loaders.store.ipynb #235b8338
@@ -159,14 +160,15 @@ def _length_faults(store):
     of_cells = {k: getattr(store, k) for k in ('codes', 'order', 'cells', 'library', 'batch')} | store.embeddings
     of_values = {k: getattr(store, k) for k in ('indices', 'values', 'counts')}
     wanted = [(k, a, n) for k, a in of_cells.items()] + [(k, a, nnz) for k, a in of_values.items()]
-    return [f'`{k}` has {len(a):,} numbers instead of {size:,}' for k, a, size in wanted if a is not None and len(a) != size]
+    wrong = [(k, len(a), size) for k, a, size in wanted if a is not None and len(a) != size]
+    return [f'`{k}` has {found:,} numbers instead of {size:,}' for k, found, size in wrong]
 
 def _row_faults(store):
     "What is wrong with where rows start and which condition they are of."
-    faults, known = _length_faults(store), len(store.design.state)
-    if len(store.indptr) and (store.indptr[0] or (np.diff(store.indptr) < 0).any()): faults.append('`indptr` does not ascend from 0')
-    if len(store.codes) and not 0 <= store.codes.min() <= store.codes.max() < known: faults.append(f'`codes` are not those of {known:,} conditions')
-    return faults
+    faults, starts, codes, known = _length_faults(store), store.indptr, store.codes, len(store.design.state)
+    if len(starts) and (starts[0] or (np.diff(starts) < 0).any()): faults.append('`indptr` does not ascend from 0')
+    is_known = not len(codes) or 0 <= codes.min() <= codes.max() < known
+    return faults + ([] if is_known else [f'`codes` are not those of {known:,} conditions'])
 
 def _gene_faults(store):
     "What is wrong with the genes of the non-zeros."
@@ -366,10 +368,10 @@ def to(self:CellStore,
 # %% ../../nbs/20_loaders.store.ipynb #e940aa59
 @cache
 def _kernel():
-    "The GPU kernel; None without Triton."
-    try: from perturbench.loaders.gpu import gather
+    "The GPU kernel; None without Triton, or where it cannot be compiled."
+    try: from perturbench.loaders.gpu import gather, works
     except ImportError: return None
-    return gather
+    return gather if works('cuda') else None
 
 def plain_gather(
     indptr, # int64, cells + 1: where the non-zeros of each cell start
@@ -480,7 +482,8 @@ def _save(self:CellStore, folder):
     "Write what is not in `folder` yet."
     arrays = {k: getattr(self, k) for k in _TYPES} | {f'design_{k}': getattr(self.design, k) for k in _TABLES}
     arrays |= {f'embedding_{i}': a for i, a in enumerate(self.embeddings.values())}
-    names = dict(genes=self.genes, batches=self.batches, embeddings=list(self.embeddings), perturbations=self.design.perturbations, covariates=self.design.covariates)
+    names = dict(genes=self.genes, batches=self.batches, embeddings=list(self.embeddings),
+                 perturbations=self.design.perturbations, covariates=self.design.covariates)
     for k, a in arrays.items():
         if a is not None and not (folder/f'{k}.npy').exists(): save_array(folder/f'{k}.npy', a)
     (folder/'store.json').write_text(json.dumps(names, ensure_ascii=False), encoding='utf-8')
@@ -499,7 +502,8 @@ def _order_faults(store):
     "What is wrong with the order of the cells."
     n, faults = store.n_cells, []
     if (np.diff(store.codes) < 0).any(): faults.append('`codes` do not ascend')
-    if not np.array_equal(np.sort(store.order), np.arange(n)): faults.append(f'`order` does not name each of {n:,} cells once')
+    if not np.array_equal(np.sort(store.order), np.arange(n)):
+        faults.append(f'`order` does not name each of {n:,} cells once')
     if store.batch is not None and n and not 0 <= store.batch.min() <= store.batch.max() < len(store.batches):
         faults.append(f'`batch` is not one of {len(store.batches):,} batches')
     return faults
@@ -507,17 +511,19 @@ def _order_faults(store):
 def _design_faults(design):
     "What is wrong with the tables of the conditions."
     n, n_values = len(design.state), sum(map(len, design.covariates.values()))
-    wanted = dict(perturbation=((n, len(design.perturbations)), 'f'), covariate=((n, n_values), 'f'), state=((n,), 'i'), is_control=((n,), 'b'))
+    wanted = dict(perturbation=((n, len(design.perturbations)), 'f'), covariate=((n, n_values), 'f'),
+                  state=((n,), 'i'), is_control=((n,), 'b'))
     tables = {k: getattr(design, k) for k in wanted}
-    faults = [f'the table `{k}` of the conditions has another shape or kind' for k, a in tables.items() if (a.shape, a.dtype.kind) != wanted[k]]
+    odd = [k for k, a in tables.items() if (a.shape, a.dtype.kind) != wanted[k]]
+    faults = [f'the table `{k}` of the conditions has another shape or kind' for k in odd]
     is_known = n and design.state.ndim == 1 and 0 <= design.state.min() <= design.state.max() < n
     return faults + ([] if is_known or not n else ['`state` is not one of the states'])
 
 def _number_faults(store):
     "Which arrays hold numbers that are not finite."
     kept = {k: a for k in ('values', 'counts', 'library') if (a := getattr(store, k)) is not None}
-    pieces = lambda a: (a[i:i + PIECE] for i in range(0, len(a), PIECE))
-    return [f'`{k}` holds numbers that are not finite' for k, a in kept.items() if not all(np.isfinite(o).all() for o in pieces(a))]
+    def is_finite(a): return all(np.isfinite(a[i:i + PIECE]).all() for i in range(0, len(a), PIECE))
+    return [f'`{k}` holds numbers that are not finite' for k, a in kept.items() if not is_finite(a)]
 
 # %% ../../nbs/20_loaders.store.ipynb #3b485957
 def check_store(
@@ -525,7 +531,8 @@ def check_store(
 ): # Raises InputError where a number would lead astray
     "Look at every number of `store`, piece by piece."
     faults = _design_faults(store.design) + _order_faults(store) + _gene_faults(store) + _number_faults(store)
-    if not all(isinstance(g, str) for g in store.genes) or len(set(store.genes)) < store.n_genes: faults.append('the genes are no list of different names')
+    if not all(isinstance(g, str) for g in store.genes) or len(set(store.genes)) < store.n_genes:
+        faults.append('the genes are no list of different names')
     if faults: raise InputError(_UNFIT + '; '.join(faults))
 
 # %% ../../nbs/20_loaders.store.ipynb #d018d588
