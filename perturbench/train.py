@@ -7,7 +7,7 @@ __all__ = ['PRECISIONS', 'BUDGETS', 'IN_MEMORY', 'Budget', 'read_budget', 'model
            'fit', 'for_want_of_memory', 'fit_batches', 'OneMachine']
 
 # %% ../nbs/40_train.ipynb #389d87ec
-import logging, os, signal, sys, time, warnings
+import gc, logging, os, signal, sys, time, warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -67,6 +67,12 @@ def model_info(
     return ModelInfo(task.genes, task.design, cells.n, task.protocol, targets=task.naming.get('targets', {}), cells=cells,
                      embeddings={k: a.shape[1] for k, a in cells.store.embeddings.items()})
 
+# %% ../nbs/40_train.ipynb #66c4aa81
+def _compiled(f):
+    "`f` compiled for each size of batch, as if nothing had been compiled before."
+    torch.compiler.reset()
+    return torch.compile(f, dynamic=False, mode='reduce-overhead' if torch.cuda.is_available() else None)
+
 # %% ../nbs/40_train.ipynb #9f6492a4
 class Module(pl.LightningModule):
     "Any `PerturbationModel` as Lightning wants it."
@@ -74,7 +80,7 @@ class Module(pl.LightningModule):
         super().__init__()
         self.model, self.seed, self.budget, self.automatic_optimization = model, seed, budget, False
         self.history, self.best, self.best_loss, self.loss = [], None, float('inf'), model.loss
-        if budget.compile: self.loss = torch.compile(model.loss, dynamic=False, mode='reduce-overhead' if torch.cuda.is_available() else None)
+        if budget.compile: self.loss = _compiled(model.loss)
 
     def configure_optimizers(self):
         optimisers = self.model.optimisers()
@@ -96,7 +102,7 @@ class Module(pl.LightningModule):
             if self.budget.compile: torch.compiler.cudagraph_mark_step_begin()
             loss = self.loss(batch)['loss']
             for o in optimisers: o.zero_grad()
-            self.manual_backward(loss)
+            with torch.autocast(self.device.type, enabled=False): self.manual_backward(loss)
             for o in optimisers: o.step()
         self.losses.append(loss.detach().clone()); self.weights.append(len(batch))
 
@@ -209,6 +215,7 @@ def fit_batches(
     budget, last = read_budget(budget), folder and Path(folder)/'last.ckpt'
     untrained = {k: v.clone() for k, v in model.state_dict().items()}
     for resident in (True, False):
+        _clear_devices()
         module, trainer = Module(model, seed, budget), _trainer(budget, [KeepLast(last, every)] if last else [], devices)
         found = None if callable(start) else start
         try:
@@ -220,12 +227,17 @@ def fit_batches(
             on_host = found and not found[0].cells.store.resident
             _out_of_memory(resident and devices == 1 and callable(start) and not on_host, budget)
         del module, trainer, found
-        torch.cuda.empty_cache()
         model.load_state_dict(untrained)
     if module.best is None: raise InputError(f'the validation loss of {model.name} was never finite; lower its learning rate (`lr`)')
     model.load_state_dict(module.best)
     model.eval()
     return pd.DataFrame(module.history, columns=['epoch', 'train_loss', 'val_loss'])
+
+def _clear_devices():
+    "Give up what earlier trainings hold of a GPU: a trainer and what it trains on refer to each other, and stay until Python looks for such rings."
+    if not torch.cuda.is_available(): return
+    gc.collect()
+    torch.cuda.empty_cache()
 
 def _out_of_memory(may_move, budget):
     "Warn where rows can make room; else raise InputError."

@@ -8,6 +8,15 @@ if not torch.cuda.is_available(): os.environ.setdefault('TRITON_INTERPRET', '1')
 
 ROOT = Path(__file__).resolve().parents[1]
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    "Tests that ask for no GPU run on the CPU, also in the processes that they start: a GPU draws other numbers, and sums in another order each time."
+    if item.get_closest_marker('gpu'): return (yield)
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(torch.cuda, 'is_available', lambda: False)
+        m.setenv('CUDA_VISIBLE_DEVICES', '')
+        return (yield)
+
 def pytest_collection_modifyitems(items):
     "Tests of a GPU do without where there is none."
     if torch.cuda.is_available(): return

@@ -2,6 +2,7 @@
 import asyncio, os, signal, subprocess, sys, threading
 from copy import copy
 import numpy as np, pytest, torch
+from torch._dynamo.testing import CompileCounter
 from perturbench import train
 from perturbench.core import InputError
 from perturbench.loaders.batches import Batches
@@ -183,3 +184,15 @@ def test_another_way_to_start_processes_is_no_matter(task, tmp_path):
     env = os.environ | dict(PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
     done = subprocess.run([sys.executable, tmp_path/'script.py', task.folder], env=env, capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == '2', done.stderr
+
+def test_a_later_training_is_compiled_as_the_first_was(task, monkeypatch):
+    "PyTorch gives up after some eight versions of one function, and each training needs some."
+    counts, compiled = [], torch.compile
+    def traced(f, dynamic, mode):
+        counts.append(CompileCounter())
+        return compiled(f, dynamic=dynamic, backend=counts[-1])
+    monkeypatch.setattr(torch, 'compile', traced)
+    for _ in range(10):
+        model = build_model('linear', train.model_info(task))
+        train.fit(model, task, budget=dict(max_epochs=1, min_epochs=1, batch_size=4000, compile=True))
+    assert {c.frame_count for c in counts} == {counts[0].frame_count} != {0}

@@ -408,7 +408,7 @@ def assemble(self:Batches,
     if self.strategy.pair:
         seed = seed_of('pairs', self.seed, self.epoch if self.shuffle else 0, self.rank, step)
         pair = self.strategy.pair(x, c, self.state[condition], seed)
-        c, read = c.index_select(0, pair), read[pair if torch.is_tensor(read) else pair.numpy()]
+        c, read = c.index_select(0, pair), read[pair if torch.is_tensor(read) else pair.cpu().numpy()]
     read = self._embedded(read) if self.features else x if c is None else c
     found = dict(expression=x, controls=c, perturbation=self._known('perturbation', condition), covariates=self._known('covariates', condition),
                  cell_features=read, condition=condition, cell=torch.as_tensor(cell, device=condition.device))
