@@ -67,7 +67,7 @@ def test_a_file_that_is_no_table_says_what_it_is(tmp_path, data, words):
 def test_a_path_that_is_no_file_says_why(tmp_path):
     (tmp_path/'loop').symlink_to(tmp_path/'loop')
     (tmp_path/'file').write_text('x', encoding='utf-8')
-    for path, words in [(tmp_path, 'is a folder'), (tmp_path/'none.csv', 'cannot be read'), (tmp_path/'loop', 'leads back to itself'), (tmp_path/'file'/'t.csv', 'a file and no folder'), ('a\0b', 'cannot be the path'), ('x'*300, 'too long')]:
+    for path, words in [(tmp_path, 'is a folder'), (tmp_path/'none.csv', 'does not exist'), (tmp_path/'loop', 'leads back to itself'), (tmp_path/'file'/'t.csv', 'a file and no folder'), ('a\0b', 'cannot be the path'), ('x'*300, 'too long')]:
         with pytest.raises(InputError, match=words): read_conditions_csv(path)
 
 @few

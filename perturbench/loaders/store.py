@@ -172,8 +172,8 @@ def _row_faults(store):
 
 def _gene_faults(store):
     "What is wrong with the genes of the non-zeros."
-    n, indices = len(store.genes), store.indices
-    wrong = sum(int(((o := indices[i:i + PIECE]) < 0).sum() + (o >= n).sum()) for i in range(0, len(indices), PIECE))
+    n, pieces = len(store.genes), (store.indices[i:i + PIECE] for i in range(0, len(store.indices), PIECE))
+    wrong = sum(int(((o < 0) | (o >= n)).sum()) for o in pieces if o.min() < 0 or o.max() >= n)
     return [f'{wrong:,} of `indices` are none of {n:,} genes'] if wrong else []
 
 # %% ../../nbs/20_loaders.store.ipynb #c2233e96
