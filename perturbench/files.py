@@ -74,7 +74,7 @@ def meaning(
     given:dict, # Keys as in `DEFAULTS`; None (or ...) where they were not given
 ) -> dict: # As `DEFAULTS`; raises InputError for keys that contradict the card
     "What the columns of obs mean."
-    given = {k: v for k, v in given.items() if v is not None and v is not ...}
+    given = {k: v for k, v in given.items() if v is not (... if k == 'sep' else None)}
     if 'covariate_keys' in given: given['covariate_keys'] = _listed(given['covariate_keys'])
     if not card and 'perturbation_key' not in given:
         raise InputError('the truth has no card that says what its columns mean; give perturbation_key (--perturbation-key), '
@@ -473,11 +473,11 @@ def _score_all(evaluation, sources, asked, refused, trained, notes):
     tables, runs = zip(*(found[k] for k in [*sources, *baselines]))
     return FileScores(pd.concat(tables, ignore_index=True), pd.DataFrame(runs), evaluation.references(), evaluation, notes, _given_half(task), refused)
 
-# %% ../nbs/59_files.ipynb #c3fac387
+# %% ../nbs/59_files.ipynb #92463774
 def _patterns(keys, names):
     "What takes the controls in other files; nothing where there is one plain name."
     given = _listed(keys['control'])
-    return [] if given == list(names) else [escape(o) if o in names else o for o in given] + [escape(o) for o in names if o not in given]
+    return [] if given == list(names)[:1] == list(names) else [escape(o) if o in names else o for o in given] + [escape(o) for o in names if o not in given]
 
 def _keys_of_truth(truth, given, values, notes):
     "What the columns of the truth mean, what its controls are called as far as a card says so, and what its values are."

@@ -6,7 +6,8 @@
 __all__ = ['DO', 'UNDO', 'WORDS', 'MEASURED', 'TIGHT', 'FEW', 'LARGEST', 'LARGE', 'RECIPE', 'MEND', 'SAMPLE', 'STORED', 'FAR',
            'looks_like_counts', 'Scale', 'Meter', 'measure', 'groups_of', 'exact_kind', 'cell_faults', 'scale_faults',
            'scale_notes', 'scale_text', 'ValueCheck', 'Sample', 'sample', 'Side', 'Fit', 'fitted', 'hypotheses',
-           'Compared', 'other_scale', 'two_parts', 'divisions', 'mixture', 'Verdict', 'compare']
+           'Compared', 'other_scale', 'two_parts', 'divisions', 'exact_factor', 'judge', 'mixture', 'Verdict',
+           'compare']
 
 # %% ../../nbs/09a_data.scale.ipynb #5b1278b4
 from dataclasses import dataclass
@@ -188,9 +189,9 @@ def scale_text(
     scale:Scale,
 ) -> str: # One sentence
     "What the values look like, and why."
-    shown, genes = scale.shown, f'{np.median(scale.detected):,.0f} of {scale.n_genes:,} genes in a cell (median)'
-    share = f'largest value {scale.maximum:.3g}, {genes}'
-    if not shown.any(): return f'too few values to tell a scale: {share}'
+    shown = scale.shown
+    if not shown.any(): return f'too few values to tell a scale: no cell shows 5 genes, largest value {scale.maximum:.3g}'
+    share = f'largest value {scale.maximum:.3g}, {np.median(scale.detected):,.0f} of {scale.n_genes:,} genes in a cell (median)'
     if scale.whole[shown].mean() > .99: return f'raw counts: whole numbers only; {share}'
     kind, found = exact_kind(scale)
     if kind is not None:
@@ -331,7 +332,7 @@ def hypotheses(
     "How well each scale explains the file."
     linear = _changed(truth.X, _expm1)
     fit = lambda kind, factors: fitted(theirs.profile, linear, truth.weight, kind, factors, smooth)
-    rough = fit('log', _beyond(10**np.arange(-6, 6.01, .2))).factor
+    rough = fit('log', _beyond(10**np.arange(-6, 6.01, .34))).factor
     others = [fit('log', _beyond(rough*np.exp(np.linspace(-.4, .4, 17))))] + [fit(kind, [1.]) for kind in ('twice', 'log2', 'log10')]
     for kind, power in (('none', 1), ('root', 2)):
         p = truth.weight @ _changed(linear, DO[kind])
@@ -398,7 +399,7 @@ def divisions(
     exact = _exact(truth.X)
     if len(exact) == 1:
         odd = shown & (np.abs(_log_sums(theirs.X, 'log') - np.log(exact[0])) > 2*TIGHT)
-        if FEW*shown.sum() <= odd.sum() <= shown.sum()/2: yield odd
+        if FEW*shown.sum() <= odd.sum() <= .9*shown.sum(): yield odd
     for kind in ('log', 'none'):
         middle = {c: np.median(_log_sums(truth.X[truth.codes == c], kind)) for c in np.unique(theirs.codes)}
         part = two_parts((_log_sums(theirs.X, kind) - np.array([middle[c] for c in theirs.codes]))[shown])
@@ -413,19 +414,45 @@ def _sides(theirs, truth):
     known = np.isin(truth.codes, theirs.codes)
     return [Side.of(o.X, _weights(o.codes)) for o in (theirs, Sample(truth.X[known], truth.codes[known]))]
 
+def exact_factor(
+    same:Fit, # How well the scale of the truth explains the file
+    theirs:Side,
+    truth:Side,
+) -> Fit: # None where one of them has no exact sums, or the means of genes are against it
+    "The factor between the target sums of two files, where all cells of both have theirs exactly."
+    exact = [_exact(o.X) for o in (theirs, truth)]
+    if not len(exact[0]) == len(exact[1]) == 1: return None
+    fit = fitted(theirs.profile, _changed(truth.X, _expm1), truth.weight, 'log', [exact[0][0]/exact[1][0]])
+    return fit if fit.error <= min(.6, max(1.1*same.error, .02)) else None
+
+def _off(fit): return 0. if fit is None else abs(np.log(fit.factor))
+
+def judge(
+    theirs:Sample,
+    truth:Sample,
+    far:float=FAR, # Exact target sums that differ by more are other scales
+) -> tuple: # A `Compared`; the `Fit` of exact target sums, or None; both `Side`s
+    "On which scale a file is."
+    a, b = _sides(theirs, truth)
+    found = other_scale(a, b)
+    exact = exact_factor(found.same, a, b)
+    if _off(exact) > np.log(far) and (found.other is None or found.other.kind == 'log'): found = found._replace(other=exact)
+    return found, exact, a, b
+
+# %% ../../nbs/09a_data.scale.ipynb #1f1bfc55
 def mixture(
     theirs:Sample,
     truth:Sample,
 ) -> tuple: # bool: a part of the cells; the `Fit` of it and of the rest, None where that is on no other scale. None for no mixture
     "Cells of two scales in one file."
     for part in divisions(theirs, truth):
-        found = [other_scale(*_sides(Sample(theirs.X[p], theirs.codes[p]), truth)).other for p in (part, ~part)]
+        found = [judge(Sample(theirs.X[p], theirs.codes[p]), truth)[0].other for p in (part, ~part)]
         kinds = {None if f is None else f.kind for f in found}
         alike = None in kinds or abs(np.log(found[0].factor/found[1].factor)) < np.log(1.5)
         if len(kinds) == 2 or not alike: return part, *found
     return None
 
-# %% ../../nbs/09a_data.scale.ipynb #54cb1266
+# %% ../../nbs/09a_data.scale.ipynb #ae6502db
 class Verdict(NamedTuple):
     "What a comparison says."
     faults:list # Why the file cannot be scored
@@ -452,7 +479,7 @@ def _refusal(fit, same, theirs, truth):
     text = f'{what} {_called(fit)}: {sums}; {rest}. Bring them to one scale: {_mend(fit, theirs, truth)}'
     return text + ', or take the same genes in both files and normalise both then' if fit.kind == 'log' else text
 
-# %% ../../nbs/09a_data.scale.ipynb #3f3155fb
+# %% ../../nbs/09a_data.scale.ipynb #8fe249ea
 def _differs(found, theirs, truth):
     "The notes on what differs where no other scale explains it."
     same, closest = found.same, found.closest
@@ -465,22 +492,15 @@ def _differs(found, theirs, truth):
     agree = f'while the means of genes agree (all but {same.error:.0%}), as where cells are smoothed or noise is added'
     return [f'{text}, {agree}; scored as it is']
 
-def _exactly(same, theirs, truth):
-    "The `Fit` of the factor between the target sums of two files, where both have one; else None."
-    exact = [_exact(o.X) for o in (theirs, truth)]
-    if not len(exact[0]) == len(exact[1]) == 1: return None
-    fit = fitted(theirs.profile, _changed(truth.X, _expm1), truth.weight, 'log', [exact[0][0]/exact[1][0]])
-    return fit if fit.error <= min(.3, max(1.2*same.error, .02)) else None
 def _strays(theirs, truth):
-    "The note on cells that do not sum to what all others do."
-    exact, sums = _exact(truth.X), np.exp(_log_sums(theirs.X, 'log'))
-    if len(exact) != 1: return []
-    stray = (np.diff(theirs.X.indptr) >= 5) & (np.abs(sums/exact[0] - 1) > 4*TIGHT)
-    if not FEW*len(sums) <= stray.sum() < len(sums)/2: return []
-    return [f'{stray.sum():,} of {len(sums):,} cells that were looked at sum to {_number(np.median(sums[stray]))} (median) by expm1, '
-            f'and each measured one to {_number(exact[0])}']
+    "The note on cells whose sums are apart from those of the others."
+    sums = np.exp(_log_sums(theirs.X, 'log'))
+    parts = [p for p in divisions(theirs, truth) if abs(np.log(np.median(sums[p])/np.median(sums[~p]))) > np.log(FAR)]
+    if not parts: return []
+    a, b = (_number(np.median(sums[p])) for p in (parts[0], ~parts[0]))
+    return [f'{parts[0].sum():,} of {len(sums):,} cells that were looked at are apart: they sum to {a} (median) by expm1, the others to {b}']
 
-# %% ../../nbs/09a_data.scale.ipynb #cbf5cd36
+# %% ../../nbs/09a_data.scale.ipynb #745ae9d9
 def compare(
     theirs:Sample, # Cells of a file; the codes of their conditions are those of the truth
     truth:Sample, # Measured cells
@@ -494,13 +514,9 @@ def compare(
         n = int(mixed[0].sum())
         parts = f'of {len(mixed[0]):,} that were looked at, {n:,} {_called(mixed[1])}, and the others {_called(mixed[2])}'
         return Verdict([f'cells of two scales are mixed: {parts}; bring all cells to one scale, that of the truth'], [])
-    a, b = _sides(theirs, truth)
-    found = other_scale(a, b)
-    exact = _exactly(found.same, a, b)
-    off = 0. if exact is None else abs(np.log(exact.factor))
-    other = exact if off > (4*TIGHT if measured else np.log(FAR)) and (found.other is None or found.other.kind == 'log') else found.other
-    if other is not None: return Verdict([_refusal(other, found.same, a, b)], [])
-    if off > 4*TIGHT:
+    found, exact, a, b = judge(theirs, truth, 1 + 4*TIGHT if measured else FAR)
+    if found.other is not None: return Verdict([_refusal(found.other, found.same, a, b)], [])
+    if _off(exact) > 4*TIGHT:
         sums = f'each cell sums to {_number(a.total)} by expm1, and each measured one to {_number(b.total)}'
         return Verdict([], [f'{sums}: another target sum, which moves each score; {_mend(exact, a, b)} mends it'])
-    return Verdict([], _differs(found, a, b) + _strays(theirs, truth))
+    return Verdict([], _differs(found, a, b) or _strays(theirs, truth))
