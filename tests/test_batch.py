@@ -268,12 +268,22 @@ def test_control_c_in_a_training_keeps_what_is_finished(start, out, undisturbed)
     assert {p: p.stat().st_mtime_ns for p in kept} == kept
     assert_undisturbed(out, undisturbed)
 
+def test_an_impatient_control_c(start, out):
+    run = start('run', 'grid.yaml', '-o', out.name, '--jobs', 2, prepare=fork_workers)
+    run.until(lambda: list(out.glob('runs/*/*/.*/notebook.ipynb')))
+    while run.process.is_alive() and 'interrupted' not in run.text:
+        run.send(signal.SIGINT)
+        run.process.join(.02)
+    assert interrupted(run)
+    assert list(out.glob('runs/*/*/.*')) == [] and 'leaked' not in run.text, run.text
+
 def test_control_c_at_a_terminal_keeps_what_workers_have_finished(start, out):
     run = start('run', 'grid.yaml', '-o', out.name, '--jobs', 2, prepare=fork_workers)
     run.until(lambda: runs(out))
     run.send(signal.SIGINT)
     assert interrupted(run)
     assert 1 <= len(runs(out)) < len(MODELS)
+    assert list(out.glob('runs/*/*/.*')) == []
     for p in runs(out): assert {f.name for f in p.parent.iterdir()} == {'run.json', 'scores.parquet', 'notebook.ipynb', 'model.ckpt', 'log'}
 
 def importing(group):
@@ -290,10 +300,12 @@ def test_control_c_while_workers_start(start, out, group):
     run.until(lambda: importing(run.process.pid))
     run.send(signal.SIGINT, group)
     assert interrupted(run)
-    assert runs(out) == []
+    assert runs(out) == [] and list(out.glob('runs/*/*/.*')) == []
 
-def test_a_kernel_of_its_own_gives_the_same_scores(start, place, out, undisturbed):
+def test_a_kernel_of_its_own_gives_the_same_scores(start, place, undisturbed):
     write_grid(place/'linear.yaml', ['linear'])
+    out = place/"a kernel's {0} {x}"
+    shutil.copytree(undisturbed/'tasks', out/'tasks')
     run = start('run', 'linear.yaml', '-o', out.name, '--isolate')
     assert run.status() == 0, run.text
     (name, content), = scores(out).items()

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['DEFAULT_GRID', 'BACKENDS', 'notebook_path', 'register_engine', 'RunSpec', 'ModelSpec', 'Grid', 'kind_of',
-           'odd_values', 'staying', 'read_grid', 'NoRoom', 'stop_without_room', 'forget_failure', 'execute', 'expand',
-           'state_of', 'to_do', 'sweep', 'check_places', 'Outcome', 'run_grid', 'to_report', 'dry_runs']
+           'odd_values', 'staying', 'name_faults', 'read_grid', 'NoRoom', 'stop_without_room', 'forget_failure',
+           'execute', 'expand', 'state_of', 'to_do', 'sweep', 'check_places', 'Outcome', 'run_grid', 'to_report',
+           'dry_runs']
 
 # %% ../../nbs/61_bench.batch.ipynb #cdfb1c5a
 import errno, io, json, math, os, re, signal, sys, tempfile, threading, time, traceback, types
@@ -52,9 +53,13 @@ def _shell():
     return Shell(config=config, ipython_dir=tempfile.gettempdir(), user_module=module, user_ns=module.__dict__)
 
 # %% ../../nbs/61_bench.batch.ipynb #205fb910
+def _sound(text):
+    "`text` as UTF-8 can hold it."
+    return text.encode('utf-8', 'backslashreplace').decode()
+
 def _as_text(data):
     "Mime data as a notebook file holds it: pictures in base64."
-    return {k: b64encode(v).decode() if isinstance(v, bytes) else v for k, v in data.items()}
+    return {k: b64encode(v).decode() if isinstance(v, bytes) else _sound(v) if isinstance(v, str) else v for k, v in data.items()}
 
 def _run_cell(shell, source):
     "Run `source`; return what the cell shows as notebook outputs, and the exception it raised."
@@ -62,12 +67,12 @@ def _run_cell(shell, source):
     out, err, shown = io.StringIO(), io.StringIO(), shell.display_pub.outputs
     shown.clear()
     with redirect_stdout(out), redirect_stderr(err): result = shell.run_cell(source, store_history=False)
-    outputs = [new_output('stream', name=n, text=s.getvalue()) for n, s in (('stdout', out), ('stderr', err)) if s.getvalue()]
+    outputs = [new_output('stream', name=n, text=_sound(s.getvalue())) for n, s in (('stdout', out), ('stderr', err)) if s.getvalue()]
     outputs += [new_output('display_data', data=_as_text(o['data'])) for o in shown]
     error = result.error_before_exec or result.error_in_exec
     if error is not None:
-        trace = traceback.format_exception(error)
-        outputs.append(new_output('error', ename=type(error).__name__, evalue=str(error), traceback=trace))
+        trace = [_sound(line) for line in traceback.format_exception(error)]
+        outputs.append(new_output('error', ename=type(error).__name__, evalue=_sound(str(error)), traceback=trace))
     return outputs, error
 
 # %% ../../nbs/61_bench.batch.ipynb #bf724aa2
@@ -239,6 +244,16 @@ def _checked(name, options):
         said = ' '.join(str(e).split())[:200]
         raise InputError(f"the model '{name}' cannot {doing}, it ends with {type(e).__name__}: {said or 'no word'}; mend it there") from None
 
+def name_faults(
+    name:str, # Of a task or a label
+    kind:str, # 'task' or 'label'
+) -> list: # None or one sentence
+    "Why `name` cannot be that of a folder here."
+    try: os.fsencode(name)
+    except UnicodeEncodeError: # lone surrogates, or a locale without UTF-8
+        return file_name_fault(name, kind) or [f'the {kind} {ascii(name)} cannot be the name of a file in this locale; set PYTHONUTF8=1, or LC_ALL=C.UTF-8']
+    return file_name_fault(name, kind)
+
 def _read_model(entry):
     "The ModelSpec of a grid's `entry`; raises InputError for an unknown name or option."
     entry = {'name': entry} if isinstance(entry, str) else dict(entry) if isinstance(entry, dict) else {}
@@ -247,7 +262,7 @@ def _read_model(entry):
     label = entry.pop('as', name.split(':')[-1])
     if not isinstance(label, str): raise InputError(f"the label {label!r} of the model '{name}' is {kind_of(label)}; give it as text, in quotes")
     _checked(name, entry)
-    if faults := file_name_fault(label, 'label'): raise InputError(faults[0])
+    if faults := name_faults(label, 'label'): raise InputError(faults[0])
     return ModelSpec(name, label, entry)
 
 # %% ../../nbs/61_bench.batch.ipynb #ebe58f81
@@ -304,7 +319,7 @@ def read_grid(
     seeds = _entries(raw, 'seeds', _read_seed, faults)
     budget, protocol = _tried(_read_budget, raw['budget'], faults=faults), raw['protocol']
     if protocol not in PROTOCOLS: faults.append(f"the protocol '{protocol}' is not known{nearest(protocol, PROTOCOLS)}")
-    faults += [f for t in tasks for f in file_name_fault(t.name, 'task')]
+    faults += [f for t in tasks for f in name_faults(t.name, 'task')]
     faults += _twice('task', [t.name for t in tasks], 'give each a `name`')
     faults += _twice('model label', [m.label for m in models], 'tell them apart with `as`') + _twice('seed', seeds, 'give it once')
     if faults: raise InputError('the grid cannot be used:' + ''.join(f'\n- {f}' for f in dict.fromkeys(faults)))
@@ -348,7 +363,7 @@ def stop_without_room(
         with tempfile.TemporaryFile(dir=folder if folder.is_dir() else None) as file: file.write(bytes(2**20))
     except OSError as e: found = e
     if found is None or found.errno not in (*NO_ROOM, errno.EROFS): return
-    raise NoRoom(f'{os_fault(found, folder.parent)}; what was finished is kept, and the same command goes on from there')
+    raise NoRoom(f'{os_fault(found, found.filename or folder.parent)}; what was finished is kept, and the same command goes on from there')
 
 # %% ../../nbs/61_bench.batch.ipynb #aa61c023
 def _failed_home(out, spec): return Path(out)/'failed'/spec.task.name/spec.label/spec.run_id
@@ -536,6 +551,7 @@ def _parallel(specs, out, jobs, backend, isolate):
     "Yield (spec, 'done' or 'failed') as runs end; Ray tells only when all have."
     from joblib import Parallel, delayed
     os.environ['PERTURBENCH_PARENT'] = str(os.getpid())
+    os.environ.setdefault('PYTHONWARNINGS', 'ignore::UserWarning:multiprocessing.resource_tracker') # what a worker held when it was ended
     parent = os.getpid() if backend == 'loky' and jobs > 1 else None
     with _backend(backend, jobs):
         with _deaf() if parent else nullcontext():

@@ -199,6 +199,8 @@ def put_in_place(
     "Give the files of `attempt` the place `home`."
     with writing_to(home):
         home.parent.mkdir(parents=True, exist_ok=True)
+        if blocked := [p for p in map(home.joinpath, os.listdir(attempt)) if p.is_dir()]:
+            raise InputError(f'{blocked[0]} is a folder where a file of a run shall be; move it')
         clear_run(home)
         if not home.exists(): return attempt.rename(home)
         for path in sorted(attempt.iterdir(), key=lambda p: p.name == 'run.json'): os.replace(path, home/path.name)
@@ -303,8 +305,8 @@ class Survey(NamedTuple):
 
 def _holds_run(folder):
     "Whether a run was written into `folder`."
-    names = {p.name for p in own_files(folder)}
-    return bool(names - {'log', 'notebook.ipynb'} or names and re.fullmatch('[0-9a-f]{12}', folder.name))
+    is_id = folder.is_dir() and re.fullmatch('[0-9a-f]{12}', folder.name)
+    return bool(is_id or {p.name for p in own_files(folder)} - {'log', 'notebook.ipynb'})
 
 def survey(
     out, # The folder of results
