@@ -36,25 +36,39 @@ class Budget:
     precision:str='32' # '32'; or 'bf16': matrix products and the cells of a batch in bfloat16, weights in float32
     compile:bool=False # Compile the loss; on a GPU its steps are replayed as CUDA graphs
 
-PRECISIONS = {'32': ('32-true', torch.float32), 'bf16': ('bf16-mixed', torch.bfloat16)} # What Lightning calls it, and the type of a batch
+# What Lightning calls a precision, and the type of a batch
+PRECISIONS = {'32': ('32-true', torch.float32), 'bf16': ('bf16-mixed', torch.bfloat16)}
 BUDGETS = {'quick': Budget(max_epochs=60, patience=8, lr_patience=4, batch_size=256), 'full': Budget()}
 
+# %% ../nbs/40_train.ipynb #372bf7f9
+def _budget_fault(
+    field, # A key of a grid's budget
+    value, # Its value
+): # A sentence; None where there is nothing wrong
+    "What is wrong with an entry of a budget."
+    fields, shown = list(Budget.__dataclass_fields__), repr(value)[:60]
+    if field not in fields: return f"a budget has no '{field}'{nearest(str(field), fields)}"
+    if field == 'precision':
+        known = isinstance(value, str) and value in PRECISIONS
+        return None if known else f"the budget's precision is {shown}; give '32' or 'bf16'"
+    if field == 'compile':
+        return None if isinstance(value, bool) else f"the budget's 'compile' is {shown}; give true or false"
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0: return None
+    return f"the budget's '{field}' is {shown}; give a whole number of at least 1"
+
+# %% ../nbs/40_train.ipynb #2e90c11e
 def read_budget(
     budget, # 'quick', 'full', or a mapping of the fields of `Budget`
-) -> Budget: # Raises InputError for an unknown name or field, or a value that is no whole number above 0
+) -> Budget: # Raises InputError that names each unknown name or field, and each value that cannot be
     "The budget that a grid file's entry means; fields that are not given are those of `full`."
     if isinstance(budget, Budget): return budget
     if isinstance(budget, str):
-        if budget not in BUDGETS: raise InputError(f"the budget '{budget}' is not known{nearest(budget, BUDGETS)}")
-        return BUDGETS[budget]
-    if not isinstance(budget, dict): raise InputError("a budget is 'quick', 'full', or a mapping such as {max_epochs: 50, batch_size: 512}")
-    fields = list(Budget.__dataclass_fields__)
-    for k, v in budget.items():
-        if k not in fields: raise InputError(f"a budget has no '{k}'{nearest(k, fields)}")
-        if k == 'precision' and v not in PRECISIONS: raise InputError(f"the budget's precision is {v!r}; give '32' or 'bf16'")
-        if k == 'compile' and not isinstance(v, bool): raise InputError(f"the budget's 'compile' is {v!r}; give true or false")
-        if k in ('precision', 'compile'): continue
-        if not isinstance(v, int) or isinstance(v, bool) or v < 1: raise InputError(f"the budget's '{k}' is {v!r}; give a whole number of at least 1")
+        if budget in BUDGETS: return BUDGETS[budget]
+        raise InputError(f"the budget '{budget}' is not known{nearest(budget, BUDGETS)}")
+    if not isinstance(budget, dict):
+        raise InputError("a budget is 'quick', 'full', or a mapping such as {max_epochs: 50, batch_size: 512}")
+    faults = [fault for field, value in budget.items() if (fault := _budget_fault(field, value))]
+    if faults: raise InputError('\n'.join(faults))
     return Budget(**budget)
 
 # %% ../nbs/40_train.ipynb #64e026b6
@@ -64,7 +78,8 @@ def model_info(
 ) -> ModelInfo:
     "What a model of `task` is built from."
     cells = task.cells('train', fold)
-    return ModelInfo(task.genes, task.design, cells.n, task.protocol, targets=task.naming.get('targets', {}), cells=cells,
+    return ModelInfo(task.genes, task.design, cells.n, task.protocol, cells=cells,
+                     targets=task.naming.get('targets', {}),
                      embeddings={k: a.shape[1] for k, a in cells.store.embeddings.items()})
 
 # %% ../nbs/40_train.ipynb #66c4aa81
@@ -89,7 +104,9 @@ class Module(pl.LightningModule):
 
     def _as_list(self, o): return list(o) if isinstance(o, (list, tuple)) else [o]
 
-    def _seed(self, *keys): torch.manual_seed(seed_of(self.seed, *keys, *([self.global_rank] if self.global_rank else [])))
+    def _seed(self, *keys):
+        rank = [self.global_rank] if self.global_rank else []
+        torch.manual_seed(seed_of(self.seed, *keys, *rank))
 
     def on_train_epoch_start(self): self.losses, self.weights = [], []
 
@@ -117,7 +134,8 @@ class Module(pl.LightningModule):
         self.history.append((self.current_epoch, self._mean(self.losses, self.weights), val))
         self.log('val_loss', val)
         for s in self._as_list(self.lr_schedulers()): s.step(val)
-        if val < self.best_loss: self.best_loss, self.best = val, {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        if val < self.best_loss:
+            self.best_loss, self.best = val, {k: v.detach().clone() for k, v in self.model.state_dict().items()}
 
     def _mean(self, losses, weights) -> float:
         "The mean over the cells of all devices, read once."
@@ -127,7 +145,8 @@ class Module(pl.LightningModule):
         return loss / n
 
     def on_save_checkpoint(self, ckpt):
-        ckpt['training'] = dict(history=self.history, best=self.best, best_loss=self.best_loss, stop=self.trainer.should_stop)
+        ckpt['training'] = dict(history=self.history, best=self.best, best_loss=self.best_loss,
+                                stop=self.trainer.should_stop)
 
     def on_load_checkpoint(self, ckpt):
         t = ckpt['training']
@@ -140,7 +159,8 @@ class KeepLast(Checkpoint):
     def __init__(self, path, every=30.): self.path, self.every, self.saved = Path(path), every, time.monotonic()
     def on_train_epoch_end(self, trainer, module):
         if not trainer.strategy.broadcast(time.monotonic() - self.saved >= self.every): return
-        with atomic_path(self.path) if trainer.is_global_zero else nullcontext(self.path) as part: trainer.save_checkpoint(part)
+        writes = atomic_path(self.path) if trainer.is_global_zero else nullcontext(self.path)
+        with writes as part: trainer.save_checkpoint(part)
         self.saved = time.monotonic()
 
 # %% ../nbs/40_train.ipynb #f6f6303b
@@ -167,10 +187,12 @@ def batches(
     "The batches of `part` as the strategy of `model` wants them."
     cells, controls = task.cells(part, fold), task.controls(part, fold)
     name = model.strategy['name'] if isinstance(model.strategy, dict) else model.strategy
-    if issubclass(STRATEGIES[name], Matched) or not model.trains_on_controls: cells = cells.where(~task.design.is_control)
+    matched = issubclass(STRATEGIES[name], Matched)
+    if matched or not model.trains_on_controls: cells = cells.where(~task.design.is_control)
     if store is not None: cells, controls = Cells(store, cells.rows), Cells(store, controls.rows)
     kind = DiskBatches if isinstance(cells.store, FileStore) else Batches
-    return kind(cells, controls, model.strategy, batch_size, seed, part == 'train', model.fields, model.sampler, features=model.features, **options)
+    return kind(cells, controls, model.strategy, batch_size, seed, part == 'train', model.fields, model.sampler,
+                features=model.features, **options)
 
 # %% ../nbs/40_train.ipynb #d05ddafd
 def fit(
@@ -182,7 +204,7 @@ def fit(
     folder=None, # Where to keep the last epoch, and to resume from if one is there
     devices:int=1, # GPUs, or processes where there is none, that share each step; more than one from a script alone
     every:float=30., # Seconds between two writes of the last epoch
-) -> pd.DataFrame: # epoch, train_loss, val_loss; empty for a baseline; raises InputError where no validation loss is finite
+) -> pd.DataFrame: # epoch, train_loss, val_loss; empty for a baseline; raises InputError where no loss is finite
     "Train `model` on the training cells of `task`."
     if hasattr(model, 'fit'):
         model.fit(task.cells('train', fold))
@@ -192,8 +214,9 @@ def fit(
 
 def _start(model, task, fold, budget, seed, trainer, resident):
     "The batches of `train` and `val` for the process of `trainer`."
-    store, size = placed(task.store, trainer.strategy.root_device, resident), -(-budget.batch_size // trainer.world_size)
-    options = dict(store=store, rank=trainer.global_rank, world=trainer.world_size, dtype=PRECISIONS[budget.precision][1])
+    store = placed(task.store, trainer.strategy.root_device, resident)
+    size, dtype = -(-budget.batch_size // trainer.world_size), PRECISIONS[budget.precision][1]
+    options = dict(store=store, rank=trainer.global_rank, world=trainer.world_size, dtype=dtype)
     return [batches(model, task, part, fold, size, seed, **options) for part in ('train', 'val')]
 
 # %% ../nbs/40_train.ipynb #978ede70
@@ -208,7 +231,7 @@ def for_want_of_memory(
 # %% ../nbs/40_train.ipynb #1a965596
 def fit_batches(
     model, # A PerturbationModel; it holds the best weights afterwards
-    start, # Training and validation batches; or what makes them from a trainer and whether their rows may be on its device
+    start, # Batches for training and validation; or what makes them of a trainer, and whether rows may be on its device
     budget='quick', seed:int=0, folder=None, devices:int=1, every:float=30., # As in `fit`
 ) -> pd.DataFrame: # epoch, train_loss, val_loss
     "Train `model` on batches, those of one process or, made by `start`, its own for each."
@@ -216,7 +239,8 @@ def fit_batches(
     untrained = {k: v.clone() for k, v in model.state_dict().items()}
     for resident in (True, False):
         _clear_devices()
-        module, trainer = Module(model, seed, budget), _trainer(budget, [KeepLast(last, every)] if last else [], devices)
+        module = Module(model, seed, budget)
+        trainer = _trainer(budget, [KeepLast(last, every)] if last else [], devices)
         found = None if callable(start) else start
         try:
             found = found or start(trainer, resident)
@@ -228,22 +252,25 @@ def fit_batches(
             _out_of_memory(resident and devices == 1 and callable(start) and not on_host, budget)
         del module, trainer, found
         model.load_state_dict(untrained)
-    if module.best is None: raise InputError(f'the validation loss of {model.name} was never finite; lower its learning rate (`lr`)')
+    if module.best is None:
+        raise InputError(f'the validation loss of {model.name} was never finite; lower its learning rate (`lr`)')
     model.load_state_dict(module.best)
     model.eval()
     return pd.DataFrame(module.history, columns=['epoch', 'train_loss', 'val_loss'])
 
 def _clear_devices():
-    "Give up what earlier trainings hold of a GPU: a trainer and what it trains on refer to each other, and stay until Python looks for such rings."
+    "Give up what earlier trainings hold of a GPU; trainers and batches refer to each other, and else stay for a while."
     if not torch.cuda.is_available(): return
     gc.collect()
     torch.cuda.empty_cache()
 
 def _out_of_memory(may_move, budget):
     "Warn where rows can make room; else raise InputError."
-    if not may_move: raise InputError(f'the device has too little memory for the model and {budget.batch_size} cells at once; lower `batch_size` of the budget, '
+    few = 'the device has too little memory for the model'
+    if not may_move: raise InputError(f'{few} and {budget.batch_size} cells at once; lower `batch_size` of the budget, '
                                       'or choose a smaller model') from None
-    warnings.warn('the device has too little memory for the model beside the cells of the screen; these stay on the host and travel batch by batch, which is slower')
+    warnings.warn(f'{few} beside the cells of the screen; these stay on the host and travel batch by batch, '
+                  'which is slower')
 
 # %% ../nbs/40_train.ipynb #ecf75995
 def _run(trainer, module, train, val, ckpt):
@@ -271,8 +298,8 @@ def _join(devices):
     "Make this process one of `devices`; raises InputError where another launcher has started it."
     if _OURS in os.environ: return
     if 'LOCAL_RANK' in os.environ:
-        raise InputError('several devices are shared by processes that `fit` starts itself, but LOCAL_RANK is set, as torchrun and its like do; '
-                         'start the script with python alone, or unset LOCAL_RANK')
+        raise InputError('several devices are shared by processes that `fit` starts itself, but LOCAL_RANK is set, as '
+                         'torchrun and its like do; start the script with python alone, or unset LOCAL_RANK')
     os.environ.pop('MASTER_PORT', None)
     os.environ[_OURS] = str(devices)
 
@@ -285,11 +312,16 @@ def _trainer(budget, callbacks, devices):
     "A quiet trainer; raises InputError for several devices where no script can be started again."
     logging.getLogger('lightning.pytorch').setLevel(logging.ERROR)
     stop, gpu = EarlyStopping('val_loss', patience=budget.patience, check_finite=True), torch.cuda.is_available()
-    if devices > 1 and _in_notebook(): raise InputError('several devices need a script, a notebook has one; call `fit` from a file that is started with python')
-    if gpu and devices > torch.cuda.device_count(): raise InputError(f'there are {torch.cuda.device_count()} GPUs here and {devices} are asked for; lower `devices`')
-    if devices > 1: _join(devices)
+    n, several = torch.cuda.device_count(), devices > 1
+    if several and _in_notebook():
+        raise InputError('several devices need a script, a notebook has one; call `fit` from a file that is started '
+                         'with python')
+    if gpu and devices > n: raise InputError(f'there are {n} GPUs here and {devices} are asked for; lower `devices`')
+    if several: _join(devices)
     ddp = DDPStrategy(process_group_backend='nccl' if gpu else 'gloo', find_unused_parameters=True)
-    return pl.Trainer(max_epochs=budget.max_epochs, min_epochs=budget.min_epochs, callbacks=[stop, *callbacks], accelerator='cuda' if gpu else 'cpu',
-                      devices=devices, strategy=ddp if devices > 1 else 'auto', precision=PRECISIONS[budget.precision][0],
-                      plugins=[OneMachine()], logger=False, enable_checkpointing=bool(callbacks), enable_model_summary=False, enable_progress_bar=sys.stderr.isatty(),
-                      num_sanity_val_steps=0, use_distributed_sampler=False, check_val_every_n_epoch=1)
+    return pl.Trainer(max_epochs=budget.max_epochs, min_epochs=budget.min_epochs, callbacks=[stop, *callbacks],
+                      accelerator='cuda' if gpu else 'cpu', devices=devices, strategy=ddp if several else 'auto',
+                      precision=PRECISIONS[budget.precision][0], plugins=[OneMachine()], logger=False,
+                      enable_checkpointing=bool(callbacks), enable_model_summary=False,
+                      enable_progress_bar=sys.stderr.isatty(), num_sanity_val_steps=0,
+                      use_distributed_sampler=False, check_val_every_n_epoch=1)

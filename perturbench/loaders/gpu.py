@@ -39,7 +39,7 @@ def gather(
     indices, # int32: the gene of each non-zero
     values, # float32: its value
     rows, # int64: the cells to take, in any order
-    out, # len(rows) x genes, float32 or bfloat16, numbers of a row side by side: overwritten, with all that lies between two rows
+    out, # len(rows) x genes, float32 or bfloat16, a row side by side: overwritten, with what lies between two rows
 ):
     "Write the cells `rows` of a compressed matrix into the dense `out`, all on one device."
     if len(rows): _gather[(len(rows),)](indptr, indices, values, rows, out, out.stride(0), BLOCK=1024)
@@ -47,7 +47,8 @@ def gather(
 # %% ../../nbs/18_loaders.gpu.ipynb #10f4e66f
 def writable_cache():
     "Make Triton keep its kernels in a temporary folder of this process where it cannot write in the home folder."
-    folder = os.environ.get('TRITON_CACHE_DIR') or os.path.join(os.environ.get('TRITON_HOME') or os.path.expanduser('~'), '.triton', 'cache')
+    home = os.environ.get('TRITON_HOME') or os.path.expanduser('~')
+    folder = os.environ.get('TRITON_CACHE_DIR') or os.path.join(home, '.triton', 'cache')
     try:
         os.makedirs(folder, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -69,7 +70,7 @@ def works(
     except torch.OutOfMemoryError: pass
     except Exception as e:
         cause = (str(e).strip() or type(e).__name__).splitlines()[0]
-        warnings.warn(f'the kernel for GPUs cannot be compiled here ({cause}); PyTorch makes rows dense instead, which is slower; '
-                      'what it needs, and often lacks, is a C compiler such as gcc')
+        warnings.warn(f'the kernel for GPUs cannot be compiled here ({cause}); PyTorch makes rows dense instead, '
+                      'which is slower; what it needs, and often lacks, is a C compiler such as gcc')
         return False
     return True
