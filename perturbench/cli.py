@@ -385,11 +385,22 @@ def _status(args) -> int:
     except MemoryError: return _say('there is too little memory; free some, use fewer jobs, or fewer cells or genes', 2)
     except OSError as e: return _say(os_fault(e, e.filename or 'the output'), 2)
 
+# %% ../nbs/70_cli.ipynb #b71c5d1b
+def _restart_in_utf8():
+    "Start this command again in Python's UTF-8 mode where paths are read in another encoding."
+    if sys.getfilesystemencoding() == 'utf-8' or os.environ.get('PYTHONUTF8') == '1': return
+    os.environ['PYTHONUTF8'] = '1'
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
 def main(args=None) -> int:
     "The `perturbench` command; returns the exit status when `args` are given, else leaves with it."
+    if args is None: _restart_in_utf8()
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # threads that spin while they wait starve the other runs
     _any_characters()
-    with _one_interrupt(): status = _status(args)
+    try: os.getcwd()
+    except OSError: status = _say('the folder you are in was removed; go to another one', 2)
+    else:
+        with _one_interrupt(): status = _status(args)
     if args is not None: return status
     if status == 130: signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(status)

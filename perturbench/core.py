@@ -102,7 +102,6 @@ _CAUSES = {
     errno.EISDIR: ('it is a folder', 'give the path of a file'),
     errno.EEXIST: ('a file stands where a folder is needed', 'move it, or choose another place'),
     errno.ENOTDIR: ('a part of its path is a file and no folder', 'check the path'),
-    errno.ENOENT: ('its folder is not there', 'check the path'),
     errno.EIO: ('the disk reports an error', 'check the disk, or copy the file elsewhere and try again'),
     errno.ESTALE: ('it was changed on the file server meanwhile', 'try again'),
     errno.EMFILE: ('too many files are open', 'raise the limit (ulimit -n), or use fewer jobs'),
@@ -122,7 +121,9 @@ def os_fault(
     done:str='written', # `written` or `read`
 ) -> str: # One sentence
     "What kept `path` from being `done`, and what to do about it."
-    cause, remedy = _CAUSES.get(_code(error), (error.strerror or str(error).strip() or type(error).__name__, 'see that it can be'))
+    absent = ('it does not exist', 'check the path') if done == 'read' else ('its folder is not there', 'check the path')
+    known = _CAUSES | {errno.ENOENT: absent}
+    cause, remedy = known.get(_code(error), (error.strerror or str(error).strip() or type(error).__name__, 'see that it can be'))
     return f'{path} cannot be {done}, {cause}; {remedy}'
 
 # %% ../nbs/00_core.ipynb #91a7753a
@@ -133,7 +134,7 @@ def writing_to(
     "Raise InputError for what the system refuses in the block."
     try: yield
     except OSError as e:
-        if _code(e) not in _CAUSES: raise
+        if _code(e) not in (*_CAUSES, errno.ENOENT): raise
         raise InputError(os_fault(e, e.filename or path)) from None
 
 # %% ../nbs/00_core.ipynb #85a3cf5e
@@ -204,8 +205,8 @@ def place_of(
 ) -> Path: # Where that is, links followed
     "The place of `path`; raises InputError where nothing can be written there, or something else would be lost."
     place = Path(os.path.realpath(path))
-    if place.is_symlink(): raise InputError(os_fault(OSError(errno.ELOOP, ''), path))
     with writing_to(path):
+        if place.is_symlink(): raise OSError(errno.ELOOP, '')
         place.parent.mkdir(parents=True, exist_ok=True)
         there = place.stat().st_mode if place.exists() else None
     if there is None: return place

@@ -153,7 +153,7 @@ def _split_faults(split):
     "What is wrong with the `split` of a task."
     if not split: return []
     kind = split.get('kind')
-    if not isinstance(kind, str): return [f"a split needs a `kind`, one of: {', '.join(SPLITS)}"]
+    if not isinstance(kind, str): return [f"a split is a recipe with a `kind`, one of: {', '.join(SPLITS)}"]
     if kind not in SPLITS: return [f"the split '{kind}' is not known{nearest(kind, SPLITS)}"]
     if kind == 'file' and set(split) != {'kind', 'file'}: return [_FILE_SPLIT]
     options = inspect.signature(SPLITS[kind]).parameters

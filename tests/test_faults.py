@@ -72,7 +72,7 @@ def test_prepare_reports_all_faults_at_once(at, capsys):
     a.X[0, 0], a.obs['model'] = np.nan, 'x'
     write(a, 'a.h5ad')
     refused(capsys, 'prepare', 'a.h5ad', *KEYS, '--covariate-keys', 'model', '--covariate-keys', 'lien', '-o', 'b.h5ad',
-            says=['NaN', "a covariate cannot be called 'model'", "'lien' is not a column of obs; did you mean 'line'?"])
+            says=['NaN', "'lien' is not a column of obs; did you mean 'line'?", '`perturbench check a.h5ad` shows'])
 
 @pytest.mark.parametrize('name, content, says', [
     ('nowhere.h5ad', None, 'does not exist'), ('text.h5ad', b'cell,gene\n', 'cannot be read as h5ad'), ('half.h5ad', 'half', 'cannot be read as h5ad')])

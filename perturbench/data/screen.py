@@ -132,8 +132,8 @@ def refuse(
 ):
     "Raise one InputError, with `.faults`, that lists all faults, if there are any."
     if not faults: return
-    many, end = len(faults) > 1, [hint] if hint else []
-    e = InputError('the screen cannot be used:' + (''.join(f'\n- {o}' for o in faults + end) if many else f" {'; '.join(faults + end)}"))
+    listed = ''.join(f'\n- {o}' for o in faults) + (f'\n{hint}' if hint else '')
+    e = InputError('the screen cannot be used:' + (listed if len(faults) > 1 else f" {'; '.join([*faults, hint] if hint else faults)}"))
     e.faults = faults
     raise e
 
