@@ -207,8 +207,8 @@ EXITS = 'import sys\nfrom perturbench.models.baselines import ControlMean\nclass
 
 def test_what_a_failure_left_goes_and_notes_on_it_stay(place, opened, monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path/'exits.py').write_text(EXITS, encoding='utf-8')
-    outcome = run_grid(grid(place, 'exits:Model', 'linear'), opened)
+    (tmp_path/'ends_early.py').write_text(EXITS, encoding='utf-8')
+    outcome = run_grid(grid(place, 'ends_early:Model', 'linear'), opened)
     (spec, log), = outcome.failed
     assert outcome.done == 1 and 'the process was asked to end, SystemExit(0)' in log.read_text(encoding='utf-8')
     notes = [log.with_name('why.txt'), log.parents[1]/'why.txt', log.parents[1]/'ideas'/'log']

@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import NamedTuple
 import yaml
 from .. import __version__
-from .runs import clear_run, drop_empty, own_files, put_in_place, read_run, run_home, run_id, seal, survey
-from ..core import NO_ROOM, InputError, Lock, file_name_fault, is_part, nearest, os_fault, part_name, progress, remove, sweep_parts, writing_to
+from .runs import clear_run, drop_empty, own_files, put_in_place, read_run
+from .runs import run_home, run_id, seal, survey
+from ..core import NO_ROOM, InputError, Lock, file_name_fault, is_part, nearest, os_fault
+from ..core import part_name, progress, remove, sweep_parts, writing_to
 from ..models.base import check_options, model_class
 from ..tasks import PROTOCOLS, TaskSpec, open_task, read_task
 from ..train import Budget, read_budget
@@ -36,7 +38,7 @@ def notebook_path(
 
 # %% ../../nbs/61_bench.batch.ipynb #52d15c1e
 def _shell():
-    "An IPython shell of its own: no history, no start-up files, a fresh namespace; what cells show collects in `shown`."
+    "An IPython shell of its own: no history, no start-up files, a fresh namespace; what cells show is collected."
     from IPython.core.displayhook import DisplayHook
     from IPython.core.displaypub import CapturingDisplayPublisher
     from IPython.core.interactiveshell import InteractiveShell
@@ -44,7 +46,8 @@ def _shell():
     class Hook(DisplayHook):
         def write_output_prompt(self): pass
         def log_output(self, format_dict): pass
-        def write_format_data(self, format_dict, md_dict=None): self.shell.display_pub.outputs.append(dict(data=format_dict))
+        def write_format_data(self, format_dict, md_dict=None):
+            self.shell.display_pub.outputs.append(dict(data=format_dict))
     class Shell(InteractiveShell):
         displayhook_class, display_pub_class = Hook, CapturingDisplayPublisher
         def _showtraceback(self, *_): pass
@@ -59,7 +62,8 @@ def _sound(text):
 
 def _as_text(data):
     "Mime data as a notebook file holds it: pictures in base64."
-    return {k: b64encode(v).decode() if isinstance(v, bytes) else _sound(v) if isinstance(v, str) else v for k, v in data.items()}
+    pictures = {k: b64encode(v).decode() for k, v in data.items() if isinstance(v, bytes)}
+    return data | {k: _sound(v) for k, v in data.items() if isinstance(v, str)} | pictures
 
 def _run_cell(shell, source):
     "Run `source`; return what the cell shows as notebook outputs, and the exception it raised."
@@ -67,7 +71,8 @@ def _run_cell(shell, source):
     out, err, shown = io.StringIO(), io.StringIO(), shell.display_pub.outputs
     shown.clear()
     with redirect_stdout(out), redirect_stderr(err): result = shell.run_cell(source, store_history=False)
-    outputs = [new_output('stream', name=n, text=_sound(s.getvalue())) for n, s in (('stdout', out), ('stderr', err)) if s.getvalue()]
+    streams = {'stdout': _sound(out.getvalue()), 'stderr': _sound(err.getvalue())}
+    outputs = [new_output('stream', name=name, text=text) for name, text in streams.items() if text]
     outputs += [new_output('display_data', data=_as_text(o['data'])) for o in shown]
     error = result.error_before_exec or result.error_in_exec
     if error is not None:
@@ -134,6 +139,13 @@ class Grid:
     protocol:str
 
 # %% ../../nbs/61_bench.batch.ipynb #aa61c002
+def _refuse_repeated_keys(keys):
+    "Raise a YAMLError where one of the nodes `keys` is there twice."
+    times = Counter((key.tag, key.value) for key in keys)
+    for key in keys[::-1]:
+        if times[key.tag, key.value] < 2: continue
+        raise yaml.MarkedYAMLError(problem=f"the key '{key.value}' is given twice", problem_mark=key.start_mark)
+
 def _refuse_repeated(node):
     "Raise a YAMLError where a mapping under `node` has a key twice."
     seen, left = set(), [node]
@@ -141,11 +153,10 @@ def _refuse_repeated(node):
         node = left.pop()
         if node is None or id(node) in seen or isinstance(node, yaml.ScalarNode): continue
         seen.add(id(node))
-        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)] if isinstance(node, yaml.MappingNode) else []
-        times = Counter((key.tag, key.value) for key in keys)
-        for key in keys[::-1]:
-            if times[key.tag, key.value] > 1: raise yaml.MarkedYAMLError(problem=f"the key '{key.value}' is given twice", problem_mark=key.start_mark)
-        left += [o for pair in node.value for o in pair] if isinstance(node, yaml.MappingNode) else node.value
+        if isinstance(node, yaml.SequenceNode): left += node.value
+        else:
+            _refuse_repeated_keys([key for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
+            left += [o for pair in node.value for o in pair]
 
 def _parsed(text):
     "What the YAML `text` holds."
@@ -170,7 +181,8 @@ def _load_yaml(path):
     "What the grid file `path` holds."
     text = _text_of(path)
     try: return _parsed(text)
-    except yaml.reader.ReaderError as e: where, what = '', f'it holds a character that YAML does not allow, number {e.position + 1}'
+    except yaml.reader.ReaderError as e:
+        where, what = '', f'it holds a character that YAML does not allow, number {e.position + 1}'
     except yaml.MarkedYAMLError as e:
         where = f' at line {e.problem_mark.line + 1}, column {e.problem_mark.column + 1}' if e.problem_mark else ''
         what = ' '.join(o for o in (e.context, e.problem) if o) or 'it is unreadable'
@@ -181,17 +193,18 @@ def _load_yaml(path):
 
 # %% ../../nbs/61_bench.batch.ipynb #aa61c006
 _DEPTH, _ENTRIES = 20, 100_000 # Of a grid; an alias that holds itself is endless
-_KINDS = {'date': 'a date', 'datetime': 'a date', 'set': 'a set', 'bytes': 'binary', 'NoneType': 'empty', 'bool': 'true or false'}
+_KINDS = {'str': 'text', 'int': 'a whole number', 'float': 'a number', 'list': 'a list', 'dict': 'a mapping',
+          'date': 'a date', 'datetime': 'a date', 'set': 'a set', 'bytes': 'binary', 'NoneType': 'empty', 'bool': 'true or false'}
+_NO_TEXT = re.compile('[\ud800-\udfff\0]')
 
 def kind_of(value) -> str:
     "What `value` is, in the words of a grid file."
     name = type(value).__name__
-    words = {'str': 'text', 'int': 'a whole number', 'float': 'a number', 'list': 'a list', 'dict': 'a mapping'} | _KINDS
-    return words.get(name, f'of a kind that a grid has not ({name})')
+    return _KINDS.get(name, f'of a kind that a grid has not ({name})')
 
 def _scalar_fault(value):
     "Why a grid cannot hold `value`, which is neither a list nor a mapping; empty where it can."
-    if isinstance(value, str): return 'holds characters that are no text' if re.search('[\ud800-\udfff\0]', value) else ''
+    if isinstance(value, str): return 'holds characters that are no text' if _NO_TEXT.search(value) else ''
     if value is None or isinstance(value, bool): return ''
     if isinstance(value, int): return '' if abs(value) < 2**63 else 'is too large'
     if isinstance(value, float): return '' if math.isfinite(value) else f'is {value}, and no number'
@@ -212,11 +225,14 @@ def odd_values(
     faults, left, n = [], [(value, at, 0)], 0
     while left:
         (value, at, depth), n = left.pop(), n + 1
-        if depth > _DEPTH or n > _ENTRIES: return [f'`{at[:60]}` holds itself, or is nested more than {_DEPTH} levels deep, or has too many entries']
+        if depth > _DEPTH: return [f'`{at[:60]}` holds itself, or is nested more than {_DEPTH} levels deep']
+        if n > _ENTRIES: return [f'`{at[:60]}` has too many entries']
         if isinstance(value, (list, dict)): left += [(*o, depth + 1) for o in _under(value, at)[::-1]]
         if isinstance(value, dict):
-            faults += [f'the key {k!r} of `{at}` is {kind_of(k)}; put it into quotes' for k in value if not isinstance(k, str)]
-        elif not isinstance(value, (list, TaskSpec, Path)) and (fault := _scalar_fault(value)): faults.append(f'`{at}` {fault}')
+            odd = [k for k in value if not isinstance(k, str)]
+            faults += [f'the key {k!r} of `{at}` is {kind_of(k)}; put it into quotes' for k in odd]
+        elif not isinstance(value, (list, TaskSpec, Path)):
+            if fault := _scalar_fault(value): faults.append(f'`{at}` {fault}')
     return faults
 
 # %% ../../nbs/61_bench.batch.ipynb #aa61c010
@@ -242,7 +258,8 @@ def _checked(name, options):
     except (InputError, KeyboardInterrupt): raise
     except BaseException as e:
         said = ' '.join(str(e).split())[:200]
-        raise InputError(f"the model '{name}' cannot {doing}, it ends with {type(e).__name__}: {said or 'no word'}; mend it there") from None
+        fault = f"the model '{name}' cannot {doing}, it ends with {type(e).__name__}: {said or 'no word'}"
+        raise InputError(f'{fault}; mend it there') from None
 
 def name_faults(
     name:str, # Of a task or a label
@@ -251,16 +268,19 @@ def name_faults(
     "Why `name` cannot be that of a folder here."
     try: os.fsencode(name)
     except UnicodeEncodeError: # lone surrogates, or a locale without UTF-8
-        return file_name_fault(name, kind) or [f'the {kind} {ascii(name)} cannot be the name of a file in this locale; set PYTHONUTF8=1, or LC_ALL=C.UTF-8']
+        fault = f'the {kind} {ascii(name)} cannot be the name of a file in this locale'
+        return file_name_fault(name, kind) or [f'{fault}; set PYTHONUTF8=1, or LC_ALL=C.UTF-8']
     return file_name_fault(name, kind)
 
 def _read_model(entry):
     "The ModelSpec of a grid's `entry`; raises InputError for an unknown name or option."
     entry = {'name': entry} if isinstance(entry, str) else dict(entry) if isinstance(entry, dict) else {}
-    if not isinstance(entry.get('name'), str): raise InputError('a model is a name, or a mapping with `name` and its options')
+    if not isinstance(entry.get('name'), str):
+        raise InputError('a model is a name, or a mapping with `name` and its options')
     name = entry.pop('name')
     label = entry.pop('as', name.split(':')[-1])
-    if not isinstance(label, str): raise InputError(f"the label {label!r} of the model '{name}' is {kind_of(label)}; give it as text, in quotes")
+    if not isinstance(label, str):
+        raise InputError(f"the label {label!r} of the model '{name}' is {kind_of(label)}; give it as text, in quotes")
     _checked(name, entry)
     if faults := name_faults(label, 'label'): raise InputError(faults[0])
     return ModelSpec(name, label, entry)
@@ -277,7 +297,8 @@ def _entries(raw, key, read, faults):
     "What `read` makes of each entry of `raw[key]`."
     odd = [odd_values(entry, f'{key}[{i}]') for i, entry in enumerate(raw[key])]
     faults += [f for found in odd for f in found]
-    return [o for entry, found in zip(raw[key], odd) if not found and (o := _tried(read, entry, faults=faults)) is not None]
+    made = [_tried(read, entry, faults=faults) for entry, found in zip(raw[key], odd) if not found]
+    return [o for o in made if o is not None]
 
 def _twice(kind, names, remedy):
     "A fault for each of `names` that occurs more than once."
@@ -289,15 +310,17 @@ def _shaped(raw, faults):
     if not isinstance(raw, dict): raise InputError('a grid is a mapping with `tasks` and `models`')
     faults += [f"a grid has no key '{k}'{nearest(k, _KEYS)}" for k in raw if k not in _KEYS]
     faults += [f'a grid needs `{k}`, a list' for k in ('tasks', 'models') if k not in raw]
-    fits = {k: isinstance(v, _KEYS[k]) and (v or _KEYS[k] is not list) for k, v in raw.items() if k in _KEYS}
-    faults += [f"`{k}` of a grid is a {'list with at least one entry' if _KEYS[k] is list else 'name or a mapping'}" for k, ok in fits.items() if not ok]
-    return dict(tasks=[], models=[], seeds=[0], budget='quick', protocol='default') | {k: raw[k] for k, ok in fits.items() if ok}
+    known = {k: v for k, v in raw.items() if k in _KEYS}
+    fits = {k: v for k, v in known.items() if isinstance(v, _KEYS[k]) and (v or _KEYS[k] is not list)}
+    shape = {k: 'list with at least one entry' if kind is list else 'name or a mapping' for k, kind in _KEYS.items()}
+    faults += [f'`{k}` of a grid is a {shape[k]}' for k in known if k not in fits]
+    return dict(tasks=[], models=[], seeds=[0], budget='quick', protocol='default') | fits
 
 def _read_budget(budget):
     "`read_budget`, which compares values, for any."
-    entries = budget.items() if isinstance(budget, dict) else []
-    if faults := odd_values(budget, 'budget') + [f"the budget's '{k}' is {kind_of(v)}; give one value" for k, v in entries if isinstance(v, (list, dict))]:
-        raise InputError('; '.join(faults))
+    faults, entries = odd_values(budget, 'budget'), budget.items() if isinstance(budget, dict) else []
+    faults += [f"the budget's '{k}' is {kind_of(v)}; give one value" for k, v in entries if isinstance(v, (list, dict))]
+    if faults: raise InputError('; '.join(faults))
     return read_budget(budget)
 
 def _read_seed(seed):
@@ -321,7 +344,8 @@ def read_grid(
     if protocol not in PROTOCOLS: faults.append(f"the protocol '{protocol}' is not known{nearest(protocol, PROTOCOLS)}")
     faults += [f for t in tasks for f in name_faults(t.name, 'task')]
     faults += _twice('task', [t.name for t in tasks], 'give each a `name`')
-    faults += _twice('model label', [m.label for m in models], 'tell them apart with `as`') + _twice('seed', seeds, 'give it once')
+    faults += _twice('model label', [m.label for m in models], 'tell them apart with `as`')
+    faults += _twice('seed', seeds, 'give it once')
     if faults: raise InputError('the grid cannot be used:' + ''.join(f'\n- {f}' for f in dict.fromkeys(faults)))
     return Grid(tasks, models, seeds, budget, protocol)
 
@@ -330,8 +354,9 @@ def _literal(path): return str(path).replace('{', '{{').replace('}', '}}')
 
 def _parameters(spec, out, folder):
     "The notebook's parameters: plain values."
-    return dict(task=asdict(spec.task), model=spec.model, options=spec.options, label=spec.label, seed=spec.seed, budget=asdict(spec.budget),
-                protocol=spec.protocol, threads=spec.threads, out=str(Path(out).resolve()), folder=str(folder.resolve()))
+    return dict(task=asdict(spec.task), model=spec.model, options=spec.options, label=spec.label, seed=spec.seed,
+                budget=asdict(spec.budget), protocol=spec.protocol, threads=spec.threads, out=str(Path(out).resolve()),
+                folder=str(folder.resolve()))
 
 def _attempt(spec, out, attempt, isolate, log):
     "Execute the notebook of a run into the new folder `attempt`; what it says goes to `log`."
@@ -363,7 +388,8 @@ def stop_without_room(
         with tempfile.TemporaryFile(dir=folder if folder.is_dir() else None) as file: file.write(bytes(2**20))
     except OSError as e: found = e
     if found is None or found.errno not in (*NO_ROOM, errno.EROFS): return
-    raise NoRoom(f'{os_fault(found, found.filename or folder.parent)}; what was finished is kept, and the same command goes on from there')
+    fault = os_fault(found, found.filename or folder.parent)
+    raise NoRoom(f'{fault}; what was finished is kept, and the same command goes on from there')
 
 # %% ../../nbs/61_bench.batch.ipynb #aa61c023
 def _failed_home(out, spec): return Path(out)/'failed'/spec.task.name/spec.label/spec.run_id
@@ -399,14 +425,19 @@ def forget_failure(
         if re.fullmatch('[0-9a-f]{12}', folder.name): clear_run(folder)
     drop_empty(home.parent, home.parents[1], home.parents[2])
 
+def _leave_interrupts_to_parent():
+    "In a worker, do not hear control-C."
+    is_worker = os.getpid() != int(os.environ.get('PERTURBENCH_PARENT', os.getpid()))
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_worker and is_main: signal.signal(signal.SIGINT, signal.SIG_IGN)
+
 def execute(
     spec:RunSpec, # With its run_id
     out, # The folder of results
     isolate:bool=False, # Start a kernel instead of executing in this process
 ) -> str: # 'done' or 'failed'
     "Execute the notebook of a run and put its folder in place; a failure is written down, not raised, but for NoRoom."
-    is_worker = os.getpid() != int(os.environ.get('PERTURBENCH_PARENT', os.getpid()))
-    if is_worker and threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGINT, signal.SIG_IGN)  # control-C is for the parent
+    _leave_interrupts_to_parent()
     attempt, log = part_name(run_home(out, spec.task.name, spec.label, spec.run_id)), io.StringIO()
     try:
         _attempt(spec, out, attempt, isolate, log)
@@ -434,7 +465,9 @@ def expand(
     for t in progress(grid.tasks, 'opening tasks'):
         task = _tried(open_task, t, out, grid.protocol, faults=faults)
         if task is None: faults[-1] = f'task {t.name}: {faults[-1]}'
-        else: specs += [_spec(grid, t, task.task_id, model, seed, threads) for model in grid.models for seed in grid.seeds]
+        else:
+            pairs = [(model, seed) for model in grid.models for seed in grid.seeds]
+            specs += [_spec(grid, t, task.task_id, model, seed, threads) for model, seed in pairs]
     if faults: raise InputError('\n'.join(faults))
     return specs
 
@@ -475,10 +508,13 @@ def check_places(
     "Raise InputError where a file stands in the place of a folder of results."
     out = Path(out)
     places = [out/name/'_' for name in ('runs', 'tasks', 'failed', 'checkpoints', 'figures')]
-    homes = places + [run_home(out, s.task.name, s.label, s.run_id)/'_' for s in specs] + [_failed_home(out, s)/'_' for s in specs]
-    folders = dict.fromkeys(p for home in homes for p in home.parents if out in p.parents)
+    homes = [run_home(out, s.task.name, s.label, s.run_id)/'_' for s in specs]
+    failed = [_failed_home(out, s)/'_' for s in specs]
+    folders = dict.fromkeys(p for place in places + homes + failed for p in place.parents if out in p.parents)
     files = [str(p) for p in folders if os.path.lexists(p) and not p.is_dir()]
-    if files: raise InputError(f"{', '.join(files)}: a file stands where a folder of results shall be; move it, or choose another folder with -o")
+    if not files: return
+    fault = f"{', '.join(files)}: a file stands where a folder of results shall be"
+    raise InputError(f'{fault}; move it, or choose another folder with -o')
 
 # %% ../../nbs/61_bench.batch.ipynb #955d9dd9
 @contextmanager
@@ -495,7 +531,8 @@ def _end_with(parent):
     def watch():
         while os.getppid() == parent: time.sleep(.2)
         os._exit(1)
-    if not any(t.name == 'parent' for t in threading.enumerate()): threading.Thread(target=watch, name='parent', daemon=True).start()
+    if any(t.name == 'parent' for t in threading.enumerate()): return
+    threading.Thread(target=watch, name='parent', daemon=True).start()
 
 # %% ../../nbs/61_bench.batch.ipynb #aa61c041
 @contextmanager
@@ -527,10 +564,11 @@ class Outcome:
     failed:list = field(default_factory=list) # (RunSpec, path of its log) each
 
 BACKENDS = ('loky', 'ray', 'dask')
+_ENDED = 'ignore::UserWarning:multiprocessing.resource_tracker' # It warns of what a worker held that was ended
 
 @contextmanager
 def _backend(backend, jobs):
-    "joblib set up for `backend`; a Dask cluster is taken from Dask's configuration (DASK_SCHEDULER_ADDRESS), else started here."
+    "joblib set up for `backend`; a Dask cluster is that of Dask's configuration (DASK_SCHEDULER_ADDRESS), or made here."
     from joblib import parallel_config
     try:
         if backend == 'ray':
@@ -541,7 +579,9 @@ def _backend(backend, jobs):
             from dask.distributed import Client
             known = dask.config.get('scheduler-address', None)
             client = Client() if known else Client(n_workers=jobs, threads_per_worker=1, dashboard_address=None)
-    except ImportError: raise InputError(f"the backend '{backend}' is not installed; pip install 'perturbench[{backend}]', or use --backend loky") from None
+    except ImportError:
+        remedy = f"pip install 'perturbench[{backend}]', or use --backend loky"
+        raise InputError(f"the backend '{backend}' is not installed; {remedy}") from None
     try:
         with parallel_config(backend='sequential' if backend == 'loky' and jobs == 1 else backend, n_jobs=jobs): yield
     finally:
@@ -551,11 +591,12 @@ def _parallel(specs, out, jobs, backend, isolate):
     "Yield (spec, 'done' or 'failed') as runs end; Ray tells only when all have."
     from joblib import Parallel, delayed
     os.environ['PERTURBENCH_PARENT'] = str(os.getpid())
-    os.environ.setdefault('PYTHONWARNINGS', 'ignore::UserWarning:multiprocessing.resource_tracker') # what a worker held when it was ended
+    os.environ.setdefault('PYTHONWARNINGS', _ENDED)
     parent = os.getpid() if backend == 'loky' and jobs > 1 else None
     with _backend(backend, jobs):
         with _deaf() if parent else nullcontext():
-            runs = Parallel(return_as='list' if backend == 'ray' else 'generator_unordered')(delayed(_execute)(s, out, isolate, parent) for s in specs)
+            parallel = Parallel(return_as='list' if backend == 'ray' else 'generator_unordered')
+            runs = parallel(delayed(_execute)(s, out, isolate, parent) for s in specs)
         yield from runs
 
 def _execute(spec, out, isolate, parent):
@@ -598,7 +639,7 @@ def _work_all(outcome, todo, out, jobs, backend, isolate):
         if _work(outcome, [spec], out, 2, backend, isolate): _settle(outcome, spec, _killed(spec, out), out)
 
 def _work(outcome, todo, out, jobs, backend, isolate):
-    "Do the runs `todo`. When a worker is killed, return the runs that were at work; what no worker had begun stays in `todo`."
+    "Do the runs `todo`. When a worker is killed, return the runs at work; what no worker had begun stays in `todo`."
     from joblib.externals.loky.process_executor import TerminatedWorkerError
     try:
         for spec, how in progress(_parallel(list(todo), out, jobs, backend, isolate), 'runs', len(todo)):
@@ -620,8 +661,8 @@ def _in_flight(spec, out):
 # %% ../../nbs/61_bench.batch.ipynb #aa61c042
 def _killed(spec, out):
     "Write down that the worker of `spec` was killed."
-    home = _failed_home(out, spec)
-    _write_failure(spec, out, home, 'the worker process was killed during this run, and again when it ran alone; it may need more memory than there is\n')
+    fault = 'the worker process was killed during this run, and again when it ran alone'
+    _write_failure(spec, out, _failed_home(out, spec), f'{fault}; it may need more memory than there is\n')
     return 'failed'
 
 def _settle(outcome, spec, how, out):
@@ -644,7 +685,8 @@ def to_report(
     def fits(r):
         if r['run_id'] in own: return True
         is_new = (r['task'], r['model'], r['seed']) not in mine
-        return is_new and r['task_id'] == task_id.get(r['task'], r['task_id']) and r['versions'].get('perturbench') == __version__
+        is_same_task = r['task_id'] == task_id.get(r['task'], r['task_id'])
+        return is_new and is_same_task and r['versions'].get('perturbench') == __version__
     return [r['run_id'] for r in runs if fits(r)]
 
 # %% ../../nbs/61_bench.batch.ipynb #2aedf0f2
@@ -655,6 +697,7 @@ def dry_runs(
 ) -> list: # Mappings: task, model, seed, run_id, state ('done', 'to do' or 'not whole')
     "The runs of `grid` and whether `out` has them."
     with tempfile.TemporaryDirectory() as folder: specs = expand(grid, folder, threads)
-    states = [state_of(s, out) for s in specs]
-    return [dict(task=s.task.name, model=s.label, seed=s.seed, run_id=s.run_id, state=state if state in ('done', 'to do') else 'not whole')
+    found = [state_of(s, out) for s in specs]
+    states = [state if state in ('done', 'to do') else 'not whole' for state in found]
+    return [dict(task=s.task.name, model=s.label, seed=s.seed, run_id=s.run_id, state=state)
             for s, state in zip(specs, states)]

@@ -576,8 +576,9 @@ def _versions_in(runs) -> str: # As a message names them
 def _check_versions(runs, out):
     "Raise InputError where runs of two versions would meet."
     if len({_version(r) for r in runs}) < 2: return
-    raise InputError(f'the runs in {out} are of different versions of perturbench, {_versions_in(runs)}, and cannot be compared; '
-                     'start their grid with this version (its report leaves the others out), or move the others to a folder of their own')
+    fault = f'the runs in {out} are of different versions of perturbench, {_versions_in(runs)}, and cannot be compared'
+    raise InputError(f'{fault}; start their grid with this version, whose report leaves the others out, or move the others '
+                     'to a folder of their own')
 
 # %% ../../nbs/63_bench.leaderboard.ipynb #aa63c001
 def _refuse_damaged(faults, out):
@@ -602,7 +603,8 @@ def read_results(
     found, ids = survey(out), None if only is None else set(only)
     wanted = [r for r in found.runs if ids is None or r['run_id'] in ids]
     if found.faults and (ids is None or ids - {r['run_id'] for r in wanted}): _refuse_damaged(found.faults, out)
-    if not wanted: raise InputError(f"there is no finished run in {Path(out)/'runs'}; start some with `perturbench run -o {out}`")
+    if not wanted:
+        raise InputError(f"there is no finished run in {Path(out)/'runs'}; start some with `perturbench run -o {out}`")
     _check_versions(wanted, out)
     scores, runs = [], []
     for run in wanted:
@@ -645,7 +647,8 @@ def write_report(
     results = read_results(out, only)
     folders = {t: Path(out)/'tasks'/k for t, k in zip(results.scores.task, results.scores.task_id)}
     tasks = {t: load_task(f, t) for t, f in folders.items() if f.exists()}
-    lost = [f"the folder {folders[t]} of the task '{t}' is lost, so it has no calibrated scores and no strata; its grid opens it again" for t in folders if t not in tasks]
+    remedy = 'so it has no calibrated scores and no strata; its grid opens it again'
+    lost = [f"the folder {f} of the task '{t}' is lost, {remedy}" for t, f in folders.items() if t not in tasks]
     with _one_thread():
         references = {t: references_of(task) for t, task in tasks.items()}
         known = {t: conditions_of(Evaluation(task, 'rmse_average')) for t, task in tasks.items()}

@@ -17,13 +17,14 @@ import numba, numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from threadpoolctl import threadpool_limits
 from .. import __version__
-from ..core import InputError, digest, file_sha256, os_fault, part_name, remove, seed_of, sweep_parts, writing_to
+from ..core import InputError, digest, file_sha256, os_fault, part_name, remove, seed_of
+from ..core import sweep_parts, writing_to
 from ..evaluate import Evaluation
 from ..metrics import references as _references # gives an evaluation its references
 from ..plots import figure, label, loss_curve, observed_predicted
 from ..models.base import build_model, load_model, model_class, save_model
 from ..models.zoo import MODELS
-from ..predict import predict_task, write_predictions
+from ..predict import predict_task, read_conditions_csv, write_predictions
 from ..tasks import Task, load_task, of_fold, open_task
 from ..train import Budget, fit, model_info, read_budget
 
@@ -69,19 +70,22 @@ class Run:
     costs:dict = field(default_factory=dict) # fit_seconds, predict_seconds, peak_memory (MB)
 
     @property
-    def run_id(self) -> str: return run_id(self.task.task_id, self.model, self.options, self.seed, self.budget, self.threads)
+    def run_id(self) -> str:
+        return run_id(self.task.task_id, self.model, self.options, self.seed, self.budget, self.threads)
     @property
     def home(self) -> Path: return run_home(self.out, self.task.name, self.label, self.run_id)
 
 def _source(cls):
-    "What tells a model from elsewhere from what it was before it was changed: its source, or its bytecode where a shell keeps none."
+    "What tells a changed model from elsewhere: its source, or its bytecode where a shell keeps none."
     if cls.__module__.startswith('perturbench.'): return None
     try: return inspect.getsource(cls)
-    except (OSError, TypeError): return {k: v.__code__.co_code.hex() for k, v in vars(cls).items() if hasattr(v, '__code__')}
+    except (OSError, TypeError):
+        return {k: v.__code__.co_code.hex() for k, v in vars(cls).items() if hasattr(v, '__code__')}
 
 def run_id(task_id, model, options, seed, budget, threads) -> str:
     "A hash of all that decides the result; a model from elsewhere counts with its source."
-    return digest([task_id, model, options, _source(model_class(model)), seed, asdict(read_budget(budget)), threads, __version__])
+    source, budget = _source(model_class(model)), asdict(read_budget(budget))
+    return digest([task_id, model, options, source, seed, budget, threads, __version__])
 
 def run_home(out, task, label, run_id) -> Path:
     "The folder of a run that is whole."
@@ -103,7 +107,8 @@ def open_run(
     "Open the task and make everything ready."
     set_threads(threads)
     task, label = open_task(task, out, protocol), label or model.split(':')[-1]
-    run = Run(task, model, label, options or {}, seed, read_budget(budget), threads, Path(out), folder and Path(folder), folder is None)
+    out, moves, folder = Path(out), folder is None, folder and Path(folder)
+    run = Run(task, model, label, options or {}, seed, read_budget(budget), threads, out, folder, moves)
     run.folder = run.folder or part_name(run.home)
     with writing_to(run.folder): run.folder.mkdir(parents=True, exist_ok=True)
     return run
@@ -215,7 +220,8 @@ def seal(
     "Write run.json: `about`, what each file of `folder` is, and a digest of all that."
     folder = Path(folder)
     with writing_to(folder):
-        files = {p.name: dict(size=p.stat().st_size, sha256=file_sha256(p)) for p in own_files(folder) if p.name != 'run.json'}
+        others = [p for p in own_files(folder) if p.name != 'run.json']
+        files = {p.name: dict(size=p.stat().st_size, sha256=file_sha256(p)) for p in others}
         about = json.loads(json.dumps(about | {'files': files}))
         about['digest'] = digest({k: v for k, v in about.items() if k != 'digest'}, 64)
         (folder/'run.json').write_text(json.dumps(about, indent=1, ensure_ascii=False), encoding='utf-8')
@@ -236,10 +242,12 @@ def forget_checkpoints(
 # %% ../../nbs/60_bench.runs.ipynb #9d2a4d33
 def _described(run):
     "What the run.json of `run` says."
-    kept = dict(run_id=run.run_id, task=run.task.name, task_id=run.task.task_id, model=run.label, name=run.model, options=run.options,
-                seed=run.seed, budget=asdict(run.budget), protocol=run.task.protocol, threads=run.threads)
+    kept = dict(run_id=run.run_id, task=run.task.name, task_id=run.task.task_id, model=run.label, name=run.model,
+                options=run.options, seed=run.seed, budget=asdict(run.budget), protocol=run.task.protocol,
+                threads=run.threads)
     collapse = {k: None if v != v else v for k, v in run.collapse.items()}
-    versions = dict(perturbench=__version__, torch=torch.__version__, numpy=np.__version__, python=platform.python_version())
+    versions = dict(perturbench=__version__, torch=torch.__version__, numpy=np.__version__,
+                    python=platform.python_version())
     return {**kept, **collapse, **run.costs, 'versions': versions}
 
 @patch
@@ -251,15 +259,16 @@ def save(self:Run, scores:pd.DataFrame) -> Path: # The folder of the run
     return put_in_place(self.folder, self.home) if self.moves else self.folder
 
 # %% ../../nbs/60_bench.runs.ipynb #aa60c021
-_TYPES = dict(run_id=str, task=str, task_id=str, model=str, name=str, options=dict, seed=int, budget=dict, protocol=str, threads=int,
-              versions=dict, files=dict, digest=str)
+_TYPES = dict(run_id=str, task=str, task_id=str, model=str, name=str, options=dict, seed=int, budget=dict, protocol=str,
+              threads=int, versions=dict, files=dict, digest=str)
 _MEND = 'start its grid again with `perturbench run`, or move the folder out of runs'
 
 def _read_about(folder):
     "What run.json in `folder` says, as it was written."
     path = Path(folder)/'run.json'
     try: about = json.loads(path.read_text(encoding='utf-8'))
-    except (FileNotFoundError, NotADirectoryError): raise InputError(f'{folder} is not a whole run, it has no run.json; {_MEND}') from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f'{folder} is not a whole run, it has no run.json; {_MEND}') from None
     except OSError as e: raise InputError(os_fault(e, path, 'read')) from None
     except (ValueError, RecursionError): raise InputError(f'{path} is cut or was altered; {_MEND}') from None
     if isinstance(about, dict) and {'run_id', 'task'} <= set(about) and not {'files', 'digest'} & set(about):
@@ -293,8 +302,10 @@ def read_run(
     folder, about = Path(folder), _read_about(folder)
     stands, own = Path(os.path.abspath(folder)).parts[-3:], (about['task'], about['model'], about['run_id'])
     if stands != own:
-        raise InputError(f"{folder} holds the run {'/'.join(own)}: it was copied or renamed; move it out of runs, or give it its name back")
-    if faults := _file_faults(folder, about['files'], hashed): raise InputError(f"{folder} is not whole: {', '.join(faults)}; {_MEND}")
+        raise InputError(f"{folder} holds the run {'/'.join(own)}: it was copied or renamed; move it out of runs, "
+                         'or give it its name back')
+    faults = _file_faults(folder, about['files'], hashed)
+    if faults: raise InputError(f"{folder} is not whole: {', '.join(faults)}; {_MEND}")
     return about
 
 # %% ../../nbs/60_bench.runs.ipynb #aa60c025
@@ -366,11 +377,10 @@ def predict_run(
 ) -> int: # Number of cells written; raises InputError when the run or the table cannot be read
     "Predict the cells of `conditions` with the model of a run."
     run_dir = Path(run_dir)
-    if not (run_dir/'run.json').is_file(): raise InputError(f'{run_dir} is not the folder of a run; give one of OUT/runs/TASK/LABEL/RUN_ID')
+    if not (run_dir/'run.json').is_file():
+        raise InputError(f'{run_dir} is not the folder of a run; give one of OUT/runs/TASK/LABEL/RUN_ID')
     run = read_run(run_dir, hashed=('model*.ckpt',))
-    try: table = pd.read_csv(conditions, dtype=str, keep_default_na=False)
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as e:
-        raise InputError(f'{conditions} cannot be read as a table ({type(e).__name__}); give a CSV with a header') from None
+    table = read_conditions_csv(conditions)
     task = load_task(Path(os.path.abspath(run_dir)).parents[3]/'tasks'/run['task_id'])
     models = [load_model(run_dir/of_fold('model.ckpt', i, task.n_folds)) for i in range(task.n_folds)]
     return write_predictions(models, task, table, path, run['seed'])
