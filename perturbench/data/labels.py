@@ -115,8 +115,9 @@ def unnamed(
     names = list(dict.fromkeys(names))
     by_hashtag = any(_SORTED.fullmatch(plain(o)) for o in names)
     nothing = lambda o: o not in keep and (names_nothing(o) or (by_hashtag and plain(o) == 'negative'))
-    parts = lambda o: () if within_brackets(o, sep) else [p for p in split_name(o, control, sep) if p.strip()]
-    return [o for o in names if o != control and o not in keep and (nothing(o) or any(map(nothing, parts(o))))]
+    joined = lambda o: not within_brackets(o, sep) and all(p.strip() for p in split_name(o, control, sep))
+    in_part = lambda o: joined(o) and any(map(nothing, split_name(o, control, sep)))
+    return [o for o in names if o != control and o not in keep and (nothing(o) or in_part(o))]
 
 def unnamed_note(
     cells, # Name -> number of cells, of the names that are left out
@@ -134,7 +135,7 @@ _WORDS = ('control|ctrl|ctl|negative|neg ?(?:control|ctrl|ctl)|non ?targett?(?:i
           'wild ?type|parental|baseline|empty(?: ?vector)?|luciferase|lacz|e?gfp|isotype|igg')
 _BEHIND = ('s?g?rnas?|(?:sh|si|cr)rnas?|guides?|vectors?|plasmids?|only|alone|cells?|treated|treatment|sites?|human|mouse|rep|replicate|well|plate|pool|group|'
            'sample|batch|donor|[^\\W\\d_]{1,2}')
-_CONTROL = re.compile(f'(?:(?:s?g?rna|guide) )?(?:sg|si|sh|g|cr)?({_WORDS}|{_SHORT})(?: (?:{_WORDS}|{_SHORT}|{_BEHIND}))*')
+_CONTROL = re.compile(f'(?:(?:(?:sg|sh|si|cr|g)?rna|guide) )?(?:sg|si|sh|g|cr)?({_WORDS}|{_SHORT})(?: (?:{_WORDS}|{_SHORT}|{_BEHIND}))*')
 _SITES = {'h2o': 'water', 'aavs1': 'safe harbor', 'rosa26': 'safe harbor'}
 
 def control_family(
