@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from .core import InputError, atomic_path, nearest, seed_of
 from .data.texts import read_rows
-from .data.screen import split_name
+from .data.labels import split_name
 from .loaders.batches import Batch
 
 # %% ../nbs/41_predict.ipynb #52bcf26c

@@ -9,6 +9,7 @@ from perturbench.data.labels import (alike, control_family, control_fault, contr
 from perturbench.data.preprocess import prepare
 from perturbench.data.screen import RESERVED, Screen, doses, obs_key, read_screen, table_key
 from perturbench.data.splits import leak_check, make_splits
+from perturbench.loaders.disk import shuffle_file
 from perturbench.loaders.store import CellStore
 
 few = dict(derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
@@ -308,3 +309,16 @@ def test_log_values_of_another_scale_are_refused():
     for change in (np.log1p, np.expm1, lambda x: x/np.log(2)):
         b = a.copy(); b.X.data = change(b.X.data).astype(np.float32)
         refused('log', b, 'what', 'line', values='lognorm')
+
+def test_splits_take_either_name_of_a_covariate(at):
+    a = counts(['control', 'KLF1', 'BAK1'], lines=('A', 'B', 'C')); a.obs['state'] = a.obs.line
+    s = prepare(a, 'what', 'state')
+    parts = [make_splits(s, dict(kind='unseen_state', states=[{k: 'B'}], seed=1))[0].parts.codes for k in ('state', 'obs:state')]
+    assert np.array_equal(*parts)
+    with pytest.raises(InputError, match="'line' in 'states' of a split is not a covariate"): make_splits(s, dict(kind='unseen_state', states=[dict(line='B')]))
+
+def test_a_file_that_is_rewritten_for_reading_means_the_same(at):
+    a = counts(['control', 'KLF1', 'BAK1'], lines=('A', 'B')); a.obs['state'], a.obs['obs:state'] = a.obs.line, 'x'
+    s = prepare(a, 'what', ['state', 'obs:state'], out='a.h5ad')
+    shuffle_file(read_screen('a.h5ad'), 'b.h5ad')
+    assert read_screen('b.h5ad').conditions.equals(s.conditions) and list(s.covariate_keys) == ['obs:state', 'obs:obs:state']

@@ -18,7 +18,7 @@ import torch
 from scipy import sparse
 from ..core import InputError, nearest, os_fault, progress
 from .blocks import to_csr
-from .screen import split_name
+from .labels import split_name
 
 # %% ../../nbs/15_data.features.ipynb #362db001
 def _some(names, n=5): return ', '.join(map(str, names[:n])) + (', ...' if len(names) > n else '')

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 from ..core import InputError, Registry, atomic_path, digest, nearest, os_fault, rng
-from .screen import Screen
+from .screen import Screen, table_key
 from .texts import SEPARATORS, read_text
 from ..plots import PART_COLOURS, figure, label, tiles
 
@@ -438,6 +438,7 @@ def _states(screen, asked, option):
             raise InputError(f"'{option}' of a split is {asked!r}; give states by their covariate values, such as [{table.iloc[0].to_dict()}]")
         keep = np.ones(len(table), bool)
         for k, v in values.items():
+            k = k if k in table else table_key(str(k))
             if k not in table: raise InputError(f"'{k}' in '{option}' of a split is not a covariate of the screen{nearest(k, table.columns)}")
             if not (table[k] == str(v)).any(): raise InputError(f"no state has {k} '{v}' ('{option}' of a split){nearest(v, table[k].unique())}")
             keep &= (table[k] == str(v)).to_numpy()

@@ -22,7 +22,7 @@ from ..core import InputError, progress, rng
 from ..data.features import cell_embeddings
 from ..data.blocks import BLOCK, Blocks, CompressedRows, canonical
 from ..data.h5ad import CARD, RowWriter, write_frames, writing
-from ..data.screen import OPTIONS, Screen
+from ..data.screen import Screen
 from .batches import Batches, visits, visits_of_sets
 from .store import Cells, CellStore, _columns, _union, technical_batches, told
 
@@ -470,4 +470,4 @@ def shuffle_file(
             out.close()
         obs, table = screen.adata.obs.iloc[order], screen.adata
         new = ad.AnnData(obs=obs, var=table.var, uns={k: v for k, v in table.uns.items() if k != CARD}, obsm={k: v[order] for k, v in table.obsm.items()})
-        write_frames(f, new, {k: getattr(screen, k) for k in OPTIONS} | getattr(screen, 'card', {}))
+        write_frames(f, new, screen.options | getattr(screen, 'card', {}))
