@@ -538,6 +538,16 @@ def _as_in_truth(source, screen, patterns, notes):
     obs[screen.perturbation_key] = relabel(obs[screen.perturbation_key], patterns, screen.control, screen.sep)
     return ad.AnnData(adata.X, obs=obs, var=adata.var)
 
+def _training(source, screen, keys, patterns, values, keep, notes):
+    "The screen of the training cells."
+    other = keys | dict(batch_key=None, replicate_key=None) | (dict(control=screen.control) if patterns else {})
+    cells = _as_in_truth(source, screen, patterns, notes)
+    try:
+        train = _read_screen('the training cells', cells, other, values, keep, notes, screen.genes)
+        notes += _check_train(screen, train, values)
+    except InputError as e: raise InputError(f'{e}{_hint(source)}') from None
+    return train
+
 def _sides_of(truth, train, keys, card, values, keep, protocol, predicted, intersection, notes):
     "What is asked of predictions; the training cells are looked at, too."
     screen = _read_screen('the truth', truth, keys, values, keep, notes)
@@ -548,12 +558,8 @@ def _sides_of(truth, train, keys, card, values, keep, protocol, predicted, inter
     if not card: notes += [f'the truth: {o}' for o in screen.card.get('notes', []) if f'the truth: {o}' not in notes]
     names = {**screen.controls, **card.get('controls', {})} or {screen.control: 0}
     patterns = _patterns(keys, names)
-    if train is not None:
-        other = keys | dict(batch_key=None, replicate_key=None) | (dict(control=screen.control) if patterns else {})
-        cells = _as_in_truth(train, screen, patterns, notes)
-        train = _read_screen('the training cells', cells, other, values, keep, notes, screen.genes)
-        notes += _check_train(screen, train, values)
-    task, codes = _file_task('truth' if isinstance(truth, ad.AnnData) else Path(truth).stem, screen, train, protocol)
+    training = None if train is None else _training(train, screen, keys, patterns, values, keep, notes)
+    task, codes = _file_task('truth' if isinstance(truth, ad.AnnData) else Path(truth).stem, screen, training, protocol)
     return Asked(task, screen.columns, screen.adata.X, codes, screen.adata.obs_names, patterns, values,
                  predicted, intersection, tuple(keep))
 
