@@ -378,7 +378,7 @@ def _status(args) -> int:
         status = app(args, standalone_mode=False) or 0
         if sys.stdout: sys.stdout.flush()
         return _say(STOPPED, 130) if status == 130 else status  # typer has made it one itself
-    except InputError as e: return _say(e, 2)
+    except InputError as e: return _say(e, e.status)
     except UsageError as e: return _say(f'{e.format_message()} (perturbench --help says more)', 2)
     except (KeyboardInterrupt, typer.Abort): return _say(STOPPED, 130)
     except BrokenPipeError: return _reader_gone()

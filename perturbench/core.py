@@ -16,6 +16,7 @@ import numpy as np
 # %% ../nbs/00_core.ipynb #be5ba07d
 class InputError(ValueError):
     "A fault of the input: its message says what is wrong and what to do about it."
+    status = 2 # What the command line leaves with
 
 # %% ../nbs/00_core.ipynb #2317d9bb
 def nearest(
@@ -135,7 +136,8 @@ def writing_to(
     try: yield
     except OSError as e:
         if _code(e) not in (*_CAUSES, errno.ENOENT): raise
-        raise InputError(os_fault(e, e.filename or path)) from None
+        named = e.filename if isinstance(e.filename, str) and not is_part(Path(e.filename).name) else path
+        raise InputError(os_fault(e, named)) from None
 
 # %% ../nbs/00_core.ipynb #85a3cf5e
 def file_name_fault(

@@ -101,6 +101,8 @@ STATUSES = {'no_signal': 'the predicted or the true effect is zero or constant, 
             'no_own_control': 'there is no prediction of the model for control cells',
             'no_difference': 'no gene of the measured cells differs significantly, so there is nothing to find',
             'no_range': 'a replicate of the measured cells does no better than the better null: this metric cannot judge a model on this screen',
+            'refused': 'the file is on another scale than the truth or holds its cells, and no number was made of it; see the notes',
+            'means': 'the rows of this file are means, and this metric needs cells',
             'unseen_part': 'training saw nothing of a perturbation or covariate of this condition, and the model used its fallback'}
 
 def undefined_reasons(

@@ -141,7 +141,7 @@ def _imported(name):
     try: module = importlib.import_module(module)
     except ImportError as e: raise InputError(f"the model '{name}' cannot be imported ({e}); start in the folder of {module}.py, or install it") from e
     if hasattr(module, attribute): return getattr(module, attribute)
-    raise InputError(f"the model '{name}' has no class in {module.__name__}{nearest(attribute, [k for k in vars(module) if k[:1] != '_'])}")
+    raise InputError(f"the model '{name}' has no class in {module.__name__}{nearest(attribute, [k for k, o in vars(module).items() if inspect.isclass(o)])}")
 
 def model_class(
     name:str, # A registered name, 'my_module:MyModel' or the name of an entry point
