@@ -58,10 +58,11 @@ def test_every_kind_of_matrix_gives_the_same_screen(at, monkeypatch, kind):
     written = prepare(a, 'what', 'line', min_cells=30, out='b.h5ad')
     assert same(written, whole) and written.card == whole.card
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.integers(0, 10**6), st.integers(1, 400), st.booleans(), st.booleans())
 def test_the_size_of_blocks_and_masks_do_not_matter(seed, size, cells, genes):
     a, r = raw(60, 40, seed), np.random.default_rng(seed)
+    a.obs.iloc[:2] = [['control', 'A'], ['control', 'B']]  # few cells may have no control in a line
     cells, genes = (r.random(n) < .8 if on else np.ones(n, bool) for on, n in ((cells, 60), (genes, 40)))
     cells[a.obs.what.to_numpy() == 'control'] = True
     old, blocks.BLOCK = blocks.BLOCK, 2**22

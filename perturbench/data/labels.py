@@ -35,7 +35,8 @@ def sep_faults(
 ) -> list: # None or one
     "Why `sep` cannot join names."
     if sep is None or (isinstance(sep, str) and sep): return []
-    return [f"the separator {sep!r} is no text that can join names; give one, or sep=None (--sep none) where names are never split"]
+    return [f"the separator {sep!r} is no text that can join names; give one, or sep=None (--sep none) "
+            'where names are never split']
 
 def name_faults(
     names, # The perturbations, as they are called in the data
@@ -46,8 +47,10 @@ def name_faults(
     if amiss := sep_faults(sep): return amiss
     parts = {o: split_name(o, control, sep) for o in names}
     empty, faults, seen = [o for o in names if any(not p.strip() for p in parts[o])], [], {}
-    if empty: faults.append(f"the perturbation '{empty[0]}'{f' (and {len(empty) - 1:,} more)' if empty[1:] else ''} has an empty part when it is split at "
-                            f"'{sep}'; rename it, or give sep=None (--sep none)")
+    if empty:
+        more = f' (and {len(empty) - 1:,} more)' if empty[1:] else ''
+        faults.append(f"the perturbation '{empty[0]}'{more} has an empty part when it is split at '{sep}'; "
+                      'rename it, or give sep=None (--sep none)')
     for name in names:
         first = seen.setdefault(frozenset(parts[name]), name)
         if first != name: faults.append(f"'{first}' and '{name}' name the same perturbation; write it one way")
@@ -89,9 +92,11 @@ def alike(
 
 # %% ../../nbs/07_data.labels.ipynb #dc770ed0
 _UNKNOWN = ('nan|none|na|null|nil|missing|ambiguous|doublets?|multiplets?|multiple|multi|'
-            'un(?:assigned|assignable|known|defined|determined|identified|labell?ed|called|classified|mapped|resolved|available|certain)')
-_CALL = ('guides?|s?g?rnas?|barcodes?|calls?|called|assigned|assignment|assignable|detected|determined|hashtags?|hto|tags?|features?|labels?|labell?ed|'
-         'annotations?|annotated|data|values?|signal|identity|cells?|droplets?|known|available|applicable|mapped')
+            'un(?:assigned|assignable|known|defined|determined|identified|labell?ed|called|classified|mapped|resolved|'
+            'available|certain)')
+_CALL = ('guides?|s?g?rnas?|barcodes?|calls?|called|assigned|assignment|assignable|detected|determined|hashtags?|hto|'
+         'tags?|features?|labels?|labell?ed|annotations?|annotated|data|'
+         'values?|signal|identity|cells?|droplets?|known|available|applicable|mapped')
 _NO_NAME = re.compile(f'(?:{_UNKNOWN})(?:{_CALL})*|(?:no|not|without|zero|0)(?:{_CALL})+')
 _SORTED = re.compile('(?:doublet|multiplet|singlet)s?')
 
@@ -125,17 +130,21 @@ def unnamed_note(
     "What is said of cells that are left out because their label names no perturbation."
     if not cells: return []
     said = ', '.join(f"{o!r} ({n:,})" for o, n in cells.items())
-    return [f'{sum(cells.values()):,} cells are left out, their labels name no perturbation: {said}; --keep NAME takes one as a perturbation, --control NAME as a control']
+    return [f'{sum(cells.values()):,} cells are left out, their labels name no perturbation: {said}; '
+            '--keep NAME takes one as a perturbation, --control NAME as a control']
 
 # %% ../../nbs/07_data.labels.ipynb #cd0c7332
 _SHORT = 'nt|ntc|nc|neg|scr|luc|safe|wt'
-_WORDS = ('control|ctrl|ctl|negative|neg ?(?:control|ctrl|ctl)|non ?targett?(?:ing|ed)?|no ?target|safe ?target(?:ing)?|safe ?harbou?r|scrambled?|intergenic|'
-          'un(?:perturbed|treated|infected|transduced|transfected|stimulated|edited|modified)|non ?(?:perturbed|treated|infected|transduced|transfected)|'
-          'no ?(?:treatment|perturbation|drug|compound|stim|stimulation|virus|site)|vehicle|dmso|mock|sham|placebo|saline|water|pbs|medi(?:a|um)|blank|'
-          'wild ?type|parental|baseline|empty(?: ?vector)?|luciferase|lacz|e?gfp|isotype|igg')
-_BEHIND = ('s?g?rnas?|(?:sh|si|cr)rnas?|guides?|vectors?|plasmids?|only|alone|cells?|treated|treatment|sites?|human|mouse|rep|replicate|well|plate|pool|group|'
-           'sample|batch|donor|[^\\W\\d_]{1,2}')
-_CONTROL = re.compile(f'(?:(?:(?:sg|sh|si|cr|g)?rna|guide) )?(?:sg|si|sh|g|cr)?({_WORDS}|{_SHORT})(?: (?:{_WORDS}|{_SHORT}|{_BEHIND}))*')
+_WORDS = ('control|ctrl|ctl|negative|neg ?(?:control|ctrl|ctl)|non ?targett?(?:ing|ed)?|no ?target|'
+          'safe ?target(?:ing)?|safe ?harbou?r|scrambled?|intergenic|wild ?type|parental|baseline|empty(?: ?vector)?|'
+          'un(?:perturbed|treated|infected|transduced|transfected|stimulated|edited|modified)|'
+          'non ?(?:perturbed|treated|infected|transduced|transfected)|'
+          'no ?(?:treatment|perturbation|drug|compound|stim|stimulation|virus|site)|'
+          'vehicle|dmso|mock|sham|placebo|saline|water|pbs|medi(?:a|um)|blank|luciferase|lacz|e?gfp|isotype|igg')
+_BEHIND = ('s?g?rnas?|(?:sh|si|cr)rnas?|guides?|vectors?|plasmids?|only|alone|cells?|treated|treatment|sites?|human|'
+           'mouse|rep|replicate|well|plate|pool|group|sample|batch|donor|[^\\W\\d_]{1,2}')
+_BEFORE = '(?:(?:(?:sg|sh|si|cr|g)?rna|guide) )?(?:sg|si|sh|g|cr)?'
+_CONTROL = re.compile(f'{_BEFORE}({_WORDS}|{_SHORT})(?: (?:{_WORDS}|{_SHORT}|{_BEHIND}))*')
 _SITES = {'h2o': 'water', 'aavs1': 'safe harbor', 'rosa26': 'safe harbor'}
 
 def control_family(
@@ -145,8 +154,9 @@ def control_family(
     text = plain(name)
     for site, word in _SITES.items(): text = text.replace(site, word)
     found = _CONTROL.fullmatch(' '.join(re.findall(r'[^\W\d_]+', text)))
-    gene = found and found[1] in _SHORT.split('|') and re.search(r'\d' if found[1] == 'wt' else r'\d[^\W\d_]', text)
-    if not found or gene: return None
+    if not found: return None
+    in_gene = r'\d' if found[1] == 'wt' else r'\d[^\W\d_]'  # a gene such as WT1 or NT5E
+    if found[1] in _SHORT.split('|') and re.search(in_gene, text): return None
     return found[1].replace(' ', '')
 
 # %% ../../nbs/07_data.labels.ipynb #42b3245b
@@ -166,7 +176,11 @@ def control_patterns(
 # %% ../../nbs/07_data.labels.ipynb #d2fb0f6e
 _MOST = 40 # Names that a message lists
 
-def _listed(names, cells): return ', '.join(f"'{o}' ({cells.get(o, 0):,} cells)" for o in names[:_MOST]) + (f', ... ({len(names):,} in all)' if len(names) > _MOST else '')
+def _listed(names, cells):
+    "Names with their cells."
+    more = f', ... ({len(names):,} in all)' if len(names) > _MOST else ''
+    return ', '.join(f"'{o}' ({cells.get(o, 0):,} cells)" for o in names[:_MOST]) + more
+
 def _as_options(patterns): return ' '.join(f"--control '{o}'" for o in patterns[:_MOST])
 
 def control_fault(
@@ -178,9 +192,10 @@ def control_fault(
     near = [o for o in cells if control_family(o) or plain(o) == plain(wanted)]
     fault = f"no cell is called '{wanted}' in '{key}'"
     if not near: return f'{fault}{nearest(wanted, cells)} (give control=, or --control)'
-    if len(near) == 1: return f"{fault}; did you mean '{near[0]}'? ({cells[near[0]]:,} cells look like a control; give control=, or --control '{escape(near[0])}')"
-    rest = [o for o in cells if o not in near]
-    return f'{fault}; these look like controls: {_listed(near, cells)}; give control=, or {_as_options(control_patterns(near, rest))}'
+    rest = [o for o in cells if o not in set(near)]
+    give = f'give control=, or {_as_options(control_patterns(near, rest))}'
+    if len(near) > 1: return f'{fault}; these look like controls: {_listed(near, cells)}; {give}'
+    return f"{fault}; did you mean '{near[0]}'? ({cells[near[0]]:,} cells look like a control; {give})"
 
 # %% ../../nbs/07_data.labels.ipynb #bec6af9a
 def relabel(
@@ -216,21 +231,23 @@ def merge_controls(
     controls, # A name or pattern, or several
     sep='+', # What joins the parts of a combination, or None
 ) -> MergedControls: # Labels are as they were where one name is the control
-    "All that match as one control: called as it was when it is one, else 'control', or by the first name where another perturbation is called so."
+    "All that match as one control: called by its name when it is one, else `control`, or as the first if that is taken."
     controls = [controls] if isinstance(controls, str) or not hasattr(controls, '__iter__') else list(controls)
     codes, unique = pd.factorize(pd.Series(labels))
     cells = dict(zip(map(str, unique), np.bincount(codes[codes >= 0], minlength=len(unique)).tolist()))
     atoms = list(dict.fromkeys([*cells, *(p for o in cells if sep for p in o.split(sep))]))
     controls = [str(o) for o in controls]
     patterns = [escape(o) if o in atoms else o for o in controls]
-    found = [[o for o in atoms if fnmatchcase(o, p) and (o == c or not sep or sep not in o or sep in p)] for c, p in zip(controls, patterns)]
+    may_be = lambda o, control, pattern: o == control or not sep or sep not in o or sep in pattern
+    found = [[o for o in atoms if fnmatchcase(o, p) and may_be(o, c, p)] for c, p in zip(controls, patterns)]
     names = list(dict.fromkeys(o for some in found for o in some))
     absent = [c for c, some in zip(controls, found) if not any(o in cells for o in some)]
     others = {o for o in atoms if o not in names}
     control = (names or controls or [''])[0] if len(names) < 2 or 'control' in others else 'control'
     merged = relabel(labels, patterns if len(names) > 1 else [], control, sep)
     whole = [str(o) for o in unique[np.unique(codes[np.asarray(merged == control)])]]
-    return MergedControls(merged, control, {o: cells.get(o, 0) for o in dict.fromkeys([*names, *whole])}, patterns, absent)
+    counted = {o: cells.get(o, 0) for o in dict.fromkeys([*names, *whole])}
+    return MergedControls(merged, control, counted, patterns, absent)
 
 # %% ../../nbs/07_data.labels.ipynb #75d507e2
 def merged_note(
@@ -239,7 +256,8 @@ def merged_note(
 ) -> list: # None or one
     "What is said of several controls that are one now."
     if len(names) < 2: return []
-    return [f"{len(names):,} names are one control, '{control}': {_listed(list(names), names)}; as a part of a combination they do not count"]
+    return [f"{len(names):,} names are one control, '{control}': {_listed(list(names), names)}; "
+            'as a part of a combination they do not count']
 
 # %% ../../nbs/07_data.labels.ipynb #b9e6159b
 _JOINTS = ['_', ';', '|', ',', '&', '/', ':', '+', ' + ', '__', '--', '-', ' ']
@@ -248,13 +266,17 @@ def _some(names): return ', '.join(map(repr, names[:5])) + (', ...' if len(names
 
 def _split_notes(names, control, sep):
     "What is odd about the names that are split at `sep`."
-    parts, none = {o: split_name(o, control, sep) for o in names}, f"give --sep none if '{sep}' belongs to the names"
-    split = [o for o in names if len(parts[o]) > 1]
-    inside, seen = [o for o in split if within_brackets(o, sep)], Counter(p for o in names for p in parts[o])
-    alone = [o for o in split if o not in inside and all(seen[p] == 1 for p in parts[o])]
-    twice = [o for o in names if o != control and len([p for p in o.split(sep) if p != control]) > len(parts[o])]
-    say = lambda some, what: [f"{len(some):,} of {len(names):,} names are split at '{sep}' {what}: {_some(some)}; {none}"] if some else []
-    notes = say(inside, 'within brackets') + say(alone if 2*len(alone) >= len(split) - len(inside) else [], 'and none of their parts occurs in another name')
+    parts = {o: split_name(o, control, sep) for o in names}
+    split, seen = [o for o in names if len(parts[o]) > 1], Counter(p for o in names for p in parts[o])
+    inside = {o for o in split if within_brackets(o, sep)}
+    outside = [o for o in split if o not in inside]
+    alone = [o for o in outside if all(seen[p] == 1 for p in parts[o])]
+    given = lambda name: [p for p in name.split(sep) if p != control]
+    twice = [o for o in names if len(given(o)) > len(parts[o])]
+    said = {'within brackets': [o for o in split if o in inside],
+            'and none of their parts occurs in another name': alone if 2*len(alone) >= len(outside) else []}
+    notes = [f"{len(some):,} of {len(names):,} names are split at '{sep}' {what}: {_some(some)}; "
+             f"give --sep none if '{sep}' belongs to the names" for what, some in said.items() if some]
     return notes + ([f'a part occurs twice in a combination and counts once: {_some(twice)}'] if twice else [])
 
 def _joint_notes(names, control):
@@ -263,7 +285,8 @@ def _joint_notes(names, control):
     for joint in _JOINTS: found[joint] = [o for o in names if joint in o and known.issuperset(o.split(joint))]
     joint = max(found, key=lambda o: len(found[o]))
     if not found[joint]: return []
-    return [f"{len(found[joint]):,} of {len(names):,} names are others joined by '{joint}': {_some(found[joint])}; give --sep '{joint}' if they are combinations"]
+    return [f"{len(found[joint]):,} of {len(names):,} names are others joined by '{joint}': {_some(found[joint])}; "
+            f"give --sep '{joint}' if they are combinations"]
 
 def sep_notes(
     names, # The perturbations, as they are called in the data
@@ -280,16 +303,18 @@ def _control_notes(names, cells, control):
     "The perturbations that look like a control: a note for each, or one for a large family."
     families = {}
     for o in names: families.setdefault(control_family(o) or '', []).append(o)
-    others, notes = [o for o in cells if o not in names and o != control], []
+    taken, notes = {*names, control}, []
+    others, but = [o for o in cells if o not in taken], f"but '{control}' is the control"
     for some in families.values():
-        alone = len(some) < 6
-        notes += [f"the perturbation '{o}' ({cells.get(o, 0):,} cells) looks like a control, but '{control}' is the control; {_as_options([escape(control), escape(o)])} "
-                  'makes them one' for o in some*alone]
-        if not alone: notes.append(f"these perturbations look like controls, but '{control}' is the control: {_listed(some, cells)}; "
-                                   f'{_as_options([escape(control), *control_patterns(some, others)])} makes them one')
+        if len(some) < 6: notes += [f"the perturbation '{o}' ({cells.get(o, 0):,} cells) looks like a control, {but}; "
+                                    f'{_as_options([control, o])} makes them one' for o in some]
+        else: notes.append(f'these perturbations look like controls, {but}: {_listed(some, cells)}; '
+                           f'{_as_options([control, *control_patterns(some, others)])} makes them one')
     return notes
 
-def _alike_note(names, what): return f'these {what} differ in capitals, blanks or forms of Unicode only: {_shown(names)}; write them one way if they are one'
+def _alike_note(names, what):
+    return (f'these {what} differ in capitals, blanks or forms of Unicode only: {_shown(names)}; '
+            'write them one way if they are one')
 
 def label_notes(
     cells, # Perturbation as it is called in the data -> number of cells, the control among them
@@ -297,10 +322,11 @@ def label_notes(
     sep, # What joins the parts of a combination, or None
 ) -> list: # Sentences
     "What is odd about the names of perturbations."
-    names = [o for o in dict.fromkeys(p for name in cells for p in (name, *split_name(name, control, sep))) if o != control]
-    likely = [o for o in names if control_family(o) or plain(o) == plain(control)]
-    others = [o for o in names if o not in set(likely)]
-    return _control_notes(likely, cells, control) + [_alike_note(o, 'perturbations') for o in alike(others)] + sep_notes(cells, control, sep)
+    names = dict.fromkeys(p for name in cells for p in (name, *split_name(name, control, sep)) if p != control)
+    likely = {o: None for o in names if control_family(o) or plain(o) == plain(control)}
+    others = [o for o in names if o not in likely]
+    notes = _control_notes(list(likely), cells, control) + [_alike_note(o, 'perturbations') for o in alike(others)]
+    return notes + sep_notes(cells, control, sep)
 
 # %% ../../nbs/07_data.labels.ipynb #8bfadf3c
 def covariate_notes(
@@ -309,5 +335,6 @@ def covariate_notes(
 ) -> list: # Sentences
     "What is odd about the values of a covariate."
     nothing = [o for o in map(str, cells) if names_nothing(o) and plain(o) != 'none']
-    notes = [f"'{key}' is {o!r} in {cells[o]:,} cells, which names nothing; they make up a state of their own" for o in nothing]
+    notes = [f"'{key}' is {o!r} in {cells[o]:,} cells, which names nothing; they make up a state of their own"
+             for o in nothing]
     return notes + [_alike_note(o, f"values of '{key}'") for o in alike(cells)]

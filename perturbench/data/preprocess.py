@@ -16,7 +16,8 @@ import pandas as pd
 from numba import njit
 from scipy import sparse
 from ..core import InputError, nearest, progress
-from .labels import covariate_notes, label_notes, merge_controls, merged_note, sep_faults, unnamed, unnamed_note
+from .labels import (covariate_notes, label_notes, merge_controls, merged_note, sep_faults, unnamed,
+                                     unnamed_note)
 from .blocks import Blocks, to_csr
 from .frames import tidy_tables
 from .h5ad import RowWriter, write_frames, writing, own_words
@@ -41,7 +42,8 @@ def normalise(
 
 # %% ../../nbs/11_data.preprocess.ipynb #ba5ad881
 VALUES = ('counts', 'lognorm')
-ESTIMATED = ("if they are log-normalised, give values='lognorm' (--values lognorm); if they are estimated counts, round them (`a.X = np.rint(a.X)`), or normalise them "
+ESTIMATED = ("if they are log-normalised, give values='lognorm' (--values lognorm); if they are estimated counts, "
+             'round them (`a.X = np.rint(a.X)`), or normalise them '
              "(`sc.pp.normalize_total(a, target_sum=1e4); sc.pp.log1p(a)`) and give values='lognorm'") # What to do about fractions
 
 def _fraction(value, where, remedy):
@@ -128,7 +130,8 @@ def _copy_blocks(layers, new):
 def _table(adata, values):
     "All that is no matrix, as a file can hold it: an AnnData, what to say about it, and what is wrong."
     with own_words():
-        whole = ad.AnnData(obs=adata.obs, var=adata.var, obsm=dict(adata.obsm), uns=dict(adata.uns) if values == 'lognorm' else {})
+        uns = dict(adata.uns) if values == 'lognorm' else {}
+        whole = ad.AnnData(obs=adata.obs, var=adata.var, obsm=dict(adata.obsm), uns=uns)
         parts = tidy_tables(whole)
         if parts.faults: return whole, [], parts.faults
         return ad.AnnData(obs=parts.obs, var=parts.var, obsm=parts.obsm, uns=parts.uns), parts.notes, []
@@ -141,7 +144,9 @@ def screen_notes(
     notes = label_notes(n('perturbation'), screen.control, screen.sep)
     for k in screen.covariate_keys: notes += covariate_notes(screen.columns[k], n(k))
     zero = int(c.n_cells[~c.is_control & (c[screen.dose_key] == 0)].sum()) if screen.dose_key else 0
-    return notes + [f"{zero:,} perturbed cells have the dose 0; they count as perturbed, call them '{screen.control}' if nothing was done to them"]*(zero > 0)
+    if zero: notes.append(f"{zero:,} perturbed cells have the dose 0; they count as perturbed, "
+                          f"call them '{screen.control}' if nothing was done to them")
+    return notes
 
 def _facts(screen) -> dict:
     "What the card says about the cells that were kept."
@@ -172,13 +177,14 @@ def first_pass(adata, cells, genes, values, control, keep, hint, options) -> Loo
     masks = _without_name(table.obs, cells, options['perturbation_key'], control, options['sep'], keep)
     for mask in masks.values(): cells = cells & ~mask
     with own_words(): table = table[cells, genes].copy()
-    X, counts = Blocks(adata.X, cells, genes), adata.layers['counts'] if values == 'lognorm' and 'counts' in adata.layers else None
-    layer = None if counts is None else Blocks(counts, cells, genes)
+    X, has_counts = Blocks(adata.X, cells, genes), values == 'lognorm' and 'counts' in adata.layers
+    layer = Blocks(adata.layers['counts'], cells, genes) if has_counts else None
     screen, faults = _described(table, control, options)
     amiss, said, shown = _checked(X, layer, values) if 0 not in table.shape else ([], [], None)
     refuse(faults + amiss, hint)
     nameless = {o: int(mask.sum()) for o, mask in masks.items()}
-    return Looked(screen, X, layer, cells, shown, nameless, notes + unnamed_note(nameless) + merged_note(screen.controls, screen.control) + said)
+    notes += unnamed_note(nameless) + merged_note(screen.controls, screen.control) + said
+    return Looked(screen, X, layer, cells, shown, nameless, notes)
 
 # %% ../../nbs/11_data.preprocess.ipynb #ae82b6c8
 def _second_pass(table, X, layer, values, target_sum, new):
@@ -190,7 +196,8 @@ def _second_pass(table, X, layer, values, target_sum, new):
 
 def _counted(looked, cells, genes, values, least, seen) -> dict:
     "What the card says about the cells and genes that were left out, and about the controls."
-    about = dict(values=values, target_sum=None, median_total=None, left_out_cells=int((~cells).sum()), left_out_genes=int((~genes).sum()))
+    left_out = dict(left_out_cells=int((~cells).sum()), left_out_genes=int((~genes).sum()))
+    about = dict(values=values, target_sum=None, median_total=None) | left_out
     if values == 'counts': about |= dict(min_cells=least, dropped_genes=int((~seen).sum()))
     dropped = [dict(n=n, what='cells', why=f"'{o}' names no perturbation") for o, n in looked.nameless.items()]
     return about | dict(dropped=dropped, controls=looked.screen.controls)
@@ -218,11 +225,13 @@ def prepare(
     if out is not None and Path(out).suffix != '.h5ad': raise InputError(f'{out} is no h5ad file; give a name that ends in .h5ad')
     cells, genes = _mask('cells', cells, adata.n_obs), _mask('genes', genes, adata.n_vars)
     options |= dict(perturbation_key=perturbation_key, covariate_keys=covariate_keys, sep=sep)
-    looked = first_pass(adata, cells, genes, values, control, [keep] if isinstance(keep, str) else list(keep), hint, options)
+    keep = [keep] if isinstance(keep, str) else list(keep)
+    looked = first_pass(adata, cells, genes, values, control, keep, hint, options)
     least = min(min_cells, -(-looked.screen.n_cells//100)) if values == 'counts' else 0
     seen, card = looked.shown >= least, card or {}
     about, X = _counted(looked, cells, genes, values, least, seen), looked.X
     about['dropped'] += card.get('dropped', [])
+    if keep: about['keep'] = keep
     with own_words(): table = looked.screen.adata[:, seen].copy()
     with nullcontext() if out is None else writing(out) as f:
         new = lambda name, like=None: _Kept(like) if out is None else RowWriter(f, name, table.n_vars, like)

@@ -64,10 +64,13 @@ def _position(names, name, kind):
     raise InputError(f"the {kind} '{name}' is not in the screen{nearest(name, names)}")
 
 # %% ../../nbs/10_data.screen.ipynb #182ffbe0
-RESERVED = {'task', 'task_id', 'model', 'seed', 'run_id', 'perturbation', 'metric', 'value', 'value_half', 'n_true', 'n_pred', 'n_candidates', 'status', 'halves',
-            'state', 'n_cells', 'n_perturbations', 'is_control', 'is_treated', 'condition', 'effect_size', 'n_parts', 'parts_seen', 'states_seen', 'efficacy',
-            'distance_to_training', 'systematic', 'n_test', 'n_val', 'n_train_same', 'n_states_seen', 'n_parts_seen', 'n_parts_trained', 'n_combinations_seen',
-            'n_train_perturbations_in_state', 'n_val_perturbations_in_state', 'n_train_controls', 'leaks'} # Columns of tables that have covariates beside them
+RESERVED = {
+    'task', 'task_id', 'model', 'seed', 'run_id', 'perturbation', 'metric', 'value', 'value_half', 'n_true', 'n_pred',
+    'n_candidates', 'status', 'halves', 'state', 'n_cells', 'n_perturbations', 'is_control', 'is_treated', 'condition',
+    'effect_size', 'n_parts', 'parts_seen', 'states_seen', 'efficacy', 'distance_to_training', 'systematic',
+    'n_test', 'n_val', 'n_train_same', 'n_states_seen', 'n_parts_seen', 'n_parts_trained', 'n_combinations_seen',
+    'n_train_perturbations_in_state', 'n_val_perturbations_in_state', 'n_train_controls', 'leaks',
+} # Columns of tables that have covariates beside them
 
 def table_key(
     column:str, # A column of obs
@@ -159,9 +162,12 @@ def _no_dose(key, odd):
     "Why texts are no doses, as a list of none or one."
     if not odd: return []
     some, text = ', '.join(map(repr, odd[:3])) + (', ...' if len(odd) > 3 else ''), odd[0].strip()
-    if re.fullmatch(r'[-+]?\d+,\d+', text): return [f"the dose '{key}' is not numeric: {some} have a comma; write a point for the decimals, one dose a cell"]
-    if re.match(r'[-+]?[\d.,]+(e[-+]?\d+)?\s*[^\d\s.,]', text): return [f"the dose '{key}' is not numeric: {some} have a unit; give numbers alone, all in one unit"]
-    return [f"the dose '{key}' is not numeric: {some}; give numbers in one unit"]
+    is_not = f"the dose '{key}' is not numeric: {some}"
+    has_comma = re.fullmatch(r'[-+]?\d+,\d+', text)
+    has_unit = re.match(r'[-+]?[\d.,]+(e[-+]?\d+)?\s*[^\d\s.,]', text)
+    if has_comma: return [f'{is_not} have a comma; write a point for the decimals, one dose a cell']
+    if has_unit: return [f'{is_not} have a unit; give numbers alone, all in one unit']
+    return [f'{is_not}; give numbers in one unit']
 
 # %% ../../nbs/10_data.screen.ipynb #248c7484
 OPTIONS = ['perturbation_key', 'covariate_keys', 'control', 'sep', 'dose_key', 'batch_key', 'replicate_key', 'targets']
@@ -172,7 +178,7 @@ class Screen:
         adata, # AnnData: cells x genes, X log-normalised, raw counts in `layers['counts']` where they are known
         perturbation_key:str, # The column of obs that names what was done to a cell
         covariate_keys=(), # The columns of obs that make up the biological state
-        control='control', # The name of unperturbed cells in `perturbation_key`, or several, or patterns (`NT-*`): they become one
+        control='control', # The name of unperturbed cells, or several, or patterns (`NT-*`): they become one
         sep='+', # What joins the parts of a combination; None when names are never split (SMILES contain `+`)
         dose_key:str=None, # The column of obs with the dose; conditions differ by it
         batch_key:str=None, # The column of obs with the technical batch
@@ -240,8 +246,9 @@ def _bare_states(self:Screen, is_control):
     obs, keys = self.adata.obs, [self.columns[k] for k in self.covariate_keys]
     if not keys or any(k not in obs for k in keys): return []
     found = [o.groupby(keys, observed=True).size().index for o in (obs, obs[is_control])]
-    bare = [s if isinstance(s, str) else ', '.join(map(str, np.atleast_1d(s))) for s in found[0].difference(found[1])]
-    return [f"these states have no control cells: {'; '.join(bare[:5])}; drop their cells, or add controls"] if bare else []
+    said = lambda state: state if isinstance(state, str) else ', '.join(map(str, np.atleast_1d(state)))
+    bare = [said(o) for o in found[0].difference(found[1])][:5]
+    return [f"these states have no control cells: {'; '.join(bare)}; drop their cells, or add controls"] if bare else []
 
 @patch
 def _label_faults(self:Screen, control):
@@ -254,7 +261,8 @@ def _label_faults(self:Screen, control):
     faults = name_faults(sorted(label[known].unique()), self.control, self.sep) + absent
     is_control = (label == self.control).to_numpy()
     if not is_control.any(): return faults
-    if is_control.all(): faults.append(f"every cell is called '{self.control}' in '{key}'; at least one perturbation is needed")
+    if is_control.all():
+        faults.append(f"every cell is called '{self.control}' in '{key}'; at least one perturbation is needed")
     return faults + self._bare_states(is_control)
 
 # %% ../../nbs/10_data.screen.ipynb #1455f583
@@ -264,14 +272,16 @@ def _dose_faults(self:Screen):
     obs, key = self.adata.obs, self.columns.get(self.dose_key)
     if key is None: return []
     if key not in obs: return [f"'{key}' is not a column of obs{nearest(key, obs.columns)}"]
-    if list(obs.columns).count(key) > 1: return [f"obs has several columns called '{key}'; rename or drop all but one"]
+    if list(obs.columns).count(key) > 1:
+        return [f"obs has several columns called '{key}'; rename or drop all but one"]
     used = [self.perturbation_key, *self.options['covariate_keys']]
     if key in used: return [f"'{key}' is given for two purposes; give another column"]
     treated = (obs[used[0]].astype(str) != self.control).to_numpy() if used[0] in obs else np.ones(len(obs), bool)
     number, odd = doses(obs[key][treated])
     if odd: return _no_dose(key, odd)
     obs[key] = doses(obs[key])[0]
-    faults = [(np.isnan(number), 'has no value', 'drop these cells or fill them in'), (np.isinf(number), 'is infinite', 'give numbers'),
+    faults = [(np.isnan(number), 'has no value', 'drop these cells or fill them in'),
+              (np.isinf(number), 'is infinite', 'give numbers'),
               (number < 0, 'is negative', 'give amounts, not their logarithms')]
     return [f"'{key}' {what} in {int(o.sum()):,} perturbed cells; {remedy}" for o, what, remedy in faults if o.any()]
 
@@ -362,7 +372,8 @@ def subset(self:Screen,
     "The cells that `where` describes."
     obs, keep = self.adata.obs, np.ones(self.n_cells, bool)
     for k, values in where.items():
-        if (key := obs_key(k, obs.columns)) not in obs: raise InputError(f"'{k}' is not a column of obs{nearest(k, obs.columns)}")
+        key = obs_key(k, obs.columns)
+        if key not in obs: raise InputError(f"'{k}' is not a column of obs{nearest(k, obs.columns)}")
         column = obs[key].astype(str)
         for v in (values := [str(v) for v in np.atleast_1d(values)]):
             if not (column == v).any(): raise InputError(f"no cell has {k} '{v}'{nearest(v, column.unique())}")
