@@ -197,6 +197,7 @@ def check_file(
     "What the program sees in a file; nothing is written."
     asked = (perturbation_key, covariate_keys, control, sep, dose_key, batch_key, replicate_key)
     report, card = Report(), read_card(path)
+    if not card.get('perturbation_key'): card = {}  # predictions have none
     options = _of_card(card) if card else dict(zip(KEYS, asked))
     named = [options['perturbation_key'], *options['covariate_keys'], dose_key, batch_key, replicate_key]
     adata = read_h5ad(path, backed=True, keys=[k for k in named if k], notes=report.notes)

@@ -7,15 +7,15 @@ __all__ = ['CHUNK', 'predict_cells', 'Prediction', 'known_of', 'predict_task', '
            'write_predictions']
 
 # %% ../nbs/41_predict.ipynb #ccbf9f56
-import errno, re, shutil, warnings
+import re, warnings
 from dataclasses import dataclass
 from typing import NamedTuple
 import anndata as ad
-import h5py
 import numpy as np
 import pandas as pd
 import torch
-from .core import InputError, atomic_path, nearest, seed_of
+from .core import InputError, nearest, seed_of
+from .data.h5ad import need_room, write_frames, writing
 from .data.texts import read_rows
 from .data.labels import split_name
 from .loaders.batches import Batch
@@ -197,14 +197,9 @@ def _fold(task, code) -> int:
 # %% ../nbs/41_predict.ipynb #4b3d6ad7
 def _empty_matrix(file, n_cells, n_genes):
     "X of an open h5ad, to be filled block by block."
-    if 'X' in file: del file['X']
     X = file.create_dataset('X', (n_cells, n_genes), 'f4', chunks=(min(256, n_cells), n_genes), compression='gzip', compression_opts=1)
     X.attrs.update({'encoding-type': 'array', 'encoding-version': '0.2.0'})
     return X
-
-def _need(path, n):
-    "Raise OSError unless there is room for `n` bytes and some more: HDF5 crashes the process where a disk ends."
-    if shutil.disk_usage(path.parent).free < n + 2**24: raise OSError(errno.ENOSPC, 'no space left')
 
 def _finite(cells, name):
     "Predicted cells, none below 0; raises InputError where one is no number."
@@ -249,17 +244,16 @@ def write_predictions(
     n, folds = [len(by_state[o.state]) for o in rows], [_fold(task, o.code) for o in rows]
     names = _wanted(table, task).astype(str).reset_index(drop=True)
     status = [models[f].status(o.perturbation, o.covariate) for o, f in zip(rows, folds)]
-    with atomic_path(path) as part:
-        obs = _labels(names, rows, n, status, task.naming['dose_key'])
-        ad.AnnData(obs=obs, var=pd.DataFrame(index=task.genes)).write_h5ad(part)
-        with h5py.File(part, 'r+', locking=False) as f:
-            X, at = _empty_matrix(f, sum(n), task.store.n_genes), 0
-            for i, (o, fold) in enumerate(zip(rows, folds)):
-                draw = names.loc[i].tolist() if o.code is None else [o.code]
-                controls, known = known_of(models[fold], task.store, by_state[o.state])
-                cells = predict_cells(models[fold], controls, o.perturbation, o.covariate, seed, *draw, **known)
-                _need(part, cells.nbytes)
-                X[at:at + len(cells)] = _finite(cells, ', '.join(names.loc[i]))
-                at += len(cells)
+    obs = _labels(names, rows, n, status, task.naming['dose_key'])
+    with writing(path) as f:
+        write_frames(f, ad.AnnData(obs=obs, var=pd.DataFrame(index=task.genes)), {})
+        X, at = _empty_matrix(f, sum(n), task.store.n_genes), 0
+        for i, (o, fold) in enumerate(zip(rows, folds)):
+            draw = names.loc[i].tolist() if o.code is None else [o.code]
+            controls, known = known_of(models[fold], task.store, by_state[o.state])
+            cells = predict_cells(models[fold], controls, o.perturbation, o.covariate, seed, *draw, **known)
+            need_room(f, cells.nbytes)
+            X[at:at + len(cells)] = _finite(cells, ', '.join(names.loc[i]))
+            at += len(cells)
     return sum(n)
 

@@ -73,7 +73,8 @@ def _objects(column):
     if kind in ('integer', 'floating', 'mixed-integer-float'):
         numbers = pd.to_numeric(column, errors='coerce')
         is_whole = numbers.dtype.kind in 'iuf' and (numbers.isna() == column.isna()).all()
-        if is_whole: return Plain(_numbers(numbers.convert_dtypes(convert_floating=False)))
+        with np.errstate(invalid='ignore'): numbers = numbers.convert_dtypes(convert_floating=False)
+        if is_whole: return Plain(_numbers(numbers))
     if kind == 'boolean': return Plain(_texts(column) if column.isna().any() else column.astype(bool))
     types = sorted({type(o).__name__ for o in column[column.notna()]})[:3]
     told = _TOLD.get(kind, f"values of the kind{'s' if len(types) > 1 else ''} {' and '.join(types)}")

@@ -50,11 +50,6 @@ def _fraction(value, where, remedy):
     "The fault of the fraction `value` in counts, as a list of none or one."
     return [] if value is None else [f'counts are whole numbers, but {where} holds fractions such as {value:.3g}; {remedy}']
 
-def _fractions(X, where, remedy):
-    "The fault of fractions in the counts `X`, as a list of none or one."
-    odd = X.data[np.isfinite(X.data) & (X.data != np.rint(X.data))]
-    return _fraction(odd[0] if odd.size else None, where, remedy)
-
 # %% ../../nbs/11_data.preprocess.ipynb #85883ef1
 def _without_name(obs, cells, key, control, sep, keep):
     "Cells without a perturbation, by what their label is instead: name -> bool [cells]."
