@@ -309,7 +309,7 @@ def test_any_table_is_refused_or_written_as_it_is(columns, index, name):
     tidied = tidy(frame, 'obs')
     class Screen: obs, var, obsm, uns = frame, pd.DataFrame(index=['g0']), {}, {}
     with h5py.File('memory', 'w', driver='core', backing_store=False) as f:
-        f.filename_, writes = '.', lambda: write_frames(f, Screen, {})
+        f.filename_, writes = '.', lambda: write_frames(f, Screen, {'name': 'toy'})
         if tidied.faults:
             with pytest.raises(InputError, match='cannot be written'): writes()
             return

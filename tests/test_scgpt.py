@@ -222,7 +222,7 @@ def test_names_of_special_tokens_are_no_genes(model, counts):
     np.testing.assert_allclose(X, embed_cells(model, counts, GENES, CELLS)[0], atol=2e-6)
 
 def test_a_screen_in_a_file_is_read_block_by_block(model, counts, tmp_path, monkeypatch):
-    from perturbench.data import screen as room
+    from perturbench.data import blocks as room
     obs = pd.DataFrame({'what': ['control', 'GENE1']*20}, index=CELLS)
     logs = counts.log1p()
     Screen(ad.AnnData(logs, obs=obs, var=pd.DataFrame(index=GENES), layers={'counts': counts}), 'what').write(tmp_path/'s.h5ad')

@@ -9,6 +9,7 @@ __all__ = ['CARD', 'CHUNK', 'own_words', 'opened', 'resting', 'read_h5ad', 'writ
 # %% ../../nbs/09_data.h5ad.ipynb #f445b8c8
 import errno, json, os, re, shutil, warnings
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 import anndata as ad
 import h5py
@@ -63,7 +64,7 @@ def _why(error, element, what):
     if isinstance(error, UnicodeDecodeError):
         return f'{what} holds text that is not UTF-8; write it again as UTF-8, or remove it'
     if any(o in f'{type(error).__name__}: {error}' for o in ('IORegistryError', 'No read method registered', 'Unknown encoding type')):
-        return (f"{what} is kept in the form '{form}', which anndata {ad.__version__} does not know; "
+        return (f"{what} is kept in the form '{form}', which anndata {version('anndata')} does not know; "
                 'update anndata, or remove it from the file')
     if 'filter' in str(error) or "can't open directory" in str(error):
         return (f'{what} is compressed in a way that HDF5 does not know here; '
