@@ -73,6 +73,24 @@ def test_a_mixture_is_refused(seed, n_genes, depth, target, chosen, share, by_co
         said = compare(sample(values, codes), sample(truth, codes))
         assert judged(values, codes, truth, codes) or (chosen and share == 3 and 'are apart' in said.notes[0]), name
 
+@quick
+@given(**realistic | dict(n_genes=st.just(800)))
+def test_smoothed_cells_whose_scale_cannot_be_told_are_never_scored_without_a_word(seed, n_genes, depth, target, chosen):
+    truth, x, codes, r = draw(seed, n_genes, depth, target, chosen)
+    v, measured = np.expm1(x), sample(truth, codes)
+    for kind, F in (('log', 3), ('log', 1/3), ('log2', 1), ('root', 1)):
+        said = compare(sample(smoothed(DO[kind](F*v), codes), codes), measured)
+        assert said.faults or said.notes, (kind, F)
+    for way in ((), (np.expm1, np.log1p)):
+        notes = compare(sample(smoothed(x, codes, *way), codes), measured).notes
+        assert not any('cannot tell' in note for note in notes), notes
+
+def test_the_other_scale_of_smoothed_cells_is_named():
+    truth, x, codes, _ = draw(7, 800, .5, 1e4, False)
+    told = lambda values: compare(sample(smoothed(values, codes), codes), sample(truth, codes)).notes[0]
+    assert 'values cannot tell' in told(np.log1p(3*np.expm1(x))) and 'times the target sum' in told(np.log1p(3*np.expm1(x)))
+    assert 'at the logarithm to the base 2' in told(x/np.log(2))
+
 @pytest.mark.parametrize('F', [1, .02, 30])
 def test_measured_files_need_the_same_target_sum(F):
     truth, x, codes, _ = draw(1, 200, 3, 1e4, False)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['DO', 'UNDO', 'WORDS', 'MEASURED', 'TIGHT', 'FEW', 'LARGEST', 'LARGE', 'RECIPE', 'MEND', 'SAMPLE', 'STORED', 'FAR',
-           'looks_like_counts', 'Scale', 'Meter', 'measure', 'groups_of', 'exact_kind', 'cell_faults', 'scale_faults',
-           'scale_notes', 'scale_text', 'ValueCheck', 'Sample', 'sample', 'Side', 'Fit', 'fitted', 'hypotheses',
-           'Compared', 'other_scale', 'two_parts', 'divisions', 'exact_factor', 'judge', 'mixture', 'Verdict',
-           'compare']
+           'ENDS', 'NEAR_MEANS', 'looks_like_counts', 'Scale', 'Meter', 'measure', 'groups_of', 'exact_kind',
+           'cell_faults', 'scale_faults', 'scale_notes', 'scale_text', 'ValueCheck', 'Sample', 'sample', 'Side', 'Fit',
+           'fitted', 'hypotheses', 'rival_scale', 'Compared', 'other_scale', 'two_parts', 'divisions', 'exact_factor',
+           'judge', 'mixture', 'Verdict', 'compare']
 
 # %% ../../nbs/09a_data.scale.ipynb #5b1278b4
 from dataclasses import dataclass
@@ -296,6 +296,7 @@ class Fit(NamedTuple):
     factor:float # Times the measured values
     error:float # Root of the squared rest over the squared profile
     shape:float # The share of the variance over genes that is explained
+    place:float # Where the profile lies from the mean of such cells (0) to means of expression (1)
 
 # %% ../../nbs/09a_data.scale.ipynb #c390b1a7
 def fitted(
@@ -311,11 +312,12 @@ def fitted(
     for F in factors:
         a = weight @ _changed(linear, lambda v: DO[kind](F*v))
         way = DO[kind](F*mean) - a if smooth else np.zeros_like(a)
-        m = a + way*np.clip((profile - a) @ way/max(way @ way, 1e-300), 0, 1)
+        place = (profile - a) @ way/max(way @ way, 1e-300)
+        m = a + way*np.clip(place, 0, 1)
         rest = ((profile - m)**2).sum()
         error = np.sqrt(rest/max((m**2).sum(), (profile**2).sum(), 1e-300))
         shape = 1 - rest/max(((m - m.mean())**2).sum(), 1e-300)
-        if best is None or error < best.error: best = Fit(kind, float(F), float(error), float(shape))
+        if best is None or error < best.error: best = Fit(kind, float(F), float(error), float(shape), float(place))
     return best
 
 # %% ../../nbs/09a_data.scale.ipynb #49009a94
@@ -350,11 +352,29 @@ def _agrees(fit, theirs, truth, smooth, slack=1.4):
     low = min(high, _expm1(truth.weight @ cells).sum()) if smooth else high
     return low/slack <= theirs.total <= high*slack
 
+# %% ../../nbs/09a_data.scale.ipynb #b7ad999d
+ENDS = .12 # Profiles this near to an end of the way from cells to means of expression are at it
+NEAR_MEANS = .3 # The same, at the end of means, where cells sum to what measured ones do: conditions differ, so their means are short of it
+
+def rival_scale(
+    theirs:Side, # Smoothed cells
+    truth:Side, # The measured cells
+    others:list, # The `Fit` of each other scale
+) -> Fit: # None where the file lies at an end
+    "Another scale that explains smoothed cells at least as well as that of the truth."
+    own = fitted(theirs.profile, _changed(truth.X, _expm1), truth.weight, 'log', [1.])
+    alike = abs(np.log(theirs.total/max(truth.total, 1e-12))) < .1
+    if abs(own.place) < ENDS or abs(own.place - 1) < (NEAR_MEANS if alike else ENDS): return None
+    as_well = [f for f in others if f.error <= own.error and f.shape >= .6]
+    return min(as_well, key=lambda f: f.error, default=None)
+
+# %% ../../nbs/09a_data.scale.ipynb #0f4f2106
 class Compared(NamedTuple):
     "How the scales of two files compare."
     same:Fit # By the scale of the truth
     other:Fit # By another one, where it is plainly that; None otherwise
     closest:Fit # By another one that explains the profile better, whatever sums say; None where there is none
+    rival:Fit=None # By another one that explains smoothed cells as well, so that values cannot tell; None where they can
 
 def other_scale(
     theirs:Side,
@@ -367,7 +387,8 @@ def other_scale(
     close = [f for f in others if f.error <= min(.5*same.error, .3) and f.shape >= .6]
     close.sort(key=lambda f: f.error*likelier.get(f.kind, 1))
     good = [f for f in close if theirs.detected >= .7*truth.detected and _agrees(f, theirs, truth, smooth)]
-    return Compared(same, *(good or [None])[:1], *(close or [None])[:1])
+    rival = rival_scale(theirs, truth, others) if theirs.detected > 1.15*truth.detected else None
+    return Compared(same, *(good or [None])[:1], *(close or [None])[:1], rival)
 
 # %% ../../nbs/09a_data.scale.ipynb #b55d1376
 def two_parts(
@@ -486,6 +507,10 @@ def _differs(found, theirs, truth):
     if closest is not None:
         what, rest = 'cells' if closest.kind == 'log' else 'the values', f'{closest.error:.1%} unexplained so, {same.error:.1%} on the scale of the truth'
         return [f'by the means of genes {what} {_called(closest)} ({rest}), but by the sums of cells they are not; see how the file was made']
+    if found.rival is not None:
+        at = f'{_number(found.rival.factor)} times the target sum' if found.rival.kind == 'log' else WORDS[found.rival.kind]
+        return ['cells are smoothed, and their values cannot tell on which scale: the means of genes lie between those of log-normalised '
+                f'cells and of expression, as they would at {at}, too; scored as they are, see how the file was made']
     if 1/FAR <= theirs.total/max(truth.total, 1e-12) <= FAR: return []
     text = f'by expm1 a cell sums to {_number(theirs.total)} (median), and a measured one to {_number(truth.total)}'
     if same.error >= .2: return [f'{text}, and no scale that is known explains it; scored as it is']
