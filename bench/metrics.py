@@ -9,7 +9,7 @@ from threadpoolctl import threadpool_limits
 from perturbench.core import progress, rng
 from perturbench.data.screen import Screen
 from perturbench.data.splits import PARTS, halve_controls
-from perturbench.evaluate import Evaluation, asked, score
+from perturbench.scoring.evaluation import Evaluation, asked, score
 from perturbench.loaders.store import CellStore
 from perturbench.metrics.accuracy import KINDS
 from perturbench.metrics.effects import Profiles, log_fold_change, moments, pseudobulk

@@ -4,7 +4,7 @@ import numpy as np, pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
 from scipy import stats
 from perturbench.core import InputError
-from perturbench.metrics.calibration import (Resamples, _bent, _squared, bootstrap_interval, calibrated, collapse, compare_models, holm, limit,
+from perturbench.scoring.intervals import (Resamples, _bent, _squared, bootstrap_interval, calibrated, collapse, compare_models, holm, limit,
                                              paired_difference, smallest_difference, spearman_brown)
 
 few = settings(max_examples=40, deadline=None, derandomize=True)

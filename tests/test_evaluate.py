@@ -5,10 +5,10 @@ from scipy import sparse, stats
 from perturbench.bench.runs import set_threads
 from perturbench.core import InputError
 from perturbench.data.splits import PARTS
-from perturbench.evaluate import METRICS, Evaluation, asked, evaluate_task, halve, rounds, score
-from perturbench.files import evaluate_files
+from perturbench.scoring.evaluation import METRICS, Evaluation, asked, evaluate_task, halve, rounds, score
+from perturbench.scoring.files import evaluate_files
 from perturbench.loaders.batches import principal_axes
-from perturbench.metrics import references
+from perturbench.scoring import references
 from perturbench.metrics.distributions import energy_distance, median_distance, mmd_rbf
 from perturbench.metrics.effects import Profiles, fold_change, read_gene_sets
 from perturbench.models.base import build_model
@@ -267,7 +267,7 @@ def test_references_stand_where_they_should(lines):
 def test_the_oracle_is_at_least_the_duplicate_and_reaches_the_limit(screen, folder):
     "It adds the true effect to the controls that it is given, and has no noise of its own."
     from perturbench.data.simulate import PRESETS
-    from perturbench.metrics.calibration import Resamples, limit
+    from perturbench.scoring.intervals import Resamples, limit
     task, simulation = open_task(screen, folder), PRESETS[screen]()
     truth, effects, genes = simulation.truth, simulation.truth.effects(), list(simulation.screen.genes)
     names = ['pearson_delta', 'rmse_average', 'rmse_rank_average', 'wmse_average']

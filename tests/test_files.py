@@ -7,8 +7,8 @@ from scipy import sparse
 from perturbench.core import InputError, rng
 from perturbench.data.copies import copies, keys_of, repeated
 from perturbench.data.preprocess import prepare
-from perturbench.evaluate import METRICS
-from perturbench.files import FileScores, evaluate_files
+from perturbench.scoring.evaluation import METRICS
+from perturbench.scoring.files import FileScores, evaluate_files
 
 GENES, DRUGS = 40, ('control', 'D1', 'D2', 'D3')
 BASE = rng(0, 'test_files').gamma(1.5, 2, GENES) + .5
@@ -265,7 +265,7 @@ def test_no_two_messages_send_in_a_circle():
 
 @pytest.mark.parametrize('backed', [True, False])
 def test_large_files_are_read_in_pieces(tmp_path, monkeypatch, backed):
-    import perturbench.files as files
+    import perturbench.scoring.files as files
     truth, pred = cells('a'), cells('b')
     pred = pred[rng(0).permutation(pred.n_obs)].copy()
     expected = mine(run(truth, pred))

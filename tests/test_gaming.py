@@ -5,8 +5,8 @@ from scipy import sparse
 from perturbench.bench.runs import set_threads
 from perturbench.core import rng
 from perturbench.data.simulate import PRESETS
-from perturbench.evaluate import Evaluation
-from perturbench.files import evaluate_files
+from perturbench.scoring.evaluation import Evaluation
+from perturbench.scoring.files import evaluate_files
 from perturbench.metrics.accuracy import METRICS
 from perturbench.predict import Prediction
 from perturbench.tasks import open_task

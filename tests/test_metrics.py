@@ -5,9 +5,9 @@ from hypothesis import given, settings, strategies as st
 from scipy import stats
 from scipy.spatial import distance
 import perturbench.models.zoo
-from perturbench.evaluate import evaluate_task, score
+from perturbench.scoring.evaluation import evaluate_task, score
 from perturbench.metrics.accuracy import METRICS, cosine, mae, pearson, rmse
-from perturbench.metrics.calibration import bootstrap_interval
+from perturbench.scoring.intervals import bootstrap_interval
 from perturbench.metrics.effects import Profiles, log_fold_change
 from perturbench.metrics.ranks import cosine_rank, rmse_rank
 from perturbench.models.base import build_model

@@ -6,7 +6,7 @@ import perturbench.models.zoo
 from perturbench.core import InputError
 from perturbench.data.screen import Screen
 from perturbench.data.simulate import simulated
-from perturbench.evaluate import evaluate_task
+from perturbench.scoring.evaluation import evaluate_task
 from perturbench.bench.batch import run_grid
 from perturbench.models.base import MODELS, build_model, check_options, load_model, model_class, presets, save_model
 from perturbench.predict import known_of, predict_cells, predict_task

@@ -4,7 +4,7 @@ from pathlib import Path
 import anndata as ad, numpy as np, pandas as pd, pytest, torch
 import perturbench.models.zoo
 from perturbench.cli import main
-from perturbench.evaluate import evaluate_task
+from perturbench.scoring.evaluation import evaluate_task
 from perturbench.models.base import build_model
 from perturbench.predict import predict_task
 from perturbench.tasks import open_task

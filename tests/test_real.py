@@ -5,9 +5,9 @@ from perturbench.cli import main
 from perturbench.core import InputError
 from perturbench.data.screen import read_screen
 from perturbench.data.splits import default_recipe, make_splits
-from perturbench.evaluate import Evaluation, evaluate_task
+from perturbench.scoring.evaluation import Evaluation, evaluate_task
 from perturbench.metrics.accuracy import cosine
-from perturbench.metrics.calibration import paired_difference
+from perturbench.scoring.intervals import paired_difference
 from perturbench.metrics.effects import log_fold_change
 from perturbench.models.base import build_model
 from perturbench.predict import predict_task

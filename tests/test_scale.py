@@ -5,7 +5,7 @@ from scipy import sparse
 from perturbench.core import InputError, rng
 from perturbench.data.scale import DO, ValueCheck, cell_faults, compare, exact_kind, measure, sample, scale_faults, scale_notes, scale_text
 from perturbench.data.blocks import Blocks
-from perturbench.files import evaluate_files
+from perturbench.scoring.files import evaluate_files
 
 CONDITIONS, CELLS = 6, 20
 

@@ -8,11 +8,11 @@ from perturbench.core import InputError
 from perturbench.data.screen import Screen
 from perturbench.data.simulate import Parameters, simulate, simulated
 from perturbench.data.splits import PARTS, halve_controls, leak_check, make_splits
-from perturbench.evaluate import Evaluation
+from perturbench.scoring.evaluation import Evaluation
 from perturbench.loaders.store import CellStore
-from perturbench.metrics import strata as room
-from perturbench.metrics.calibration import Resamples
-from perturbench.metrics.strata import STRATA, Quarters, by_stratum, cut, distance_to_training, effect_size, quarters, strata
+from perturbench.scoring import strata as room
+from perturbench.scoring.intervals import Resamples
+from perturbench.scoring.strata import STRATA, Quarters, by_stratum, cut, distance_to_training, effect_size, quarters, strata
 from perturbench.tasks import Task, TaskSpec
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
