@@ -16,7 +16,7 @@ from numba import njit, prange
 from scipy import sparse
 from ..core import InputError
 from ..data.texts import read_text
-from ..loaders.store import _prefetch
+from ..loaders.store import prefetch
 
 # %% ../../nbs/50_metrics.effects.ipynb #ea9818d1
 @njit(parallel=True, cache=True, nogil=True)
@@ -27,8 +27,8 @@ def _add(indptr, indices, values, rows, ptr, mean, square, seen, linear):
             ahead = indptr[rows[min(i + 2, len(rows) - 1)]]
             for k in range(indptr[rows[i]], indptr[rows[i] + 1]):
                 if k % 16 == 0:
-                    _prefetch(indices, ahead + k - indptr[rows[i]])
-                    _prefetch(values, ahead + k - indptr[rows[i]])
+                    prefetch(indices, ahead + k - indptr[rows[i]])
+                    prefetch(values, ahead + k - indptr[rows[i]])
                 j, v = np.uint32(indices[k]), np.float64(values[k])
                 if mean.size: mean[g, j] += v
                 if square.size: square[g, j] += v*v

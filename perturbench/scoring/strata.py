@@ -13,7 +13,7 @@ import pandas as pd
 from scipy.stats import rankdata
 from ..core import InputError, nearest, rng
 from .evaluation import METRICS, _labels
-from ..loaders.store import _fixed, group_sums
+from ..loaders.store import fixed, group_sums
 from .intervals import Resamples
 
 # %% ../../nbs/66_scoring.strata.ipynb #ee025f4c
@@ -29,7 +29,7 @@ STRATA = {'effect_size': 'root mean square change of log-normalised expression a
 def _sums(store, groups):
     "Sums over some groups of store rows, groups x genes, and the cells of each."
     n, out = np.array([len(o) for o in groups]), np.empty((len(groups), store.n_genes))
-    group_sums(store.indptr, store.indices, store.values, _fixed(np.concatenate(groups), np.int64), _fixed(np.r_[0, np.cumsum(n)], np.int64), out)
+    group_sums(store.indptr, store.indices, store.values, fixed(np.concatenate(groups), np.int64), fixed(np.r_[0, np.cumsum(n)], np.int64), out)
     return out, n
 
 def _over(sums, n): return np.divide(sums, n[..., None], out=np.full_like(sums, np.nan), where=n[..., None] > 0)
