@@ -106,9 +106,11 @@ def doubles():
 def replicates():
     "Halves of whole donors."
     lines = ['x', 'y']
-    files = dict(truth=cells('t', groups(lines, SINGLES[3:9], 15, 30)), train=cells('a', groups(lines, SINGLES[5:], 9, 18)),
+    files = dict(truth=cells('t', groups(lines, SINGLES[3:9], 15, 30)),
+                 train=cells('a', groups(lines, SINGLES[5:], 9, 18)),
                  mine=cells('m', groups(lines, SINGLES[3:9], 9, 12)))
-    return Scenario(files, [*BY_LINE, '--replicate-key', 'donor', '--batch-key', 'plate', '--train', 'train.h5ad'], ['mine'])
+    options = ['--replicate-key', 'donor', '--batch-key', 'plate', '--train', 'train.h5ad']
+    return Scenario(files, [*BY_LINE, *options], ['mine'])
 
 def batches():
     "Halves of whole batches, where controls lack one of them."
@@ -128,16 +130,17 @@ def doses():
 def means():
     "Predictions of one row a condition."
     one = [g | dict(n=1) for g in groups(['x'], SINGLES[:7], 1, 0)]
-    files = dict(truth=cells('t', groups(['x'], SINGLES[:7], 8, 16)), train=cells('a', groups(['x'], SINGLES[2:10], 6, 16)),
+    files = dict(truth=cells('t', groups(['x'], SINGLES[:7], 8, 16)),
+                 train=cells('a', groups(['x'], SINGLES[2:10], 6, 16)),
                  near=cells('n', one), flat=cells('f', one, strength=.1))
     return Scenario(files, [*BY_LINE, '--predicted', 'means', '--train', 'train.h5ad'], ['near', 'flat'])
 
 def tied(found):
-    "Values that many cells of a gene share, other ones in each gene: between genes, rounding would break the ties of means."
+    "Values that many cells of a gene share; each gene has its own, as rounding would break ties of the means of genes."
     return np.log1p(np.minimum(found, 4)*(1 + np.arange(len(GENES))/64))
 
 def tiny():
-    "Conditions of one row, controls of two and three cells, values with ties, a model that predicts nothing and one that never varies."
+    "Conditions of one row, controls of two cells, values with ties, models that predict nothing and that never vary."
     sizes = dict(A=1, B=2, C=3, D=4, E=9, g1=6, g2=1)
     def some(n, n_controls):
         named = [dict(line=l, perturbation=p, n=n(l, k)) for l, (p, k) in product('xyz', sizes.items())]
@@ -146,8 +149,9 @@ def tiny():
     zero.X = sparse.csr_matrix(zero.shape, dtype=np.float32)
     constant.X = sparse.csr_matrix(np.repeat(constant.X[:1].toarray(), constant.n_obs, 0))
     single = cells('s', some(lambda l, n: 1, {}), tied)
-    files = dict(truth=cells('t', some(lambda l, n: n + (l == 'y')*n, dict(x=2, y=3, z=12)), tied), zero=zero, constant=constant,
-                 single=single, mine=cells('m', some(lambda l, n: 5, dict(x=5)), tied))
+    truth = cells('t', some(lambda l, n: n + (l == 'y')*n, dict(x=2, y=3, z=12)), tied)
+    files = dict(truth=truth, zero=zero, constant=constant, single=single,
+                 mine=cells('m', some(lambda l, n: 5, dict(x=5)), tied))
     return Scenario(files, BY_LINE, ['zero', 'constant', 'single', 'mine'])
 
 def published():
@@ -165,11 +169,14 @@ def published():
 def many_cells():
     "More cells than samples are drawn from, and models with fewer and more cells than were measured."
     names = ['A', 'B', 'C', 'g1']
-    files = dict(truth=cells('t', groups(['x'], names, 620, 900)), train=cells('a', groups(['x'], [*names, 'D'], 250, 300)),
-                 less=cells('l', groups(['x'], names, 70, 40)), more=cells('m', groups(['x'], names, 800, 0), strength=.9))
+    files = dict(truth=cells('t', groups(['x'], names, 620, 900)),
+                 train=cells('a', groups(['x'], [*names, 'D'], 250, 300)),
+                 less=cells('l', groups(['x'], names, 70, 40)),
+                 more=cells('m', groups(['x'], names, 800, 0), strength=.9))
     return Scenario(files, [*BY_LINE, '--train', 'train.h5ad'], ['less', 'more'])
 
-SCENARIOS = {f.__name__: f for f in (two_lines, doubles, replicates, batches, doses, means, tiny, published, many_cells)}
+ALL = (two_lines, doubles, replicates, batches, doses, means, tiny, published, many_cells)
+SCENARIOS = {f.__name__: f for f in ALL}
 
 # Runs: baselines on several splits of one screen
 
@@ -189,7 +196,8 @@ def screen():
 # What the commands write
 
 TABLES = ('leaderboard.csv', 'comparisons.csv', 'strata.csv')
-VOLATILE = ('task_id', 'run_id', 'fit_seconds', 'predict_seconds', 'peak_memory') # Hashes of bits, and what a clock says
+VOLATILE = ('task_id', 'run_id', # Hashes of bits
+            'fit_seconds', 'predict_seconds', 'peak_memory')
 
 def ran(*args):
     "A command that succeeds; what it prints is not shown."
@@ -218,14 +226,16 @@ def run(name, folder):
 
 def tables(out, scores):
     "Scores and what is made of them, less what differs from one time to the next."
-    found = {'scores': scores} | {Path(k).stem: pd.read_csv(out/k, keep_default_na=False, na_values=['']) for k in TABLES}
+    found = {'scores': scores}
+    for k in TABLES: found[Path(k).stem] = pd.read_csv(out/k, keep_default_na=False, na_values=[''])
     return {k: t.drop(columns=[c for c in VOLATILE if c in t]) for k, t in found.items()}
 
 MADE = {k: evaluated for k in SCENARIOS} | {'run': run}
 
 # Comparison
 
-SCORED = ('value', 'value_half', 'n_true', 'n_pred', 'n_candidates', 'status', 'state') # All other columns of scores name the row
+# All other columns of scores name the row
+SCORED = ('value', 'value_half', 'n_true', 'n_pred', 'n_candidates', 'status', 'state')
 KEYS = {'leaderboard': ['task', 'model', 'metric'], 'comparisons': ['task', 'metric', 'a', 'b'],
         'strata': ['task', 'model', 'metric', 'stratum', 'level']}
 
@@ -247,12 +257,14 @@ def differences(name, found, kept):
     a, b = (t.set_index([texts(t[k]) for k in keys]).sort_index() for t in (found, kept))
     assert a.index.is_unique and b.index.is_unique, name
     if not a.index.equals(b.index):
-        return [f'{name}: {sorted(b.index.difference(a.index))[:5]} are lost, {sorted(a.index.difference(b.index))[:5]} are new']
+        lost, new = (list(x.index.difference(y.index)[:5]) for x, y in ((b, a), (a, b)))
+        return [f'{name}: {lost} are lost, {new} are new']
     lines = []
     for c in (c for c in kept if c not in keys):
-        is_number = pd.api.types.is_float_dtype(b[c])
-        differ = apart(a[c].to_numpy(float), b[c].to_numpy(float), b.metric) if is_number else (texts(a[c]) != texts(b[c])).to_numpy()
-        lines += [f'{name}: {row}: {c} is {x!r} and was {y!r}' for row, x, y in zip(b.index[differ], a[c][differ], b[c][differ])]
+        if pd.api.types.is_float_dtype(b[c]): differ = apart(a[c].to_numpy(float), b[c].to_numpy(float), b.metric)
+        else: differ = (texts(a[c]) != texts(b[c])).to_numpy()
+        changed = zip(b.index[differ], a[c][differ], b[c][differ])
+        lines += [f'{name}: {row}: {c} is {x!r} and was {y!r}' for row, x, y in changed]
     return lines
 
 def stored(scenario, name): return REFERENCE/f'{scenario}.{name}.parquet'
