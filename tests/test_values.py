@@ -14,7 +14,7 @@ from perturbench.cli import main
 
 REFERENCE = Path(__file__).parent/'reference'
 TOLERANCE = 1e-9 # Relative or absolute: sums in another order stay far within it, another definition does not
-SINGLE_TOLERANCE = 1e-6 # Of distances between float32 coordinates, which differ by 1e-7 with the number of threads
+SINGLE_TOLERANCE = 1e-5 # Of distances in float32, and what is made of them: two threads differ from one by 1.4e-6
 SINGLE = ('energy_pca', 'mmd_rbf_pca', 'mmd_published')
 
 # Cells: all that is drawn are uniform numbers, which are the same bits everywhere
