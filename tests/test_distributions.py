@@ -1,5 +1,6 @@
 "Distances between samples of cells against double loops and other libraries, and what must not change them."
 import math
+from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
@@ -9,13 +10,15 @@ from sklearn.metrics.pairwise import rbf_kernel
 from perturbench.core import InputError
 from perturbench.metrics import distributions
 from perturbench.metrics.accuracy import METRICS, SPACES
-from perturbench.metrics.distributions import energy_distance, median_distance, mmd_published, mmd_rbf
+from perturbench.metrics.distributions import (
+    FUNCTIONS, SLOPES, MeasuredPairs, Within, energy_distance, median_distance, mmd_published, mmd_rbf, pair_sums)
 
 few = settings(max_examples=60, deadline=None, derandomize=True)
 BANDWIDTHS = (1/4, 1/2, 1, 2, 4)
 
 def samples(seed, least=1):
-    "Two samples of 1 to 12 cells in 1 to 6 dimensions: with repeated cells, constant, of whole numbers, shared, or far away from each other and the origin."
+    """Two samples of 1 to 12 cells in 1 to 6 dimensions: with repeated cells, constant, of whole numbers, shared,
+    or far away from each other and the origin."""
     r = np.random.default_rng(seed)
     n, m, d = r.integers(least, 13), r.integers(least, 13), r.choice([1, 2, 6])
     x, y = (r.choice([1e-2, 1, 30])*r.normal(size=(k, d)) for k in (n, m))
@@ -67,7 +70,8 @@ def test_published_mmd_is_that_of_a_loop_and_of_scipy(case):
     assert mmd_published(x, y) == about(between - within_x/2 - within_y/2, terms)
     assert mmd_published(x, y) >= -1e-6*max(terms)
     a, b = x[:, 0], y[:, 0]
-    assert mmd_published(a[:, None], b[:, None]) == about(stats.energy_distance(a, b)**2/2, by_loop(float, a[:, None], b[:, None], selves=True))
+    terms = by_loop(float, a[:, None], b[:, None], selves=True)
+    assert mmd_published(a[:, None], b[:, None]) == about(stats.energy_distance(a, b)**2/2, terms)
 
 @pytest.mark.parametrize('n, d', [(2, 1), (40, 3), (300, 50), (64, 500)])
 def test_published_mmd_is_that_of_geomloss(n, d):
@@ -113,7 +117,8 @@ def test_scale_of_the_cells(case, c):
     terms = by_loop(float, x, y)
     assert energy_distance(c*x, c*y)/c == about(energy_distance(x, y), terms)
     s = median_distance(y)
-    if s > 1e-3*max(terms): assert mmd_rbf(c*x, c*y, median_distance(c*y)) == pytest.approx(mmd_rbf(x, y, s), rel=0, abs=1e-6)
+    if s > 1e-3*max(terms):
+        assert mmd_rbf(c*x, c*y, median_distance(c*y)) == pytest.approx(mmd_rbf(x, y, s), rel=0, abs=1e-6)
 
 @pytest.mark.parametrize('repeats', [1, 4])
 def test_blocks_change_nothing_and_are_all_that_is_held(monkeypatch, repeats):
@@ -130,7 +135,8 @@ def test_blocks_change_nothing_and_are_all_that_is_held(monkeypatch, repeats):
         found[block] = [f(x, y) for f in all_of(3.)]
         assert max(o.numel() for o in seen) <= block
         assert len(seen) == 9 or block < 2**30
-    for value in found.values(): assert value == pytest.approx(found[1], rel=0, abs=1e-12*cdist(x, y).mean())
+    for value in found.values():
+        assert value == pytest.approx(found[1], rel=0, abs=1e-12*cdist(x, y).mean())
 
 def test_a_block_is_smaller_than_all_distances_of_a_condition():
     assert distributions.BLOCK < 500**2
@@ -153,8 +159,9 @@ def test_types_of_numbers_and_of_arrays():
     half = lambda o: torch.tensor(o, dtype=torch.bfloat16)
     readonly = x.astype(float)
     readonly.flags.writeable = False
-    for a, b in [(x, y), (x.astype(np.float16), y.astype(np.float32)), (x.tolist(), y.astype(np.int8)), (half(x), torch.tensor(y)),
-                 (readonly, np.asfortranarray(y)), (np.ascontiguousarray(x[::-1])[::-1], y), (torch.tensor(x, dtype=torch.float32, requires_grad=True), y)]:
+    for a, b in [(x, y), (x.astype(np.float16), y.astype(np.float32)), (x.tolist(), y.astype(np.int8)),
+                 (half(x), torch.tensor(y)), (readonly, np.asfortranarray(y)), (np.ascontiguousarray(x[::-1])[::-1], y),
+                 (torch.tensor(x, dtype=torch.float32, requires_grad=True), y)]:
         found = [f(a, b) for f in all_of(4.)]
         assert found == pytest.approx(known, rel=0, abs=1e-13)
         assert all(type(o) is float for o in [*found, median_distance(a)])
@@ -179,7 +186,8 @@ def test_what_is_no_matrix_of_cells_is_refused(f):
 
 def test_samples_of_other_spaces_are_refused():
     for f in all_of(1.):
-        with pytest.raises(InputError, match='2 dimensions, measured ones 5; give both in the same space'): f(np.zeros((3, 2)), np.zeros((3, 5)))
+        with pytest.raises(InputError, match='2 dimensions, measured ones 5; give both in the same space'):
+            f(np.zeros((3, 2)), np.zeros((3, 5)))
 
 def test_without_pairs_it_is_missing():
     one, two, none = np.zeros((1, 3)), np.array([[0., 0, 0], [3, 4, 0]]), np.zeros((0, 3))
@@ -210,8 +218,7 @@ def test_a_repeated_cell_is_at_zero_from_itself():
     r = np.random.default_rng(3)
     for d in (1, 2, 50, 2000):
         x = torch.tensor(r.gamma(.5, 1., (64, d)))
-        x = x - x.mean(0)
-        squared = distributions._squared(x, x.clone())
+        squared = distributions._squared(distributions._points(x), distributions._points(x.clone()))
         assert (squared.diagonal() == 0).all()
         others = ~torch.eye(64, dtype=torch.bool)
         assert squared.sqrt()[others].numpy() == pytest.approx(cdist(x, x)[others], rel=1e-9)
@@ -239,7 +246,8 @@ def test_median_distance_is_that_of_all_pairs_of_a_sample():
     assert median_distance(np.ones((5, 2))) == 0
 
 def test_what_is_registered():
-    known = {'energy_pca': 'pca', 'energy_genes': 'genes', 'mmd_rbf_pca': 'pca', 'mmd_rbf_genes': 'genes', 'mmd_published': 'pca_truth'}
+    known = {'energy_pca': 'pca', 'energy_genes': 'genes', 'mmd_rbf_pca': 'pca', 'mmd_rbf_genes': 'genes',
+             'mmd_published': 'pca_truth'}
     r = np.random.default_rng(6)
     x, y = r.normal(size=(20, 3)), r.normal(1, 1, (20, 3))
     for name, space in known.items():
@@ -254,3 +262,134 @@ def test_what_is_registered():
         m = METRICS[f'mae_{space}']
         assert (m.space, m.kind, m.text) == (space, 'accuracy', f'mean absolute error of {SPACES[space]}')
         assert m([[.5, 0.], [1, 1]], [[0., 1], [1, 1]]).tolist() == [.75, 0]
+
+# Sums over pairs, and what is made of them
+
+def same_sums(found, known, n):
+    "The sums over the pairs of `n` cells agree: relatively, or in the mean over pairs."
+    assert found == pytest.approx(known, rel=1e-9, abs=1e-9*n*n)
+
+@few
+@given(cases, st.sampled_from([.05, 3., 200.]))
+def test_sums_over_pairs_are_those_of_a_loop(case, scale):
+    x, y = case
+    most = max(1, *(math.dist(a, b) for a in (*x, *y) for b in y))
+    def both(d): return np.array([d, kernel(d, scale)])
+    between = sum(both(math.dist(a, b)) for a in x for b in y)
+    within = sum((both(math.dist(a, b)) for a, b in combinations(x, 2)), np.zeros(2))
+    assert pair_sums(['root', 'kernel'], scale, x, y) == pytest.approx(between, rel=1e-6, abs=1e-6*most*len(x)*len(y))
+    assert pair_sums(['root', 'kernel'], scale, x) == pytest.approx(2*within, rel=1e-6, abs=1e-6*most*len(x)**2)
+
+def test_functions_come_in_the_order_that_they_are_asked_for():
+    x = np.random.default_rng(7).normal(size=(200, 5))
+    one, two = (pair_sums([k], 2., x)[0] for k in ('root', 'kernel'))
+    assert pair_sums(['root', 'kernel'], 2., x).tolist() == [one, two]
+    assert pair_sums(['kernel', 'root'], 2., x).tolist() == [two, one]
+    assert pair_sums([], 2., x).shape == pair_sums([], 2., x, x).shape == (0,)
+    assert list(SLOPES) == list(FUNCTIONS)
+
+@few
+@given(cases, st.sampled_from([.05, 3., 200.]), st.integers(0, 99))
+def test_measured_pairs_give_what_the_cells_give(case, scale, seed):
+    x, y = case
+    half = np.random.default_rng(seed).integers(2, size=len(y))
+    halves = [torch.tensor(y[half == k]) for k in (0, 1)]
+    pairs = MeasuredPairs.of(['root', 'kernel'], scale, halves)
+    found = pairs.means(x, halves, pair_sums(['root', 'kernel'], scale, x))
+    size = max(1, np.abs(cdist(x, y)).max())
+    def as_of_cells(means, pred, true):
+        known = [energy_distance(pred, true), mmd_rbf(pred, true, scale)]
+        mine = [energy_distance(None, None, means['root']), mmd_rbf(None, None, scale, means['kernel'])]
+        assert mine == pytest.approx(known, rel=0, abs=1e-6*size, nan_ok=True)
+    for means, true in zip(found, (y, *halves)): as_of_cells(means, x, true)
+    for means, pred, true in zip(pairs.replicate(), halves[::-1], halves): as_of_cells(means, pred, true)
+
+def test_a_measured_cell_that_is_not_finite_makes_missing_what_it_belongs_to():
+    r = np.random.default_rng(8)
+    for bad in (np.nan, np.inf, -np.inf):
+        x, y = r.normal(size=(9, 3)), r.normal(size=(8, 3))
+        y[0, 0] = bad
+        halves = torch.tensor(y[:4]), torch.tensor(y[4:])
+        pairs = MeasuredPairs.of(['root', 'kernel'], 1., halves)
+        whole, first, second = pairs.means(x, halves, pair_sums(['root', 'kernel'], 1., x))
+        for name in ('root', 'kernel'):
+            assert np.isnan([whole[name].between, first[name].between]).all() and np.isfinite(second[name]).all()
+
+def test_worker_threads_change_no_bit():
+    r = np.random.default_rng(9)
+    cells = [torch.tensor(r.normal(size=(n, 300)), dtype=torch.float32) for n in (20, 150, 200, 400)]*2
+    def sums(x): return [*pair_sums(FUNCTIONS, 20., x), *pair_sums(FUNCTIONS, 20., x, cells[0])]
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        known = [sums(x) for x in cells]
+        for workers in (1, 2, 4):
+            with ThreadPoolExecutor(workers) as pool: assert list(pool.map(sums, cells)) == known
+    finally: torch.set_num_threads(before)
+
+# Cells that are known again
+
+def screen(seed, n=90, genes=70):
+    "Log expression as float32."
+    r = np.random.default_rng(seed)
+    return np.log1p(r.poisson(r.gamma(.5, 2., genes)*np.exp(r.normal(0, .4, (n, 1))))).astype(np.float32), r
+
+@few
+@given(st.integers(0, 2**32 - 1), st.sampled_from([.3, 6., 100.]), st.sampled_from(['as they were', 'two', 'all']))
+def test_shifted_cells_are_known_again_and_their_sums_are_right(seed, scale, exchanged):
+    cells, r = screen(seed)
+    axes = np.linalg.qr(r.normal(size=(70, 20)))[0].astype(np.float32)
+    order = np.arange(len(cells))
+    if exchanged == 'two': order[[3, 50]] = 50, 3
+    if exchanged == 'all': r.shuffle(order)
+    shifts = r.normal(0, r.choice([1e-3, 1, 30]), (3, 70)).astype(np.float32)
+    for project in (lambda x: x, lambda x: x @ axes):
+        within = Within(FUNCTIONS, scale)
+        assert within(project(cells)).tolist() == pair_sums(FUNCTIONS, scale, project(cells)).tolist()
+        first = within.last
+        for shift in shifts:
+            moved = project((cells + shift)[order])
+            same_sums(within(moved), pair_sums(FUNCTIONS, scale, moved), len(cells))
+            if scale > 1 and np.abs(shift).max() < 10: assert within.last is first
+
+@few
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1e-7, 1e-6, 1e-5, 1e-4, 1e-3, .1]))
+def test_other_cells_get_the_sums_of_their_own(seed, much):
+    cells, r = screen(seed)
+    within = Within(FUNCTIONS, 3.)
+    for other in (cells, cells*(1 + much), cells + much*r.normal(size=cells.shape), np.maximum(cells - .1, 0), -cells,
+                  cells[::-1, ::-1], cells[:, r.permutation(70)], cells[:50], cells[:, :30], cells):
+        same_sums(within(other), pair_sums(FUNCTIONS, 3., other), len(cells))
+
+def test_cells_are_known_again_by_all_of_their_values():
+    cells, _ = screen(0)
+    within, other = Within(['root'], np.nan), cells.copy()
+    within(cells)
+    first = within.last
+    other[7] = other[7, ::-1]
+    assert within(other) == pytest.approx(pair_sums(['root'], np.nan, other), rel=1e-12) and within.last is not first
+    turned = cells @ np.linalg.qr(np.random.default_rng(0).normal(size=(70, 70)))[0]  # all lengths stay
+    within(cells)
+    second = within.last
+    assert within(turned) == pytest.approx(pair_sums(['root'], np.nan, turned), rel=1e-12) and within.last is not second
+
+@pytest.mark.parametrize('names', [['root'], ['kernel'], ['kernel', 'root'], []])
+def test_few_constant_repeated_and_missing_cells(names):
+    cells, _ = screen(1, 12)
+    repeated, constant, missing = cells.repeat(3, 0), cells[:1].repeat(9, 0), cells.copy()
+    missing[2, 2] = np.nan
+    within = Within(names, 2.)
+    for some in (cells[:0], cells[:1], cells[:2], constant, repeated, missing, cells):
+        for shift in (0, 1.7, 0):
+            known = pair_sums(names, 2., some + np.float32(shift))
+            assert within(some + np.float32(shift)) == pytest.approx(known, rel=1e-9, abs=1e-9, nan_ok=True)
+
+def test_what_is_known_again_does_not_change_the_cells_and_is_refused_as_ever():
+    cells, _ = screen(2)
+    within, tensor = Within(FUNCTIONS, 2.), torch.tensor(cells).double()
+    before = tensor.clone()
+    for _ in range(2): within(tensor)
+    assert torch.equal(tensor, before)
+    tensor += 1e3*torch.arange(90)[:, None]  # what is remembered is no view of the caller's cells
+    assert within(before).tolist() == Within(FUNCTIONS, 2.)(before).tolist()
+    with pytest.raises(InputError, match='sparse matrix; give a dense one'): within(sparse.csr_array(cells))

@@ -18,7 +18,7 @@ from ..core import InputError, nearest, rng
 from ..loaders.batches import principal_axes
 from ..metrics.accuracy import AXES, METRICS
 from ..metrics.de import de_weights, down_sample, enough_variance, wilcoxon
-from ..metrics.distributions import FUNCTIONS, Measured, median_distance
+from ..metrics.distributions import FUNCTIONS, MeasuredPairs, median_distance, pair_sums
 from ..metrics.effects import MOMENTS, Moments, Profiles, Shared, moments
 from ..metrics.ranks import BLOCK, DISTANCES, FEW, Pairs, View, alike
 from ..tasks import PROTOCOLS
@@ -394,11 +394,11 @@ HALVES, THIRDS = (('half', 0), ('half', 1)), (('third', 0), ('third', 1), ('thir
 
 @patch
 def _measured(self:Evaluation, i, space, halves):
-    "The `Measured` of a condition, for what the metrics of the space are made of."
+    "The `MeasuredPairs` of a condition, for what the metrics of the space are made of."
     if (key := ('measured', space, i)) not in self._kept:
         names = {k for m in self.metrics if m.space == space for k in m.needs} & set(FUNCTIONS)
         scale = self._scale(i, space) if 'kernel' in names else np.nan
-        self._kept[key] = Measured.of([k for k in FUNCTIONS if k in names and (k != 'kernel' or scale > 0)], scale, halves)
+        self._kept[key] = MeasuredPairs.of([k for k in FUNCTIONS if k in names and (k != 'kernel' or scale > 0)], scale, halves)
     return self._kept[key]
 
 @patch
@@ -411,7 +411,7 @@ def _distances(self:Evaluation, i, cells=None):
             true = [to(self.task.store.dense(self.cells(i, part))) for part in ('whole', *HALVES)]
             pred = None if cells is None else to(torch.as_tensor(cells, dtype=torch.float32))
             known = self._measured(i, m.space, true[1:])
-            spaces[m.space] = ([*zip(true[:0:-1], true[1:])], known.replicate()) if cells is None else ([(pred, t) for t in true], known.means(pred, true[1:]))
+            spaces[m.space] = ([*zip(true[:0:-1], true[1:])], known.replicate()) if cells is None else ([(pred, t) for t in true], known.means(pred, true[1:], pair_sums(known.names, known.scale, pred)))
         more = {'scale': self._scale(i, m.space)} if 'scale' in m.needs else {}
         if made_of := set(m.needs) & set(FUNCTIONS): values = [m(None, None, **more, means=o.get(*made_of)) for o in spaces[m.space][1]]
         else: values = [m(p, t, **more) for p, t in spaces[m.space][0]]
