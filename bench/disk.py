@@ -15,7 +15,7 @@ from perturbench.loaders.batches import Batches
 from perturbench.loaders.disk import DiskBatches, FileStore, shuffle_file
 from perturbench.loaders.store import CellStore
 from perturbench.models.base import ModelInfo, build_model
-from perturbench.train import fit_batches
+from perturbench.trainer import fit_batches
 
 SIZES = dict(cells=[500_000, 5_000_000], block=50_000, genes=4_000, threads=2, rounds=3)
 

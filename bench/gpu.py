@@ -5,7 +5,8 @@ from perturbench.core import rng
 from perturbench.loaders.batches import Batches
 from perturbench.loaders.store import Cells, aligned, plain_gather
 from perturbench.models.base import ModelInfo, build_model
-from perturbench.train import Budget, fit_batches
+from perturbench.train import Budget
+from perturbench.trainer import fit_batches
 from _common import epochs_in_turn, header, in_turn, options, random_store, ratio, report, table
 
 SIZES = dict(cells=91_168, genes=5_575, perturbations=105, batch=4_000, width=5_376, calls=20, rounds=9)
@@ -76,7 +77,7 @@ def main():
             f'Batches of {o.batch:,} random rows, each to memory of its own: GB/s are of the dense numbers written. Those of a copy, of 1 GiB within the',
             f'device, are of the bytes read and the bytes written. The time is between two events around {o.calls} calls, all queued while it is busy.', '',
             *trained, '',
-            f'latent_additive, {o.width:,} wide, with 64 codes, in bfloat16, by perturbench.train.fit_batches: one training without compilation and one with',
+            f'latent_additive, {o.width:,} wide, with 64 codes, in bfloat16, by perturbench.trainer.fit_batches: one training without compilation and one with',
             'it, whose epochs take their batches in turn from Batches over rows on the device, from Batches over rows on the host, and from a list of dense',
             'batches on the device. The time of the steps alone counts, between two synchronisations. Times are medians, ratios medians of those of a round.'],
            o, SIZES)

@@ -9,7 +9,8 @@ from perturbench.core import progress, rng
 from perturbench.loaders.batches import Batches
 from perturbench.loaders.store import Cells
 from perturbench.models.base import ModelInfo, PerturbationModel, build_model
-from perturbench.train import Budget, fit_batches
+from perturbench.train import Budget
+from perturbench.trainer import fit_batches
 from _common import epochs_in_turn, header, options, random_store, ratio, report, set_threads, table
 
 SIZES = dict(cells=50_000, genes=4_000, batches=[512, 4_000], threads=[1, 2], rounds=4)
@@ -61,7 +62,7 @@ def main():
     goals = [f'{name}: at most {MODELS[name][1]:.2f} wanted -> {np.median(x):.3f}, the median of {len(x)} rounds, half of them from {np.quantile(x, .25):.3f} to {np.quantile(x, .75):.3f}' for name, x in found.items()]
     report([*header(o, 'numpy', 'numba', 'torch', 'lightning'), f'{store}', '', 'An epoch with Batches over the same steps on ready batches:', *goals, '',
             *table(['model', 'batch', 'threads', 'steps', 'Batches, s/step', 'ready, s/step', 'ratio'], rows), '',
-            'One training a line, by perturbench.train.fit_batches; its epochs, of so many steps, take their batches from Batches and from a list of',
+            'One training a line, by perturbench.trainer.fit_batches; its epochs, of so many steps, take their batches from Batches and from a list of',
             'dense ones in turn, and the time of the steps alone counts. All ready batches of an epoch are in memory, none is used twice in it. Times',
             'are medians, ratios medians of those of a round.'], o, SIZES)
 

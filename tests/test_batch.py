@@ -9,7 +9,7 @@ BUDGET = '{max_epochs: 3, batch_size: 64}'
 
 # Each command runs in a process of its own, forked from one that has the imports behind it, and in a process group of its own.
 FORKS = multiprocessing.get_context('forkserver')
-FORKS.set_forkserver_preload(['pytest', 'perturbench.bench.batch', 'perturbench.bench.leaderboard', 'papermill', 'matplotlib.pyplot', 'IPython'])
+FORKS.set_forkserver_preload(['pytest', 'perturbench.bench.batch', 'perturbench.bench.leaderboard', 'perturbench.trainer', 'papermill', 'matplotlib.pyplot', 'IPython'])
 
 def command(args, folder, log, prepare):
     os.setsid()

@@ -3,7 +3,7 @@ import asyncio, os, signal, subprocess, sys, threading
 from copy import copy
 import numpy as np, pytest, torch
 from torch._dynamo.testing import CompileCounter
-from perturbench import train
+from perturbench import train, trainer
 from perturbench.core import InputError
 from perturbench.loaders.batches import Batches
 from perturbench.loaders.store import CellStore, _upload
@@ -92,7 +92,7 @@ def test_two_processes_that_were_stopped_between_end_with_the_weights_of_one(sha
 def test_more_gpus_than_there_are(task, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
-    with pytest.raises(InputError, match='there are 1 GPUs here and 2 are asked for'): train._trainer(train.BUDGETS['quick'], [], 2)
+    with pytest.raises(InputError, match='there are 1 GPUs here and 2 are asked for'): trainer.check_devices(2)
 
 def trained(task, **kw):
     torch.manual_seed(0)
@@ -101,7 +101,7 @@ def trained(task, **kw):
 
 def test_a_device_without_room_gives_the_same_result_with_one_warning(task, monkeypatch):
     weights, history = trained(task)
-    tried, step = [], train.Module.training_step
+    tried, step = [], trainer.Module.training_step
     def to(self, device, resident=True):
         new = copy(self)
         new.resident = _upload(self, 'cpu') if resident else None
@@ -111,7 +111,7 @@ def test_a_device_without_room_gives_the_same_result_with_one_warning(task, monk
         if tried[-1] and self.current_epoch == 1: raise torch.OutOfMemoryError('CUDA out of memory')
         return step(self, batch, i)
     monkeypatch.setattr(CellStore, 'to', to)
-    monkeypatch.setattr(train.Module, 'training_step', full)
+    monkeypatch.setattr(trainer.Module, 'training_step', full)
     with pytest.warns(UserWarning, match='stay on the host') as said: again, history2 = trained(task)
     assert len(said) == 1 and history2.equals(history) and all(torch.equal(weights[k], again[k]) for k in weights)
     n = len(tried)//3
@@ -121,7 +121,7 @@ def test_a_device_without_room_gives_the_same_result_with_one_warning(task, monk
                                    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")], ids=['torch', 'cublas', 'host'])
 def test_no_room_at_all_is_one_message(task, monkeypatch, error):
     def full(self, batch, i): raise error
-    monkeypatch.setattr(train.Module, 'training_step', full)
+    monkeypatch.setattr(trainer.Module, 'training_step', full)
     with pytest.raises(InputError, match='lower `batch_size`'): trained(task)
 
 @pytest.mark.parametrize('job', JOBS)
@@ -129,11 +129,11 @@ def test_a_batch_job_is_not_the_cluster_of_a_training(job, task, tmp_path, monke
     weights, history = trained(task)
     for k, v in JOBS[job].items(): monkeypatch.setenv(k, v)
     before = {s: signal.getsignal(s) for s in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)}
-    heard, step = [], train.Module.training_step
+    heard, step = [], trainer.Module.training_step
     def listening(self, batch, i):
         heard.append(signal.getsignal(signal.SIGUSR1))
         return step(self, batch, i)
-    monkeypatch.setattr(train.Module, 'training_step', listening)
+    monkeypatch.setattr(trainer.Module, 'training_step', listening)
     again, history2 = trained(task, folder=tmp_path, every=0)
     assert history2.equals(history) and all(torch.equal(weights[k], again[k]) for k in weights)
     assert set(heard) == {before[signal.SIGUSR1]} and (tmp_path/'last.ckpt').exists()  # no scheduler's signal is taken
@@ -148,10 +148,10 @@ def test_an_mpi_library_is_not_asked(task, monkeypatch):
 @pytest.mark.parametrize('job', ['torchrun', 'by hand'])
 def test_processes_of_another_launcher_are_one_message(job, task, monkeypatch):
     monkeypatch.delenv('PERTURBENCH_DEVICES', raising=False)
-    monkeypatch.setattr(train, '_in_notebook', lambda: False)
+    monkeypatch.setattr(trainer, '_in_notebook', lambda: False)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     for k, v in JOBS[job].items(): monkeypatch.setenv(k, v)
-    with pytest.raises(InputError, match='start the script with python alone, or unset LOCAL_RANK') as e: train._trainer(train.BUDGETS['quick'], [], 2)
+    with pytest.raises(InputError, match='start the script with python alone, or unset LOCAL_RANK') as e: trainer.check_devices(2)
     assert '\n' not in str(e.value)
 
 def test_a_loop_that_runs_is_no_matter(task):

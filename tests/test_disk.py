@@ -4,7 +4,7 @@ import anndata as ad, h5py, numpy as np, pandas as pd, pytest, torch
 from hypothesis import given, strategies as st
 from scipy import sparse, stats
 from test_loaders import few, screens, some_controls, subset
-from perturbench import train
+from perturbench import train, trainer
 from perturbench.core import InputError
 from perturbench.data.h5ad import CARD, resting as left_in_file
 from perturbench.data.screen import OPTIONS, Screen, read_screen
@@ -160,11 +160,11 @@ def test_a_file_that_shrinks_under_a_training_is_one_message(task, monkeypatch, 
     from perturbench.tasks import load_task
     mine = load_task(tmp_path/'task')
     monkeypatch.setattr(train, 'IN_MEMORY', 0)
-    step = train.Module.training_step
+    step = trainer.Module.training_step
     def cut(self, batch, i):
         if self.current_epoch == 1: os.truncate(tmp_path/'task'/'store'/'values.npy', 1000)
         return step(self, batch, i)
-    monkeypatch.setattr(train.Module, 'training_step', cut)
+    monkeypatch.setattr(trainer.Module, 'training_step', cut)
     with pytest.raises(InputError, match='values.npy was changed while it was read|cannot be read any more'):
         train.fit(build_model('linear', train.model_info(mine)), mine, budget=dict(max_epochs=3, batch_size=500))
 

@@ -170,7 +170,7 @@ def test_every_training_that_breaks_off_and_is_started_again_ends_the_same(name,
     make = lambda: (torch.manual_seed(0), build_model(name, model_info(dosed), **options))[1]
     budget, whole = dict(max_epochs=4, batch_size=20), make()
     history = fit(whole, dosed, budget=budget)
-    monkeypatch.setattr('perturbench.train.Module.on_train_epoch_start', breaks_off)
+    monkeypatch.setattr('perturbench.trainer.Module.on_train_epoch_start', breaks_off)
     with pytest.raises(ArithmeticError): fit(make(), dosed, budget=budget, folder=tmp_path, every=0)
     monkeypatch.undo()
     again = make()
@@ -243,7 +243,7 @@ def test_likelihoods_of_counts(name, likelihood, task):
 KILLED = '''
 import os, signal, sys
 import torch
-import perturbench.core as core, perturbench.train as train
+import perturbench.core as core, perturbench.train as train, perturbench.trainer as trainer
 from perturbench.models.base import build_model
 from perturbench.models.zoo import MODELS
 from perturbench.tasks import load_task
@@ -256,13 +256,13 @@ def die_while_writing(source, goal, replace=os.replace, done=[]):
         if len(done) == 2: die()
     replace(source, goal)
 
-def die_in_a_step(self, batch, i, step=train.Module.training_step):
+def die_in_a_step(self, batch, i, step=trainer.Module.training_step):
     if self.current_epoch == 3 and i == 1: die()
     return step(self, batch, i)
 
 def go(how):
     if how == 'writing': core.os.replace = die_while_writing
-    else: train.Module.training_step = die_in_a_step
+    else: trainer.Module.training_step = die_in_a_step
     task = load_task(sys.argv[1])
     torch.manual_seed(0)
     train.fit(build_model('latent_additive', train.model_info(task), lr=.07), task, budget=dict(max_epochs=6, batch_size=20, lr_patience=1), folder=sys.argv[2], every=0)

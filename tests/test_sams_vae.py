@@ -6,7 +6,7 @@ from perturbench.loaders.store import CellStore
 from perturbench.models.base import ModelInfo, build_model, load_model, model_options, save_model
 from perturbench.models.sams_vae import SAMSVAE, perturbation_visits
 from perturbench.predict import predict_cells
-from perturbench.train import fit_batches
+from perturbench.trainer import fit_batches
 
 PROGRAMME = np.r_[np.repeat(range(6), 4), [-1]*6] # Of 30 perturbations; the last six do nothing
 

@@ -21,12 +21,11 @@ from ..core import InputError, digest, file_sha256, os_fault, part_name, remove,
 from ..core import sweep_parts, writing_to
 from ..scoring.evaluation import Evaluation
 from ..scoring import references as _references # gives an evaluation its references
-from ..plots import figure, label, loss_curve, observed_predicted
 from ..models.base import build_model, load_model, model_class, save_model
 from ..models.zoo import MODELS
 from ..predict import predict_task, read_conditions_csv, write_predictions
 from ..tasks import Task, load_task, of_fold, open_task
-from ..train import Budget, fit, model_info, read_budget
+from ..train import Budget, fit, model_info, read_budget, trainer_of
 
 # %% ../../nbs/70_bench.runs.ipynb #9cff2dbe
 def set_threads(
@@ -136,6 +135,7 @@ def drop_damaged(
 @patch
 def train(self:Run) -> pd.DataFrame: # fold, epoch, train_loss, val_loss; empty for a baseline
     "Train the model on each fold."
+    trainer_of(model_class(self.model))  # what Lightning takes to import is no cost of the model
     _reset_peak()
     start, before, histories = time.perf_counter(), _memory('VmRSS'), []
     for fold in range(self.task.n_folds):
@@ -337,6 +337,7 @@ def plot_history(
     history, # What `Run.train` returns
 ): # Picture
     "The loss curve of each fold."
+    from perturbench.plots import figure, label, loss_curve
     folds = list(history.groupby('fold'))
     fig, axes = figure(1, len(folds), width=5 if len(folds) == 1 else 3, squeeze=False)
     for ax, (fold, h) in zip(axes[0], folds):
@@ -360,6 +361,7 @@ def plot_conditions(
     scores:pd.DataFrame, # What `Run.score` returned
 ): # Picture
     "Predicted against observed effects, gene by gene, of the conditions predicted best and worst."
+    from perturbench.plots import figure, label, observed_predicted
     rows, metric = best_and_worst(scores)
     predicted, observed = run.effects.effects()
     table, keys = scores[scores.metric == metric].reset_index(drop=True), [*run.task.covariate_keys, 'perturbation']

@@ -16,9 +16,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 from scipy import sparse
-from scipy.interpolate import RectBivariateSpline
 from scipy.special import expit, ndtri
-from scipy.stats import qmc
 from ..core import InputError, Registry, rng
 from .screen import Screen
 
@@ -96,6 +94,7 @@ def spread(
     log2_n:int=8, # Logarithm (base 2) of the number of points
 ) -> np.ndarray: # 2**log2_n x 6, the same at every call
     "Evenly spread points in six dimensions."
+    from scipy.stats import qmc
     return qmc.Sobol(6, scramble=False).random_base2(log2_n) + .5/2**log2_n
 
 # %% ../../nbs/12_data.simulate.ipynb #0eb7ea1e
@@ -436,6 +435,7 @@ def curve(self:World,
     points:int=1025, # Of the table, for each gene
 ) -> Curve:
     "The table of `expected_lognorm` for the genes and libraries of a world."
+    from scipy.interpolate import RectBivariateSpline
     x, weight = np.polynomial.hermite_e.hermegauss(8)
     depth, low, dispersion = self.par.library*np.exp(self.par.library_sd*x), Curve.low, self.dispersion
     others = max(1e-6, (dispersion*np.exp(self.baseline).mean(0)**2).sum())

@@ -20,7 +20,6 @@ from fastcore.basics import patch
 from ..core import InputError, Registry, atomic_path, digest, nearest, os_fault, rng
 from .screen import Screen, table_key
 from .texts import SEPARATORS, read_text
-from ..plots import PART_COLOURS, figure, label, tiles
 
 # %% ../../nbs/14_data.splits.ipynb #24f8ce8b
 PARTS = ('train', 'val', 'test', 'unused')
@@ -183,6 +182,7 @@ def plot_split(
     split:Split, # A split of it
 ): # Picture
     "Which conditions train, validate and test."
+    from perturbench.plots import PART_COLOURS, figure, label, tiles
     part, colours = _part_of_condition(screen, split), {**PART_COLOURS, **_MIXED}
     is_matrix = len(screen.states) == 1 and (screen.conditions.n_perturbations == 2).any()
     codes, rows, columns = (_matrix if is_matrix else _table)(screen, part)
