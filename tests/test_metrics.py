@@ -1,14 +1,17 @@
-"Metrics against exact arithmetic and scipy, what they cannot be fooled by, and the null simulation."
+"Moments and metrics against exact arithmetic, numpy and scipy, what they cannot be fooled by, and the null simulation."
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from itertools import product
 import numpy as np, pandas as pd, pytest, torch
 from hypothesis import given, settings, strategies as st
-from scipy import stats
+from numba import get_num_threads, set_num_threads
+from scipy import sparse, stats
 from scipy.spatial import distance
 import perturbench.models.zoo
 from perturbench.scoring.evaluation import evaluate_task, score
-from perturbench.metrics.accuracy import METRICS, cosine, mae, pearson, rmse
+from perturbench.metrics.accuracy import METRICS, TOP, cosine, mae, pearson, pearson_top, rmse, rmse_top, spearman
 from perturbench.scoring.intervals import bootstrap_interval
-from perturbench.metrics.effects import Profiles, log_fold_change
+from perturbench.metrics.effects import MOMENTS, Profiles, log_fold_change, moments
 from perturbench.metrics.ranks import cosine_rank, rmse_rank
 from perturbench.models.base import build_model
 from perturbench.predict import Prediction, predict_task
@@ -22,7 +25,8 @@ def profiles(seed):
     r = np.random.default_rng(seed)
     n, g, most = r.integers(2, 15), r.integers(1, 9), r.choice([1, 3, 9])
     true = r.integers(-most, most + 1, (n, g))
-    pred = [r.integers(-most, most + 1, (n, g)), true + r.integers(-1, 2, (n, g)), r.choice([-2, 1, 3])*true, true[r.permutation(n)]][r.integers(4)]
+    pred = [r.integers(-most, most + 1, (n, g)), true + r.integers(-1, 2, (n, g)), r.choice([-2, 1, 3])*true,
+            true[r.permutation(n)]][r.integers(4)]
     for x in (pred, true):
         for i in range(n):
             kind = r.integers(8)
@@ -40,20 +44,23 @@ def angle(p, t):
 
 def by_loop(pred, true, dist, ties):
     "The rank by its definition: all pairs, in exact arithmetic."
-    out = []
+    out, share = [], Fraction(1, 2 if ties == 'half' else 1)
     for i, t in enumerate(true):
         d = [dist(p, t) for p in pred]
         others = [j for j in range(len(pred)) if j != i]
-        out.append((sum(d[j] < d[i] for j in others) + Fraction(1, 2 if ties == 'half' else 1)*sum(d[j] == d[i] for j in others))/len(others))
+        out.append((sum(d[j] < d[i] for j in others) + share*sum(d[j] == d[i] for j in others))/len(others))
     return [float(o) for o in out]
 
 @few
-@given(cases, st.sampled_from([0, 2**4, -2**12, 2**20]), st.sampled_from([2**-8, 1, 2**6]), st.sampled_from(['half', 'full']))
+@given(cases, st.sampled_from([0, 2**4, -2**12, 2**20]), st.sampled_from([2**-8, 1, 2**6]),
+       st.sampled_from(['half', 'full']))
 def test_ranks_are_those_of_a_loop_in_exact_arithmetic(case, offset, scale, ties):
     pred, true = case
     if abs(offset) > 2**12: scale = max(scale, 1)  # float64 itself does not tell smaller steps apart to one in 1e9
-    assert rmse_rank(scale*(pred + float(offset)), scale*(true + float(offset)), ties=ties).tolist() == pytest.approx(by_loop(pred, true, squared_error, ties), abs=1e-12)
-    assert cosine_rank(scale*pred, 3.*true, ties=ties).tolist() == pytest.approx(by_loop(pred, true, angle, ties), abs=1e-12)
+    by_error = rmse_rank(scale*(pred + float(offset)), scale*(true + float(offset)), ties=ties)
+    assert by_error.tolist() == pytest.approx(by_loop(pred, true, squared_error, ties), abs=1e-12)
+    by_angle = cosine_rank(scale*pred, 3.*true, ties=ties)
+    assert by_angle.tolist() == pytest.approx(by_loop(pred, true, angle, ties), abs=1e-12)
 
 @few
 @given(cases, st.integers(0, 99))
@@ -85,8 +92,70 @@ def test_accuracy_is_that_of_scipy(seed, a, b):
         assert pearson(x, y) == pytest.approx([stats.pearsonr(p, t)[0] for p, t in zip(pred, true)], abs=1e-9)
     assert pearson(3*pred + 7, -true) == pytest.approx(-pearson(pred, true), abs=1e-9)
     for f, order in ((rmse, 2), (mae, 1)):
-        assert f(pred, true) == pytest.approx([np.linalg.norm(p - t, order)/g**(1/order) for p, t in zip(pred, true)], rel=1e-12)
+        norms = [np.linalg.norm(p - t, order)/g**(1/order) for p, t in zip(pred, true)]
+        assert f(pred, true) == pytest.approx(norms, rel=1e-12)
         assert f(-a*pred, -a*true) == pytest.approx(a*f(pred, true), rel=1e-9)
+
+CELLS = dict(expression=lambda r, shape: r.gamma(.5, 2, shape)*(r.random(shape) < .4), # None beyond 16 but a few
+             far=lambda r, shape: 30*r.normal(size=shape), tiny=lambda r, shape: 1e-9*r.normal(size=shape))
+
+@few
+@given(st.integers(0, 2**32 - 1), st.sampled_from(sorted(CELLS)), st.sampled_from([np.float32, np.float64]))
+def test_moments_are_those_of_numpy(seed, kind, dtype):
+    r = np.random.default_rng(seed)
+    n, g = r.integers(1, 9), r.choice([1, 7, 1024, 1025, 3000])
+    cells = CELLS[kind](r, (n, g)).astype(dtype)
+    found, x = moments(cells, np.zeros(n, int), 1), cells.astype(float)
+    assert found.mean[0] == pytest.approx(x.mean(0), rel=1e-12, abs=1e-12*np.abs(x).max())
+    assert found.linear[0] == pytest.approx(np.expm1(x).mean(0), rel=1e-12, abs=1e-12*np.abs(np.expm1(x)).max())
+    assert (found.zeros[0] == 1 - (x != 0).mean(0)).all()
+    if n > 1: assert found.var[0] == pytest.approx(x.var(0, ddof=1), abs=1e-12*np.square(x).max())
+
+def test_moments_have_the_same_bits_dense_or_sparse_and_with_any_threads():
+    r = np.random.default_rng(0)
+    cells = (r.gamma(.5, 3, (300, 1500))*(r.random((300, 1500)) < .3)).astype(np.float32)
+    codes, rows, threads = r.integers(-1, 9, 200), r.permutation(300)[:200], get_num_threads()
+    def bits(matrix, **how):
+        found = moments(matrix, codes, 10, rows=rows, **how)
+        return [getattr(found, k).tobytes() for k in MOMENTS]
+    expected = bits(cells, parallel=False)
+    try:
+        for matrix, n in product((cells, np.asfortranarray(cells), sparse.csr_array(cells)), {1, threads}):
+            set_num_threads(n)
+            assert bits(matrix) == bits(matrix, parallel=False) == expected
+    finally: set_num_threads(threads)
+    with ThreadPoolExecutor(4) as pool:  # threads of the caller's own
+        assert list(pool.map(lambda _: bits(cells, parallel=False), range(8))) == [expected]*8
+
+def ties(r, shape):
+    "Numbers of either sign and of many sizes, some of them equal, some of them 0 or -0."
+    x = r.choice([-3., -.5, -0., 0., 2e-3, 7., 1e9], shape)
+    return np.where(r.random(shape) < .5, x, r.normal(size=shape)*10.**r.integers(-3, 9, shape))
+
+@settings(few, max_examples=20)
+@given(st.integers(0, 2**32 - 1))
+def test_spearman_is_that_of_scipy_and_rounding_is_no_order(seed):
+    r = np.random.default_rng(seed)
+    n, g = r.integers(1, 6), r.integers(3, 600)
+    pred, true = ties(r, (n, g)), ties(r, (n, g))
+    def above(x): return np.where(np.abs(x) > 1e-6*np.maximum(1, rmse(x, 0*x))[:, None], x, 0)
+    p, t = above(pred), above(true)
+    expected = [stats.spearmanr(*o)[0] if np.ptp(o, axis=1).all() else np.nan for o in zip(p, t)]
+    assert spearman(pred, true) == pytest.approx(expected, abs=1e-12, nan_ok=True)
+    assert spearman(-pred, true) == pytest.approx(-spearman(pred, true), abs=1e-12, nan_ok=True)
+
+@few
+@given(st.integers(0, 2**32 - 1))
+def test_the_genes_of_a_subset_are_the_first_of_the_heaviest(seed):
+    r = np.random.default_rng(seed)
+    n, g = r.integers(1, 6), r.integers(1, 200)
+    pred, true = r.normal(size=(n, g)), r.normal(size=(n, g))
+    weights = r.integers(0, r.choice([2, 9, 999]), (n, g)).astype(float)
+    weights[r.random((n, g)) < r.choice([0, .5])] = np.nan  # these count least
+    at = np.argsort(-weights, axis=1, kind='stable')[:, :TOP]
+    p, t = (np.take_along_axis(o, at, 1) for o in (pred, true))
+    assert rmse_top(pred, true, weights) == pytest.approx(rmse(p, t), rel=1e-12)
+    assert pearson_top(pred, true, weights) == pytest.approx(pearson(p, t), abs=1e-12, nan_ok=True)
 
 def wide(table, n): return table.pivot(index='row', columns='metric', values='value').loc[range(n)]
 
@@ -102,15 +171,17 @@ RANKS = ['rmse_rank_average', 'cosine_rank_logfc']
 
 def test_who_deserves_which_rank():
     true, base, groups, pred = screenful(0)
-    n = len(true)
-    assert (wide(score(Profiles(true, base), Profiles(true, base), groups), n)[RANKS] == 0).all(axis=None)
-    assert (wide(score(Profiles(true, base), Profiles(true, base), groups, protocol='perturbench'), n)[RANKS] == 0).all(axis=None)
+    def found(pred, protocol):
+        return wide(score(Profiles(pred, base), Profiles(true, base), groups, protocol=protocol), len(true))[RANKS]
     level = np.stack([pred[groups == s].mean(0) for s in groups])  # one profile a state
-    assert (wide(score(Profiles(level, base), Profiles(true, base), groups), n)[RANKS] == .5).all(axis=None)
-    assert (wide(score(Profiles(level, base), Profiles(true, base), groups, protocol='perturbench'), n)[RANKS] == 1).all(axis=None)
-    assert (wide(score(Profiles(base, base), Profiles(true, base), groups), n)[RANKS] == .5).all(axis=None)
+    for protocol, tied in (('default', .5), ('perturbench', 1)):
+        assert (found(true, protocol) == 0).all(axis=None)
+        assert (found(level, protocol) == tied).all(axis=None)
+    assert (found(base, 'default') == .5).all(axis=None)
     effects = np.linalg.qr(np.random.default_rng(1).normal(size=(20, 12)))[0].T  # all of one length, at right angles
-    for f in (rmse_rank, cosine_rank): assert f(-.5*effects, effects).tolist() == [1.]*12 and f(.5*effects, effects).tolist() == [0.]*12
+    for f in (rmse_rank, cosine_rank):
+        assert f(-.5*effects, effects).tolist() == [1.]*12
+        assert f(.5*effects, effects).tolist() == [0.]*12
     r = np.random.default_rng(2)
     for m in RANKS:
         many = [METRICS[m](r.normal(size=(12, 30)), r.normal(size=(12, 30))).mean() for _ in range(200)]
@@ -132,11 +203,14 @@ def test_scores_know_rows_by_their_state_and_by_nothing_else(seed, protocol):
     for s in np.unique(groups):
         i = np.flatnonzero(groups == s)
         alone = score(Profiles(pred[i], a[i]), Profiles(true[i], b[i]), [0]*len(i), protocol=protocol)
-        pd.testing.assert_frame_equal(alone.assign(row=i[alone.row]), whole[whole.row.isin(i)].reset_index(drop=True), atol=1e-12)
+        mine = whole[whole.row.isin(i)].reset_index(drop=True)
+        pd.testing.assert_frame_equal(alone.assign(row=i[alone.row]), mine, atol=1e-12)
     have = np.isfinite(pred).all(1)
-    assert (whole.status.eq('not_predicted') == ~have[whole.row]).all() and (whole.value.notna() == have[whole.row]).all()
+    assert (whole.status.eq('not_predicted') == ~have[whole.row]).all()
+    assert (whole.value.notna() == have[whole.row]).all()
     assert (whole.n_candidates == pd.Series(groups[have]).value_counts()[groups[whole.row]].to_numpy()).all()
-    few_there = whole.metric.isin([m for m in METRICS if METRICS[m].kind == 'rank']) & (whole.n_candidates < 10) & have[whole.row]
+    ranked = whole.metric.isin([m for m in METRICS if METRICS[m].kind == 'rank'])
+    few_there = ranked & (whole.n_candidates < 10) & have[whole.row]
     assert (whole.status.eq('few_candidates') == few_there).all()
 
 def test_the_published_rank_counts_ties_in_full():
@@ -160,11 +234,12 @@ def test_the_truth_has_rank_0_and_no_error(tmp_path, protocol):
     task = open_task('sim-combination', tmp_path, protocol)
     found = evaluate_task(task, measured(task)).groupby('metric').value
     assert (found.max()[RANKS] == 0).all() and found.max()['rmse_average'] < 1e-6
-    assert (found.min()['cosine_logfc'] > 1 - 1e-9) == (protocol == 'perturbench')  # by default the halves of the controls differ
+    same_controls = protocol == 'perturbench'  # by default the halves of the controls differ
+    assert (found.min()['cosine_logfc'] > 1 - 1e-9) == same_controls
 
 @pytest.mark.parametrize('name, options', [('perturbed_mean', dict(form='mean')), ('decoder_only', {})])
 def test_where_nothing_happens_a_level_is_worth_nothing(null_tasks, name, options):
-    "25 test controls a state: with halves the cosine is 0 but for a bias of .02, with one reference it looks like a discovery."
+    "25 test controls a state: with halves the cosine is 0 but for a bias of .02, with one reference a discovery."
     for protocol, task in null_tasks.items():
         torch.manual_seed(0)
         model = build_model(name, model_info(task), **options)

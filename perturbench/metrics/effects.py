@@ -6,101 +6,175 @@
 __all__ = ['MOMENTS', 'pseudobulk', 'Moments', 'moments', 'log_fold_change', 'fold_change', 'Shared', 'Profiles',
            'read_gene_sets']
 
-# %% ../../nbs/50_metrics.effects.ipynb #c7fc76cb
+# %% ../../nbs/50_metrics.effects.ipynb #7e6ba209
 from collections import Counter
 from dataclasses import dataclass
+from math import factorial
+from typing import NamedTuple
 import numpy as np
 import torch
-from fastcore.basics import patch
 from numba import njit, prange
 from scipy import sparse
 from ..core import InputError
 from ..data.texts import read_text
 from ..loaders.store import prefetch
 
-# %% ../../nbs/50_metrics.effects.ipynb #ea9818d1
+# %% ../../nbs/50_metrics.effects.ipynb #e1ae2eb8
+_NEAR = 16 # Size of a value up to which the series is used
+_DOUBLINGS = 6 # From x/64 to x
+_TERMS = tuple(1/factorial(n) for n in range(11, 0, -1)) # Of the series, the last one first
+
+@njit(cache=True, nogil=True)
+def _expm1(values, out):
+    "Write exp(values) - 1, in float64, to the start of `out`."
+    n_far = 0
+    for j in range(len(values)):
+        x = np.float64(values[j])
+        part, total = x/2**_DOUBLINGS, 0.
+        for term in _TERMS: total = total*part + term
+        total *= part
+        for _ in range(_DOUBLINGS): total *= total + 2
+        out[j] = total
+        n_far += not abs(x) <= _NEAR
+    if not n_far: return
+    for j in range(len(values)):
+        x = np.float64(values[j])
+        if not abs(x) <= _NEAR: out[j] = np.expm1(x)
+
+# %% ../../nbs/50_metrics.effects.ipynb #f58f86c4
+_WIDTH = 1024 # Genes of a dense matrix that are summed at a time: four sums of these take 32 kB
+
+@njit(cache=True, nogil=True)
+def _add_dense(
+    cells, # Cells x genes, in C order
+    rows, # The cells of one group
+    mean, square, seen, linear, # Float64, one number a gene, or none: the sums that are added to
+):
+    "Add to the sums of a group: its values, their squares, ones where a value is not 0, and expm1 of the values."
+    raised = np.empty(_WIDTH)
+    for first in range(0, cells.shape[1], _WIDTH):
+        here = slice(first, first + _WIDTH)
+        m, q, s, l = mean[here], square[here], seen[here], linear[here]
+        for i in rows:
+            x = cells[i, here]
+            for j in range(len(m)): m[j] += x[j]
+            for j in range(len(q)): q[j] += np.float64(x[j])**2
+            for j in range(len(s)): s[j] += x[j] != 0
+            if not len(l): continue
+            _expm1(x, raised)
+            for j in range(len(l)): l[j] += raised[j]
+
+# %% ../../nbs/50_metrics.effects.ipynb #1d30adc3
+@njit(cache=True, nogil=True)
+def _add_sparse(
+    indptr, indices, values, # Compressed rows, cells x genes, each gene once a cell
+    rows, # The cells of one group
+    mean, square, seen, linear, # As in `_add_dense`
+):
+    "What `_add_dense` does, for compressed rows."
+    raised = np.empty(len(linear))
+    for i in range(len(rows)):
+        start, stop = indptr[rows[i]], indptr[rows[i] + 1]
+        ahead = indptr[rows[min(i + 2, len(rows) - 1)]] - start
+        for k in range(start, stop):
+            if k % 16 == 0:  # 16 numbers fill a cache line
+                prefetch(indices, ahead + k)
+                prefetch(values, ahead + k)
+            j, x = np.uint32(indices[k]), np.float64(values[k])
+            if len(mean): mean[j] += x
+            if len(square): square[j] += x*x
+            if len(seen): seen[j] += x != 0
+        if not len(linear): continue
+        _expm1(values[start:stop], raised)
+        for k in range(start, stop): linear[np.uint32(indices[k])] += raised[k - start]
+
+# %% ../../nbs/50_metrics.effects.ipynb #75dec22a
 @njit(parallel=True, cache=True, nogil=True)
-def _add(indptr, indices, values, rows, ptr, mean, square, seen, linear):
-    "Sums over the cells of each group, of what has room in the last four arrays."
+def _all_dense(cells, rows, ptr, mean, square, seen, linear):
+    "The sums of all groups of a dense matrix; those of group g are over `rows[ptr[g]:ptr[g + 1]]`."
     for g in prange(len(ptr) - 1):
-        for i in range(ptr[g], ptr[g + 1]):
-            ahead = indptr[rows[min(i + 2, len(rows) - 1)]]
-            for k in range(indptr[rows[i]], indptr[rows[i] + 1]):
-                if k % 16 == 0:
-                    prefetch(indices, ahead + k - indptr[rows[i]])
-                    prefetch(values, ahead + k - indptr[rows[i]])
-                j, v = np.uint32(indices[k]), np.float64(values[k])
-                if mean.size: mean[g, j] += v
-                if square.size: square[g, j] += v*v
-                if seen.size: seen[g, j] += v != 0
-                if linear.size: linear[g, j] += np.expm1(v)
+        _add_dense(cells, rows[ptr[g]:ptr[g + 1]], mean[g], square[g], seen[g], linear[g])
 
-# %% ../../nbs/50_metrics.effects.ipynb #120f83ca
 @njit(parallel=True, cache=True, nogil=True)
-def _add_dense(cells, rows, ptr, mean, square, seen):
-    "What `_add` does, for a dense matrix, but for the linear scale."
+def _all_sparse(indptr, indices, values, rows, ptr, mean, square, seen, linear):
+    "The sums of all groups of compressed rows."
     for g in prange(len(ptr) - 1):
-        for i in range(ptr[g], ptr[g + 1]):
-            x = cells[rows[i]]
-            for j in range(len(x)):
-                v = np.float64(x[j])
-                if mean.size: mean[g, j] += v
-                if square.size: square[g, j] += v*v
-                if seen.size: seen[g, j] += v != 0
+        _add_sparse(indptr, indices, values, rows[ptr[g]:ptr[g + 1]], mean[g], square[g], seen[g], linear[g])
 
-def _add_linear(cells, rows, ptr, linear):
-    "Sums of expm1 over the cells of each group."
-    step = max(1, 2**18//max(1, cells.shape[1]))
-    for g in range(len(linear)):
-        for i in range(ptr[g], ptr[g + 1], step):
-            some = cells[rows[i:min(i + step, ptr[g + 1])]]
-            linear[g] += torch.from_numpy(some.astype(float)).expm1_().numpy().sum(0)
+# %% ../../nbs/50_metrics.effects.ipynb #8f4040f7
+class _Compressed(NamedTuple):
+    "Compressed rows, each gene once a cell."
+    indptr:np.ndarray
+    indices:np.ndarray
+    values:np.ndarray
+    shape:tuple # Cells, genes
 
-# %% ../../nbs/50_metrics.effects.ipynb #9742937b
 def _compressed(matrix):
-    "indptr, indices and values of compressed rows, each gene once a cell; None for a dense matrix."
-    if hasattr(matrix, 'values') and hasattr(matrix, 'indptr'): return matrix.indptr, matrix.indices, matrix.values
+    "The compressed rows of `matrix`; None where it is dense."
+    if hasattr(matrix, 'values') and hasattr(matrix, 'indptr'):
+        return _Compressed(matrix.indptr, matrix.indices, matrix.values, (len(matrix.indptr) - 1, matrix.n_genes))
     if not sparse.issparse(matrix): return None
-    matrix = sparse.csr_array(matrix)
-    if not matrix.has_canonical_format:
-        matrix = matrix.copy()
-        matrix.sum_duplicates()
-    return matrix.indptr, matrix.indices, matrix.data
+    rows = sparse.csr_array(matrix)
+    if not rows.has_canonical_format:
+        rows = rows.copy()
+        rows.sum_duplicates()
+    return _Compressed(rows.indptr, rows.indices, rows.data, rows.shape)
 
-MOMENTS = ('mean', 'var', 'zeros', 'linear')
+# %% ../../nbs/50_metrics.effects.ipynb #6980d32d
+class _Groups(NamedTuple):
+    "The cells of each group, side by side."
+    rows:np.ndarray # Cells, those without a group left out
+    ptr:np.ndarray # Where each group starts in `rows`, and where the last one ends
+    n:np.ndarray # Cells of each group
 
-def _sums(matrix, codes, n_groups, want, rows=None):
-    "The sums by group of what each of `want` needs, and the cells of each group."
-    codes, cells = np.asarray(codes), _compressed(matrix)
-    n_cells, n_genes = (len(cells[0]) - 1, matrix.n_genes if hasattr(matrix, 'n_genes') else matrix.shape[1]) if cells else matrix.shape
-    if len(codes) != (n_cells if rows is None else len(rows)): raise InputError(f'{len(codes)} codes for {n_cells if rows is None else len(rows)} cells; give one code a cell')
-    sums = {k: np.zeros((n_groups, n_genes) if k in want else (0, 0)) for k in MOMENTS}
+def _grouped(codes, rows, n_groups):
+    "The groups of the cells `rows`, of which `codes` are the codes; a negative code is no group."
     order = np.argsort(codes, kind='stable')[(codes < 0).sum():]
     n = np.bincount(codes[order], minlength=n_groups)
-    order, ptr = order if rows is None else np.asarray(rows)[order], np.r_[0, np.cumsum(n)]
-    if cells: _add(*cells, order, ptr, *sums.values())
-    else:
-        matrix = np.ascontiguousarray(matrix)
-        _add_dense(matrix, order, ptr, *list(sums.values())[:-1])
-        if 'linear' in want: _add_linear(matrix, order, ptr, sums['linear'])
-    return [sums[k] for k in want], n
+    return _Groups(order if rows is None else np.asarray(rows)[order], np.r_[0, np.cumsum(n)], n)
 
-# %% ../../nbs/50_metrics.effects.ipynb #a9957373
+# %% ../../nbs/50_metrics.effects.ipynb #a5a15c9a
+class _Sums(NamedTuple):
+    "Sums over the cells of each group, groups x genes in float64; groups x 0 for what nobody asked for."
+    mean:np.ndarray # Of the values
+    square:np.ndarray # Of their squares
+    seen:np.ndarray # Of ones where a value is not 0
+    linear:np.ndarray # Of expm1 of the values
+
+def _sums(matrix, codes, n_groups, want, rows=None, parallel=True):
+    "The `_Sums` that `want` names, and the cells of each group."
+    codes, packed = np.asarray(codes), _compressed(matrix)
+    n_cells, n_genes = matrix.shape if packed is None else packed.shape
+    if rows is not None: n_cells = len(rows)
+    if len(codes) != n_cells: raise InputError(f'{len(codes)} codes for {n_cells} cells; give one code a cell')
+    groups = _grouped(codes, rows, n_groups)
+    sums = _Sums(*(np.zeros((n_groups, n_genes if name in want else 0)) for name in _Sums._fields))
+    cells = (np.ascontiguousarray(matrix),) if packed is None else (packed.indptr, packed.indices, packed.values)
+    one, all_of_them = (_add_dense, _all_dense) if packed is None else (_add_sparse, _all_sparse)
+    if parallel: all_of_them(*cells, groups.rows, groups.ptr, *sums)
+    else:
+        for g in range(n_groups): one(*cells, groups.rows[groups.ptr[g]:groups.ptr[g + 1]], *(s[g] for s in sums))
+    return sums, groups.n
+
+# %% ../../nbs/50_metrics.effects.ipynb #60806a22
+def _over(sums, n):
+    "The means, in the place of the sums; missing where a group is empty."
+    sums[n == 0] = np.nan
+    return np.divide(sums, np.maximum(n, 1)[:, None], out=sums)
+
 def pseudobulk(
     matrix, # Expression, cells x genes: dense, compressed rows, or a `CellStore`
     codes, # Group of each cell; cells with a negative code are left out
     n_groups:int, # Number of groups
 ) -> tuple: # Means, float64, groups x genes (missing where a group is empty); cells of each group
     "Means of the rows of `matrix` by group. Raises InputError where `codes` and rows differ in number."
-    (sums,), n = _sums(matrix, codes, n_groups, ['mean'])
-    return _over(sums, n), n
+    sums, n = _sums(matrix, codes, n_groups, ['mean'])
+    return _over(sums.mean, n), n
 
-def _over(sums, n):
-    "The means, in the place of the sums."
-    sums[n == 0] = np.nan
-    return np.divide(sums, np.maximum(n, 1)[:, None], out=sums)
+# %% ../../nbs/50_metrics.effects.ipynb #3a8ced2d
+MOMENTS = ('mean', 'var', 'zeros', 'linear')
+_SUMMED = dict(mean=('mean',), var=('mean', 'square'), zeros=('seen',), linear=('linear',))
 
-# %% ../../nbs/50_metrics.effects.ipynb #40cf404b
 @dataclass
 class Moments:
     "What is known of the cells of each group, groups x genes in float64; None for what nobody asked for."
@@ -110,27 +184,36 @@ class Moments:
     zeros:np.ndarray=None # The share of cells that are zero
     linear:np.ndarray=None # Mean of expm1 of the values: expression on the scale of counts
 
+# %% ../../nbs/50_metrics.effects.ipynb #e05a8afc
+def _variance(square, mean, n):
+    "The unbiased variance of groups of `n` cells, in the place of the means of their squares; missing for one cell."
+    square -= mean**2
+    np.maximum(square, 0, out=square)
+    square *= np.where(n > 1, n/np.maximum(n - 1, 1), np.nan)[:, None]
+    return square
+
+# %% ../../nbs/50_metrics.effects.ipynb #8a2b47ee
 def moments(
     matrix, # Log-normalised expression, cells x genes: dense, compressed rows, or a `CellStore`
     codes, # Group of each cell; cells with a negative code are left out
     n_groups:int, # Number of groups
     want=MOMENTS, # Which moments
     rows=None, # The cells that `codes` are of, in the order in which they are added; all by default
+    parallel:bool=True, # Share groups out among threads; without it the caller may be a thread itself
 ) -> Moments: # Missing where a group is empty
     "The moments of the rows of `matrix` by group. Raises InputError where `codes` and rows differ in number."
-    need = [k for k in MOMENTS if k in want or k == 'mean' and 'var' in want]
-    sums, n = _sums(matrix, codes, n_groups, need, rows)
-    found = {k: _over(s, n) for k, s in zip(need, sums)}
-    if 'zeros' in found: np.subtract(1, found['zeros'], out=found['zeros'])
-    if 'var' in found:
-        found['var'] -= found['mean']**2
-        np.maximum(found['var'], 0, out=found['var'])
-        found['var'] *= np.where(n > 1, n/np.maximum(n - 1, 1), np.nan)[:, None]
-    return Moments(n, **{k: v for k, v in found.items() if k in want})
+    sums, n = _sums(matrix, codes, n_groups, {s for name in want for s in _SUMMED[name]}, rows, parallel)
+    means = _Sums(*(_over(s, n) for s in sums))
+    found = Moments(n)
+    if 'mean' in want: found.mean = means.mean
+    if 'var' in want: found.var = _variance(means.square, means.mean, n)
+    if 'zeros' in want: found.zeros = np.subtract(1, means.seen, out=means.seen)
+    if 'linear' in want: found.linear = means.linear
+    return found
 
-# %% ../../nbs/50_metrics.effects.ipynb #4ffc2ee1
+# %% ../../nbs/50_metrics.effects.ipynb #78aa2eb3
 def _level(x, scale=1., more=.1):
-    "Logarithms of what cannot be negative; torch takes them twice as fast as numpy."
+    "log2 of `scale` times what cannot be negative, plus `more`; torch takes logarithms twice as fast as numpy."
     x = np.array(x, float)
     np.maximum(x, 0, out=x)
     if scale != 1: x *= scale
@@ -154,7 +237,7 @@ def fold_change(
     "Log2 fold change of mean expression on the scale of counts."
     return _level(linear, scale, 1) - _level(control, scale, 1)
 
-# %% ../../nbs/50_metrics.effects.ipynb #e2104538
+# %% ../../nbs/50_metrics.effects.ipynb #460001f6
 class Shared:
     "Rows that conditions have in common; indexed like a matrix, conditions x genes."
     def __init__(self,
@@ -167,18 +250,35 @@ class Shared:
         i, genes = key if isinstance(key, tuple) else (key, slice(None))
         return self.rows[self.at[i]][..., genes]
 
-    def of(self, f, i, genes):
-        "What `f` makes of the rows of the conditions `i`; one row where all have the same."
+    def of(self,
+        f, # A function of rows
+        i, # Conditions
+        genes, # Genes, or a slice of them
+    ) -> np.ndarray: # Conditions x genes; one row where all have the same
+        "What `f` makes of the rows of the conditions `i`."
         some, back = np.unique(self.at[i], return_inverse=True)
         rows = f(self.rows[some][:, genes])
         return rows if len(some) == 1 else rows[back]
 
-def _shared(x, n): # Of n conditions: a row for all, or a row each
-    if x is None or isinstance(x, Shared): return x
-    x = np.atleast_2d(np.asarray(x, float))
-    return Shared(x, np.zeros(n, int) if len(x) == 1 else np.arange(n))
+# %% ../../nbs/50_metrics.effects.ipynb #5e249d38
+_GIVEN = dict(average='mean', variance='var', zeros='zeros') # Spaces that are a table of `Profiles` as it is
+_MADE_OF = dict(average=('mean',), variance=('var',), zeros=('zeros',), centred=('mean', 'centre'),
+                foldchange=('linear', 'control_linear'), interaction=('mean', 'control', 'parts'))
+_EFFECT = ('mean', 'control') # What the others are made of
 
-# %% ../../nbs/50_metrics.effects.ipynb #72422e71
+def _as_shared(rows, n):
+    "`Shared` rows of `n` conditions, from one row for all or a row each; None stays None."
+    if rows is None or isinstance(rows, Shared): return rows
+    rows = np.atleast_2d(np.asarray(rows, float))
+    return Shared(rows, np.zeros(n, int) if len(rows) == 1 else np.arange(n))
+
+def _finite(table):
+    "Whether all numbers of each row are finite: their sum is, then."
+    rows = table.rows if isinstance(table, Shared) else table
+    with np.errstate(invalid='ignore'): finite = np.isfinite(rows @ np.ones(rows.shape[1]))
+    return finite[table.at] if isinstance(table, Shared) else finite
+
+# %% ../../nbs/50_metrics.effects.ipynb #70a7c8eb
 @dataclass
 class Profiles:
     "What one side knows of each condition, in rows that belong together."
@@ -194,9 +294,10 @@ class Profiles:
     scale:float=1. # What brings `linear` to a target sum of 10,000
 
     def __post_init__(self):
-        for k in ('mean', 'var', 'zeros', 'linear', 'parts'):
-            if getattr(self, k) is not None: setattr(self, k, np.asarray(getattr(self, k), float))
-        for k in ('control', 'control_linear', 'centre'): setattr(self, k, _shared(getattr(self, k), len(self.mean)))
+        for name in ('mean', 'var', 'zeros', 'linear', 'parts'):
+            if getattr(self, name) is not None: setattr(self, name, np.asarray(getattr(self, name), float))
+        for name in ('control', 'control_linear', 'centre'):
+            setattr(self, name, _as_shared(getattr(self, name), len(self.mean)))
 
     def rows(self,
         space:str, # A key of `SPACES` whose numbers are profiles
@@ -204,57 +305,53 @@ class Profiles:
         genes=slice(None), # Which genes, or gene sets
     ) -> np.ndarray: # Conditions x genes (or gene sets), float64
         "The conditions in `space`."
+        def change(table, reference, of=lambda rows: rows): return of(table[i][:, genes]) - reference.of(of, i, genes)
+        if space in _GIVEN: return getattr(self, _GIVEN[space])[i][:, genes]
+        if space == 'logfc': return change(self.mean, self.control, _level)
+        if space == 'foldchange': return change(self.linear, self.control_linear, lambda x: _level(x, self.scale, 1))
+        if space == 'centred': return change(self.mean, self.centre)
         if space == 'sets': return (self.sets @ self.rows('delta', i).T).T[:, genes]
-        if space == 'foldchange':
-            level = lambda x: _level(x, self.scale, 1)
-            return level(self.linear[i][:, genes]) - self.control_linear.of(level, i, genes)
-        if space in ('average', 'variance', 'zeros'): return getattr(self, dict(average='mean', variance='var').get(space, space))[i][:, genes]
-        mean, same = self.mean[i][:, genes], lambda x: x
-        if space == 'logfc': return _level(mean) - self.control.of(_level, i, genes)
-        if space == 'centred': return mean - self.centre.of(same, i, genes)
-        effect = mean - self.control.of(same, i, genes)
+        effect = change(self.mean, self.control)
         return effect - self.parts[i][:, genes] if space == 'interaction' else effect
 
-# %% ../../nbs/50_metrics.effects.ipynb #3d977c57
-_MADE_OF = dict(average=('mean',), variance=('var',), zeros=('zeros',), centred=('mean', 'centre'), foldchange=('linear', 'control_linear'),
-                interaction=('mean', 'control', 'parts'))
+    def known(self,
+        spaces, # Keys of `SPACES` whose numbers are profiles
+    ) -> dict: # space -> a truth value a condition; raises InputError where a table that a space needs was not given
+        "Whether all numbers of a condition are there."
+        made_of, finite = {space: _MADE_OF.get(space, _EFFECT) for space in spaces}, {}
+        for space, names in made_of.items():
+            for name in names:
+                if (table := getattr(self, name)) is None:
+                    raise InputError(f"profiles have no '{name}', which the space '{space}' needs; give it")
+                if name not in finite: finite[name] = _finite(table)
+        return {space: np.logical_and.reduce([finite[name] for name in names]) for space, names in made_of.items()}
 
-@patch
-def known(self:Profiles,
-    spaces, # Keys of `SPACES` whose numbers are profiles
-) -> dict: # space -> a truth value for each condition; raises InputError where a table that a space needs was not given
-    "Whether all numbers of a condition are there."
-    made_of = {s: _MADE_OF.get(s, ('mean', 'control')) for s in spaces}
-    def finite(name):
-        x = getattr(self, name)
-        if x is None: raise InputError(f"profiles have no '{name}', which the space '{next(s for s in spaces if name in made_of[s])}' needs; give it")
-        with np.errstate(invalid='ignore'): there = np.isfinite((x.rows if isinstance(x, Shared) else x) @ np.ones(x[:1].shape[1]))
-        return there[x.at] if isinstance(x, Shared) else there
-    there = {k: finite(k) for k in dict.fromkeys(sum(made_of.values(), ()))}
-    return {s: np.logical_and.reduce([there[k] for k in names]) for s, names in made_of.items()}
-
-# %% ../../nbs/50_metrics.effects.ipynb #375f9e3e
-def _set_lines(path) -> list:
-    "The fields of each line of a GMT file; raises InputError for another kind of file, and for a set that is there twice."
+# %% ../../nbs/50_metrics.effects.ipynb #cfa5a3ef
+def _named_sets(path) -> dict:
+    "The genes of each set of a GMT file; raises InputError for other kinds of file, and for a set that is there twice."
     wanted = 'lines of name, remark and genes, parted by tabs'
     try: lines = read_text(path, wanted).split('\n')
     except InputError as e: raise InputError(f'the gene sets cannot be read as a GMT file: {e}') from None
-    rows = [[o.strip() for o in line.split('\t')] for line in lines if line.strip()]
-    if all(len(row) < 3 for row in rows): raise InputError(f'{path} is no GMT file, no line of it holds a gene; give {wanted}')
+    rows = [[field.strip() for field in line.split('\t')] for line in lines if line.strip()]
+    if all(len(row) < 3 for row in rows):
+        raise InputError(f'{path} is no GMT file, no line of it holds a gene; give {wanted}')
     twice = sorted(name for name, n in Counter(row[0] for row in rows).items() if n > 1)
     if twice: raise InputError(f"{path} has more than one set called '{twice[0]}'; give each set its name")
-    return rows
+    return {row[0]: row[2:] for row in rows}
 
+# %% ../../nbs/50_metrics.effects.ipynb #a4829a7d
 def read_gene_sets(
     path, # A GMT file
     genes, # The genes of the screen, in order
     least:int=5, # Genes that a set must have among them
 ) -> tuple: # Names; sparse, sets x genes, each row sums to 1. Raises InputError where no set is left
     "The gene sets of a file, as a matrix that takes the mean over each set."
-    at, names, rows = {g: i for i, g in enumerate(genes)}, [], []
-    for name, *rest in _set_lines(path):
-        found = sorted({at[g] for g in rest[1:] if g in at})
-        if len(found) >= least: names, rows = [*names, name], [*rows, found]
-    if not rows: raise InputError(f'no gene set of {path} has {least} genes of this screen; see that both name genes alike, or take larger sets')
-    n = np.array([len(r) for r in rows])
-    return names, sparse.csr_array((np.repeat(1/n, n), np.concatenate(rows), np.r_[0, np.cumsum(n)]), shape=(len(rows), len(genes)))
+    place = {gene: i for i, gene in enumerate(genes)}
+    found = {name: sorted({place[g] for g in listed if g in place}) for name, listed in _named_sets(path).items()}
+    kept = {name: at for name, at in found.items() if len(at) >= least}
+    if not kept:
+        raise InputError(f'no gene set of {path} has {least} genes of this screen; '
+                         'see that both name genes alike, or take larger sets')
+    n = np.array([len(at) for at in kept.values()])
+    csr = np.repeat(1/n, n), np.concatenate(list(kept.values())), np.r_[0, np.cumsum(n)]
+    return list(kept), sparse.csr_array(csr, shape=(len(kept), len(genes)))
