@@ -8,7 +8,8 @@ from numba import get_num_threads, set_num_threads
 from scipy import sparse, stats
 from scipy.spatial import distance
 import perturbench.models.zoo
-from perturbench.scoring.evaluation import evaluate_task, score
+from perturbench.scoring.evaluation import evaluate_task
+from perturbench.scoring.profiles import score
 from perturbench.metrics.accuracy import METRICS, TOP, cosine, mae, pearson, pearson_top, rmse, rmse_top, spearman
 from perturbench.scoring.intervals import bootstrap_interval
 from perturbench.metrics.effects import MOMENTS, Profiles, log_fold_change, moments
