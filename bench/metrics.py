@@ -9,7 +9,8 @@ from threadpoolctl import threadpool_limits
 from perturbench.core import progress, rng
 from perturbench.data.screen import Screen
 from perturbench.data.splits import PARTS, halve_controls
-from perturbench.scoring.evaluation import Evaluation, asked, score
+from perturbench.scoring.evaluation import Evaluation
+from perturbench.scoring.profiles import asked, score
 from perturbench.loaders.store import CellStore
 from perturbench.metrics.accuracy import KINDS
 from perturbench.metrics.effects import Profiles, log_fold_change, moments, pseudobulk
@@ -206,7 +207,7 @@ def families(o, task, predictions):
 
 def kept(evaluation, compared):
     "The bytes of the profiles that an evaluation and a comparison hold."
-    sides = [v for v in evaluation._kept.values() if isinstance(v, Profiles)] + [compared.pred]
+    sides = [v for v in evaluation.measured.kept.things.values() if isinstance(v, Profiles)] + [compared.pred]
     arrays = [a for side in sides for a in vars(side).values() if isinstance(a, np.ndarray)]
     return sum({id(a): a.nbytes for a in arrays}.values())
 
@@ -243,7 +244,7 @@ def main():
     threads(1)
     task, factor = pairs_task(o.tested[0], o.tested_genes, o.tested_cells)
     predictions = list(predicted(task, factor, o.tested_cells))
-    report([*header(o, 'numpy', 'scipy', 'pandas', 'numba', 'torch', 'illico'), *lines, *whole_step(o, task, predictions[1:]), '',
+    report([*header(o, 'numpy', 'scipy', 'pandas', 'numba', 'torch'), *lines, *whole_step(o, task, predictions[1:]), '',
             *families(o, task, predictions), '',
             'The naive way keeps means as frames. For each pair of conditions it looks both rows up by `.loc` and takes RMSE or cosine of them; for each column it',
             f'sorts all distances and looks for the right one. In the first part its pairs are timed for {o.naive_rows} of {o.conditions} references and scaled, and its log fold changes',

@@ -327,7 +327,7 @@ def _write_evaluation(found, out):
     name = found.evaluation.task.name
     with atomic_path(out/'scores.parquet') as part: found.scores.to_parquet(part, index=False)
     with atomic_path(out/'controls.csv') as part: found.controls.to_csv(part, index=False)
-    conditions = {name: conditions_of(found.evaluation)}
+    conditions = {name: conditions_of(found.evaluation.measured)}
     board, files = write_board(found.scores, found.runs, out, {name: found.references}, conditions)
     print_tables(board)
     for note in found.notes: print(f'note: {note}')

@@ -5,10 +5,13 @@ from scipy import sparse, stats
 from perturbench.bench.runs import set_threads
 from perturbench.core import InputError
 from perturbench.data.splits import PARTS
-from perturbench.scoring.evaluation import METRICS, Evaluation, asked, evaluate_task, halve, rounds, score
+from perturbench.metrics.accuracy import METRICS
+from perturbench.scoring.evaluation import Evaluation, evaluate_task
+from perturbench.scoring.measured import halve
+from perturbench.scoring.profiles import asked, rounds, score
 from perturbench.scoring.files import evaluate_files
 from perturbench.loaders.batches import principal_axes
-from perturbench.scoring import references
+from perturbench.scoring.references import duplicate, task_references
 from perturbench.metrics.distributions import energy_distance, median_distance, mmd_rbf
 from perturbench.metrics.effects import Profiles, fold_change, read_gene_sets
 from perturbench.models.base import build_model
@@ -39,7 +42,7 @@ def predicted(lines): return predictions(lines)
 def whole(lines, predicted):
     evaluation = Evaluation(lines)
     compared = evaluation.collect(predicted)
-    return evaluation, compared, evaluation.table(compared)
+    return evaluation.measured, compared, evaluation.table(compared)
 
 def wide(table): return table.assign(n=table.groupby('metric').cumcount()).pivot(index='n', columns='metric', values=['value', 'value_half'])
 
@@ -59,9 +62,9 @@ def test_no_metric_depends_on_which_others_are_asked_for_or_on_the_order_of_anyt
         same(table.sort_values(['cell_type', 'perturbation', 'metric']), expected.sort_values(['cell_type', 'perturbation', 'metric']))
 
 def test_scores_of_profiles_are_those_of_the_measured_and_predicted_cells(lines, predicted, whole):
-    evaluation, compared, table = whole
+    measured, compared, table = whole
     i, value = 5, wide(table)['value'].iloc[5]
-    c, state = evaluation.condition[i], evaluation.state[i]
+    c, state = measured.condition[i], measured.state[i]
     dense = lambda rows: lines.store.dense(rows).numpy().astype(float)
     pred, true = next(p.cells for p in predicted if p.condition == c).astype(float), dense(lines.cells('test').of(c))
     a, b = (dense(lines.controls('test', half=h).where(lines.design.state == state).rows) for h in (0, 1))
@@ -79,14 +82,14 @@ def test_scores_of_profiles_are_those_of_the_measured_and_predicted_cells(lines,
     assert value['mae_zeros'] == pytest.approx(np.abs((pred == 0).mean(0) - (true == 0).mean(0)).mean(), rel=1e-6)
 
 def test_distributions_are_compared_in_all_genes_and_along_axes_of_training_cells(lines, predicted, whole):
-    evaluation, _, table = whole
+    measured, _, table = whole
     i, value = 3, wide(table)
-    c = evaluation.condition[i]
+    c = measured.condition[i]
     pred = torch.from_numpy(next(p.cells for p in predicted if p.condition == c))
     axes = principal_axes(lines.cells('train'), 50)
-    state = lines.cells('test').where((lines.design.state == evaluation.state[i]) & ~lines.design.is_control).rows
+    state = lines.cells('test').where((lines.design.state == measured.state[i]) & ~lines.design.is_control).rows
     for part, column in ((None, 'value'), (0, 'value_half')):
-        cells = [lines.store.dense(evaluation.cells(i, 'whole' if part is None else ('half', h))) for h in ((0,) if part is None else (0, 1))]
+        cells = [lines.store.dense(measured.cells(i, 'whole' if part is None else ('half', h))) for h in ((0,) if part is None else (0, 1))]
         assert value[column, 'energy_genes'][i] == pytest.approx(np.mean([energy_distance(pred, o) for o in cells]), rel=1e-6)
         assert value[column, 'energy_pca'][i] == pytest.approx(np.mean([energy_distance(pred @ axes, o @ axes) for o in cells]), rel=1e-5)
         scale = median_distance(lines.store.dense(state) @ axes)
@@ -95,13 +98,13 @@ def test_distributions_are_compared_in_all_genes_and_along_axes_of_training_cell
 def test_weights_and_truth_come_from_different_cells(lines, predicted, whole):
     "By scanpy's t test of each half against the other perturbed cells of the state, controls left out."
     import scanpy as sc
-    evaluation, compared, table = whole
+    measured, compared, table = whole
     i, value = 7, wide(table)['value'].iloc[7]
-    state, dense = evaluation.state[i], lambda rows: lines.store.dense(rows).numpy()
-    here, train = np.flatnonzero(evaluation.group == evaluation.group[i]), lines.cells('train')
+    state, dense = measured.state[i], lambda rows: lines.store.dense(rows).numpy()
+    here, train = np.flatnonzero(measured.group == measured.group[i]), lines.cells('train')
     rest = train.where((lines.design.state == state) & ~lines.design.is_control).rows
     def weights(k):
-        rows = [(evaluation.cells(j, ('half', k)), j == i) for j in here] + [(rest, False)]
+        rows = [(measured.cells(j, ('half', k)), j == i) for j in here] + [(rest, False)]
         obs = pd.DataFrame(dict(g=np.repeat(['it' if mine else 'rest' for _, mine in rows], [len(x) for x, _ in rows])))
         a = ad.AnnData(np.concatenate([dense(x) for x, _ in rows]), obs=obs.set_index(obs.index.astype(str)))
         a.obs['g'], a.uns['log1p'] = a.obs.g.astype('category'), {}
@@ -110,7 +113,7 @@ def test_weights_and_truth_come_from_different_cells(lines, predicted, whole):
         s = np.nan_to_num(s)
         return ((s - s.min())/(s.max() - s.min()))**2
     pred, w = compared.pred.mean[i], [weights(k) for k in (0, 1)]
-    truth = [dense(evaluation.cells(i, ('half', k))).mean(0, dtype=float) for k in (0, 1)]
+    truth = [dense(measured.cells(i, ('half', k))).mean(0, dtype=float) for k in (0, 1)]
     wmse = lambda t, w: (w*(pred - t)**2).sum()/w.sum()
     assert value['wmse_average'] == pytest.approx((wmse(truth[0], w[1]) + wmse(truth[1], w[0]))/2, rel=1e-3)
     assert value['wmse_miller'] == pytest.approx((wmse(truth[0], w[0]) + wmse(truth[1], w[1]))/2, rel=1e-3)
@@ -119,27 +122,27 @@ def test_weights_and_truth_come_from_different_cells(lines, predicted, whole):
 
 def test_tests_are_those_of_scipy_on_equal_numbers_of_cells(lines, predicted, whole):
     "The prediction here has fewer cells than the truth, and no more than it are taken of either."
-    evaluation, _, table = whole
+    measured, _, table = whole
     i, value = 2, wide(table)['value'].iloc[2]
     few = [replace(p, cells=p.cells[:12]) for p in predicted]
-    p = next(p.cells for p in few if p.condition == evaluation.condition[i])
+    p = next(p.cells for p in few if p.condition == measured.condition[i])
     found = Evaluation(lines, ['de_auprc', 'de_count_error']).score(few)
-    b = lines.store.dense(lines.controls('test', half=1).where(lines.design.state == evaluation.state[i]).rows).numpy()
-    a = lines.store.dense(lines.controls('test', half=0).where(lines.design.state == evaluation.state[i]).rows).numpy()
+    b = lines.store.dense(lines.controls('test', half=1).where(lines.design.state == measured.state[i]).rows).numpy()
+    a = lines.store.dense(lines.controls('test', half=0).where(lines.design.state == measured.state[i]).rows).numpy()
     def called(x, ref):
         with np.errstate(all='ignore'): pv = stats.mannwhitneyu(x.astype(float), ref.astype(float), method='asymptotic', axis=0).pvalue
         return (stats.false_discovery_control(np.where(np.isnan(pv), 1, pv)) < .05).sum()
-    n = lines.store.dense(evaluation.cells(i)).numpy()
+    n = lines.store.dense(measured.cells(i)).numpy()
     error = found[found.metric == 'de_count_error'].value.iloc[i]
     counts = [abs(np.log2((1 + called(p, a))/(1 + called(n[np.random.default_rng(s).permutation(len(n))[:12]], b)))) for s in range(20)]
     assert min(counts) - 1e-9 <= error <= max(counts) + 1e-9
 
 def test_halves_and_thirds_are_disjoint_and_make_up_the_cells(whole):
-    evaluation = whole[0]
-    for i in range(len(evaluation)):
+    measured = whole[0]
+    for i in range(len(measured)):
         for kind, n in (('half', 2), ('third', 3)):
-            parts = [evaluation.cells(i, (kind, k)) for k in range(n)]
-            assert sorted(np.concatenate(parts)) == sorted(evaluation.cells(i)) and min(map(len, parts)) >= len(evaluation.cells(i))//4
+            parts = [measured.cells(i, (kind, k)) for k in range(n)]
+            assert sorted(np.concatenate(parts)) == sorted(measured.cells(i)) and min(map(len, parts)) >= len(measured.cells(i))//4
     assert rounds(METRICS['rmse_average'], True) == [(('half', 0), None, ('half', 1)), (('half', 1), None, ('half', 0))]
     for m in asked():
         for halves in (False, True):
@@ -245,23 +248,23 @@ def test_the_measured_cells_as_their_own_prediction_are_perfect(lines):
 
 def test_the_duplicate_is_one_half_against_the_other(lines, whole):
     evaluation = Evaluation(lines, ['rmse_average', 'energy_genes', 'cosine_delta', 'wmse_average'])
-    table = wide(evaluation.duplicate())['value']
-    i, dense = 4, lambda rows: lines.store.dense(rows)
-    halves = [dense(evaluation.cells(4, ('half', k))) for k in (0, 1)]
+    table = wide(duplicate(evaluation))['value']
+    i, measured, dense = 4, evaluation.measured, lambda rows: lines.store.dense(rows)
+    halves = [dense(measured.cells(4, ('half', k))) for k in (0, 1)]
     assert table['energy_genes'][i] == pytest.approx(energy_distance(*halves))
     x, y = (h.double().mean(0).numpy() for h in halves)
     assert table['rmse_average'][i] == pytest.approx(np.sqrt(((x - y)**2).mean()), rel=1e-6)
-    control = {(h, k): evaluation.controls(h, ('half', k)).mean[i] for h in (0, 1) for k in (0, 1)}  # of the batches that a half is made of
+    control = {(h, k): measured.controls(h, ('half', k)).mean[i] for h in (0, 1) for k in (0, 1)}  # of the batches that a half is made of
     cos = lambda u, v: u @ v/np.linalg.norm(u)/np.linalg.norm(v)
     assert table['cosine_delta'][i] == pytest.approx((cos(x - control[0, 0], y - control[1, 1]) + cos(y - control[0, 1], x - control[1, 0]))/2, rel=1e-6)
 
 def test_references_stand_where_they_should(lines):
-    found = references.task_references(lines)
+    found = task_references(lines)
     mean = found.pivot_table(index='model', columns='metric', values='value_half')
     assert (mean.loc[['null_control', 'null_mean'], 'rmse_rank_average'] == .5).all()
     assert mean.loc['duplicate', 'rmse_rank_average'] < .3 and abs(mean.loc['duplicate', 'energy_pca']) < .1 < mean.loc['null_control', 'energy_pca']
     assert mean.loc['interpolated', 'rmse_average'] < mean.loc['duplicate', 'rmse_average']  # the mean of many takes noise away
-    same(references.task_references(lines), found)
+    same(task_references(lines), found)
 
 @pytest.mark.parametrize('screen', ['sim-transfer', 'sim-combination'])
 def test_the_oracle_is_at_least_the_duplicate_and_reaches_the_limit(screen, folder):
@@ -278,11 +281,11 @@ def test_the_oracle_is_at_least_the_duplicate_and_reaches_the_limit(screen, fold
         for c in task.test_conditions():
             controls = task.store.dense(given.rows[task.design.state[given.codes] == task.design.state[c]]).numpy()
             yield Prediction(int(c), controls + effects[row[tuple(task.conditions.loc[c, keys].astype(str))]][at].astype(np.float32))
-    best, duplicate = wide(evaluation.score(oracle())), wide(evaluation.duplicate())['value']
-    assert best['value_half', 'pearson_delta'].mean() > duplicate['pearson_delta'].mean()
-    assert best['value', 'rmse_rank_average'].mean() < duplicate['rmse_rank_average'].mean()
-    assert best['value_half', 'wmse_average'].mean() < duplicate['wmse_average'].mean()
-    found, perturbation = best['value', 'pearson_delta'].to_numpy(), task.conditions.perturbation[evaluation.condition]
+    best, replicate = wide(evaluation.score(oracle())), wide(duplicate(evaluation))['value']
+    assert best['value_half', 'pearson_delta'].mean() > replicate['pearson_delta'].mean()
+    assert best['value', 'rmse_rank_average'].mean() < replicate['rmse_rank_average'].mean()
+    assert best['value_half', 'wmse_average'].mean() < replicate['wmse_average'].mean()
+    found, perturbation = best['value', 'pearson_delta'].to_numpy(), task.conditions.perturbation[evaluation.measured.condition]
     reached = Resamples(perturbation).interval(found)
-    r = Resamples(perturbation).interval(duplicate['pearson_delta'].to_numpy())
+    r = Resamples(perturbation).interval(replicate['pearson_delta'].to_numpy())
     assert limit(r.lo) - .1 < reached.hi and reached.lo < limit(r.hi) + .1, (reached, limit(np.array(r)))

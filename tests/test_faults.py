@@ -149,7 +149,7 @@ def test_wrong_options(at, capsys, args):
 
 def test_a_metric_that_is_not_known():
     from perturbench.core import InputError
-    from perturbench.scoring.evaluation import score
+    from perturbench.scoring.profiles import score
     from perturbench.metrics.effects import Profiles
     x = np.zeros((2, 3))
     with pytest.raises(InputError, match="did you mean 'rmse_average'"): score(Profiles(x, x), Profiles(x, x), np.zeros(2, int), metrics=['rmse_avrage'])

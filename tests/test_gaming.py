@@ -30,8 +30,8 @@ def opened(spec, preset, folder, metrics):
     sets = [f'set {i}' for i in range(20)], sparse.csr_array(np.kron(np.eye(20), np.full((1, 20), 1/20)))
     e, given, state = Evaluation(task, metrics, sets), task.given(), task.design.state
     row = {tuple(o): i for i, o in enumerate(simulation.screen.conditions[['cell_type', 'perturbation']].astype(str).to_numpy())}
-    names = task.conditions.loc[e.condition, ['cell_type', 'perturbation']].astype(str).to_numpy()
-    controls = {g: task.store.dense(given.rows[state[given.codes] == g]).numpy().astype(float) for g in np.unique(e.state)}
+    names = task.conditions.loc[e.measured.condition, ['cell_type', 'perturbation']].astype(str).to_numpy()
+    controls = {g: task.store.dense(given.rows[state[given.codes] == g]).numpy().astype(float) for g in np.unique(e.measured.state)}
     return SimpleNamespace(task=task, e=e, simulation=simulation, controls=controls, code=[row[tuple(o)] for o in names], names=names,
                            right=[simulation.truth.cells(row[tuple(o)], N, seed=1).toarray().astype(float) for o in names])
 
@@ -41,25 +41,25 @@ def scored(s, cells, own=None, e=None):
     def stream():
         for g, controls in s.controls.items():
             if own is not None: yield Prediction(int(np.flatnonzero(s.task.design.is_control & (s.task.design.state == g))[0]), (controls + own).astype(np.float32))
-            for i in np.flatnonzero(e.state == g): yield Prediction(int(e.condition[i]), np.asarray(cells[i], np.float32))
+            for i in np.flatnonzero(e.measured.state == g): yield Prediction(int(e.measured.condition[i]), np.asarray(cells[i], np.float32))
     table = e.score(stream())
     return SimpleNamespace(**{k: table.pivot(index=['cell_type', 'perturbation'], columns='metric', values=k) for k in ('value', 'status')})
 
 def changes(s):
     "Changed predictions, by name."
-    mean, start = [c.mean(0) for c in s.right], [s.controls[g].mean(0) for g in s.e.state]
+    mean, start = [c.mean(0) for c in s.right], [s.controls[g].mean(0) for g in s.e.measured.state]
     def scaled(k): return [c + (k - 1)*(m - b) for c, m, b in zip(s.right, mean, start)]
     def following(i):
-        at = np.flatnonzero(s.e.state == s.e.state[i])
+        at = np.flatnonzero(s.e.measured.state == s.e.measured.state[i])
         return at[(at.searchsorted(i) + 1) % len(at)]
     def noise(i):
         x = .5*rng('gaming', i).normal(size=s.right[i].shape)
         return x - x.mean(0)
-    n, targets = range(len(mean)), s.e.targets()
-    centre = {g: np.mean([mean[i] for i in np.flatnonzero(s.e.state == g)], axis=0) for g in s.controls}
+    n, targets = range(len(mean)), s.e.measured.targets
+    centre = {g: np.mean([mean[i] for i in np.flatnonzero(s.e.measured.state == g)], axis=0) for g in s.controls}
     return {'tripled': scaled(3), 'third': scaled(.3), 'flipped': scaled(-1), 'permuted': [s.right[following(i)] for i in n],
-            'targets': [s.controls[g] + t*(m - b) for g, t, m, b in zip(s.e.state, targets, mean, start)] if targets is not None else s.right,
-            'profile': [np.tile(centre[g], (N, 1)) for g in s.e.state], 'constant': [np.tile(m, (N, 1)) for m in mean],
+            'targets': [s.controls[g] + t*(m - b) for g, t, m, b in zip(s.e.measured.state, targets, mean, start)] if targets is not None else s.right,
+            'profile': [np.tile(centre[g], (N, 1)) for g in s.e.measured.state], 'constant': [np.tile(m, (N, 1)) for m in mean],
             'noisy': [c + noise(i) for i, c in enumerate(s.right)], 'calm': [m + .5*(c - m) for c, m in zip(s.right, mean)],
             'shuffled': [rng('gaming', i).permuted(c, axis=0) for i, c in enumerate(s.right)], 'twice': [np.concatenate([c, c]) for c in s.right]}
 
@@ -196,10 +196,10 @@ def test_more_cells_do_not_move_unbiased_distances(case):
 
 def test_silence_raises_a_mean_and_shows_as_undefined(case):
     "The given controls where the least is predicted: directions are undefined there, and what needs no effect falls."
-    size = np.array([np.sqrt(np.mean((c.mean(0) - case.controls[g].mean(0))**2)) for c, g in zip(case.right, case.e.state)])
+    size = np.array([np.sqrt(np.mean((c.mean(0) - case.controls[g].mean(0))**2)) for c, g in zip(case.right, case.e.measured.state)])
     silent = size < np.median(size)
     e = Evaluation(case.task, ['cosine_delta', 'pearson_delta', 'cosine_centred', 'rmse_average', 'discrimination_cosine_delta'])
-    found, right = scored(case, [case.controls[g] if k else c for c, g, k in zip(case.right, case.e.state, silent)], e=e), case.scores['right'].value.mean()
+    found, right = scored(case, [case.controls[g] if k else c for c, g, k in zip(case.right, case.e.measured.state, silent)], e=e), case.scores['right'].value.mean()
     for m in ('cosine_delta', 'pearson_delta'):
         assert found.value[m].mean() > 1.5*right[m] and found.value[m].isna().sum() == silent.sum()
         assert set(found.status[m][found.value[m].isna()]) == {'no_signal'}

@@ -25,7 +25,7 @@ from .runs import set_threads, survey
 from ..core import InputError, atomic_path, digest, file_sha256
 from ..scoring.evaluation import METRICS, Evaluation # METRICS with all that are built in
 from ..scoring.intervals import Resamples, compare_models
-from ..scoring.references import calibrate, task_references
+from ..scoring.references import calibrate, systematic_share, task_references
 from ..scoring.strata import STRATA, Cube, _mean, by_stratum, strata
 from ..tasks import load_task
 
@@ -222,10 +222,10 @@ def in_short(
 
 # %% ../../nbs/74_bench.leaderboard.ipynb #dc9e59e7
 def conditions_of(
-    evaluation, # An `Evaluation`
+    measured, # A `Measured`
 ) -> pd.DataFrame: # As `strata`, with `systematic`
     "What is known of the conditions of a task, the cosine of each effect with the mean of the others of its state among it."
-    return strata(evaluation).assign(systematic=evaluation.systematic())
+    return strata(measured).assign(systematic=systematic_share(measured))
 
 def levels(
     scores, # Score tables of all runs
@@ -653,5 +653,5 @@ def write_report(
     lost = [f"the folder {f} of the task '{t}' is lost, {remedy}" for t, f in folders.items() if t not in tasks]
     with _one_thread():
         references = {t: references_of(task) for t, task in tasks.items()}
-        known = {t: conditions_of(Evaluation(task, 'rmse_average')) for t, task in tasks.items()}
+        known = {t: conditions_of(Evaluation(task, 'rmse_average').measured) for t, task in tasks.items()}
         return write_board(results.scores, results.runs, out, references, known, results.notes + lost)

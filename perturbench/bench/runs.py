@@ -20,7 +20,7 @@ from .. import __version__
 from ..core import InputError, digest, file_sha256, os_fault, part_name, remove, seed_of
 from ..core import sweep_parts, writing_to
 from ..scoring.evaluation import Evaluation
-from ..scoring import references as _references # gives an evaluation its references
+from ..scoring.references import collapsed
 from ..models.base import build_model, load_model, model_class, save_model
 from ..models.zoo import MODELS
 from ..predict import predict_task, read_conditions_csv, write_predictions
@@ -166,7 +166,7 @@ def score(self:Run) -> pd.DataFrame: # The columns of a score table
     evaluation = Evaluation(self.task)
     self.effects = evaluation.collect(self.predict())
     scores = evaluation.table(self.effects)
-    self.collapse = evaluation.collapsed(self.effects)
+    self.collapse = collapsed(evaluation.measured, self.effects)
     self.costs['predict_seconds'] = time.perf_counter() - start
     keys = dict(task=self.task.name, task_id=self.task.task_id, model=self.label, seed=self.seed, run_id=self.run_id)
     for i, (k, v) in enumerate(keys.items()): scores.insert(i, k, v)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ROUNDING', 'ROWS', 'FUNCTIONS', 'BLOCK', 'SLOPES', 'CLOSE', 'pair_sums', 'Means', 'energy_distance', 'mmd_published',
-           'mmd_rbf', 'median_distance', 'MeasuredPairs', 'Within']
+           'mmd_rbf', 'median_distance', 'MeasuredPairs', 'SummedPairs']
 
 # %% ../../nbs/53_metrics.distributions.ipynb #263968fe
 import math
@@ -311,11 +311,15 @@ def _moves(points, last, limit):
 # %% ../../nbs/53_metrics.distributions.ipynb #abf6e5f8
 CLOSE = 1e-5 # Of a distance: what is left of a move after its first order is about the square of it
 
-class _Summed:
-    "Cells with their sums."
-    def __init__(self, names, scale, points):
-        self.names, self.scale, self.points = names, scale, points
-        self.sums = _within(names, scale, points).cpu().numpy()
+class SummedPairs:
+    "Predicted cells with their sums, from which those of the same cells, moved, follow."
+    def __init__(self,
+        names, # Keys of `FUNCTIONS`
+        scale:float, # Of the kernel
+        cells, # Predicted cells, cells x dimensions
+    ): # Raises InputError where they are no dense matrix
+        self.names, self.scale, self.points = list(names), scale, _points(_cells(cells))
+        self.sums = _within(self.names, scale, self.points).cpu().numpy() # As `pair_sums`
 
     @cached_property
     def limit(self):
@@ -327,35 +331,19 @@ class _Summed:
     @cached_property
     def slopes(self): return _slopes(self.names, self.scale, self.points)
 
-    def moved(self, points):
-        "The sums of `points`, where these are the cells, moved; else None."
-        if points.cells.shape != self.points.cells.shape: return None
-        points = _in_order_of(points, self.points, self.limit)
+    def moved(self,
+        cells, # Others, cells x dimensions
+    ) -> np.ndarray: # None where they are not the cells, moved
+        "The sums of the cells, moved: those of `pair_sums`, but for rounding."
+        cells = _cells(cells)
+        if len(cells) < 2 or cells.shape != self.points.cells.shape: return None
+        points = _in_order_of(_points(cells), self.points, self.limit)
         moves = None if points is None else _moves(points, self.points, self.limit)
         if moves is None: return None
         added = torch.zeros(len(self.names), dtype=torch.float64, device=points.cells.device)
         for slope, move in zip(self.slopes.split(ROWS, 1), moves):
             added += torch.linalg.vecdot(slope, move).sum(1, dtype=torch.float64)
         return self.sums + added.cpu().numpy()
-
-# %% ../../nbs/53_metrics.distributions.ipynb #f71c36e1
-class Within:
-    "`pair_sums` of predicted cells, which remembers the last cells: the same ones moved are not summed again."
-    def __init__(self,
-        names, # Keys of `FUNCTIONS`
-        scale:float, # Of the kernel
-    ):
-        self.names, self.scale, self.last = list(names), scale, None
-
-    def __call__(self,
-        cells, # Predicted cells, cells x dimensions
-    ) -> np.ndarray: # A sum for each name: that of `pair_sums`, but for rounding
-        "The sums within `cells`. Raises InputError where they are no dense matrix."
-        points, last = _points(_cells(cells)), self.last
-        sums = None if last is None else last.moved(points)
-        if sums is not None: return sums
-        self.last = _Summed(self.names, self.scale, points)
-        return self.last.sums
 
 # %% ../../nbs/53_metrics.distributions.ipynb #c36145f1
 metric('mae_variance', 'variance', 'mean absolute error of {}', unit='squared log expression')(mae)

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 from ..core import InputError, nearest, rng
-from .evaluation import METRICS, _labels
+from .evaluation import METRICS
+from .measured import label_columns
 from ..loaders.store import fixed, group_sums
 from .intervals import Resamples
 
@@ -50,7 +51,7 @@ def quarters(
 ) -> Quarters: # Parts of equal size but for one cell; they depend on the names of conditions and on nothing else
     "The cells of each condition in four random parts."
     groups = []
-    for c, name in zip(conditions, task.conditions.loc[conditions, _labels(task.conditions)].astype(str).to_numpy()):
+    for c, name in zip(conditions, task.conditions.loc[conditions, label_columns(task.conditions)].astype(str).to_numpy()):
         rows = rng('quarters', *name).permutation(cells.of(c))
         groups += [rows[k::4] for k in range(4)]
     sums, n = _sums(task.store, groups)
@@ -146,7 +147,7 @@ def strata(
     evaluation, # An `Evaluation`
 ) -> pd.DataFrame: # A column for each covariate, perturbation (and dose), and those of `STRATA`
     "What is known of each condition that a task tests."
-    task, targets = evaluation.task, evaluation.targets()
+    task, targets = evaluation.task, evaluation.targets
     found = {k: np.full(len(evaluation), np.nan) for k in ('effect_size', 'efficacy', 'distance_to_training')}
     for g in np.unique(evaluation.group):
         at = np.flatnonzero(evaluation.group == g)
@@ -155,7 +156,7 @@ def strata(
         found['effect_size'][at] = effect_size(cells, _over(*_sums(task.store, control)))
         found['distance_to_training'][at] = distance_to_training(task, fold, state, cells)
         if targets is not None: found['efficacy'][at] = efficacy(task, [evaluation.rows[i] for i in at], np.concatenate(control), targets[at])
-    names = task.conditions.loc[evaluation.condition, _labels(task.conditions)].reset_index(drop=True)
+    names = task.conditions.loc[evaluation.condition, label_columns(task.conditions)].reset_index(drop=True)
     known = found | dict(n_cells=evaluation.n) | _seen(evaluation)
     return names.assign(**{k: known[k] for k in STRATA})
 
