@@ -41,9 +41,7 @@ def _expm1(values, out):
         x = np.float64(values[j])
         if not abs(x) <= _NEAR: out[j] = np.expm1(x)
 
-# %% ../../nbs/50_metrics.effects.ipynb #f58f86c4
-_WIDTH = 1024 # Genes of a dense matrix that are summed at a time: four sums of these take 32 kB
-
+# %% ../../nbs/50_metrics.effects.ipynb #417f8562
 @njit(cache=True, nogil=True)
 def _add_dense(
     cells, # Cells x genes, in C order
@@ -51,18 +49,15 @@ def _add_dense(
     mean, square, seen, linear, # Float64, one number a gene, or none: the sums that are added to
 ):
     "Add to the sums of a group: its values, their squares, ones where a value is not 0, and expm1 of the values."
-    raised = np.empty(_WIDTH)
-    for first in range(0, cells.shape[1], _WIDTH):
-        here = slice(first, first + _WIDTH)
-        m, q, s, l = mean[here], square[here], seen[here], linear[here]
-        for i in rows:
-            x = cells[i, here]
-            for j in range(len(m)): m[j] += x[j]
-            for j in range(len(q)): q[j] += np.float64(x[j])**2
-            for j in range(len(s)): s[j] += x[j] != 0
-            if not len(l): continue
-            _expm1(x, raised)
-            for j in range(len(l)): l[j] += raised[j]
+    raised = np.empty(len(linear))
+    for i in rows:
+        x = cells[i]
+        for j in range(len(mean)): mean[j] += x[j]
+        for j in range(len(square)): square[j] += np.float64(x[j])**2
+        for j in range(len(seen)): seen[j] += x[j] != 0
+        if not len(linear): continue
+        _expm1(x, raised)
+        for j in range(len(linear)): linear[j] += raised[j]
 
 # %% ../../nbs/50_metrics.effects.ipynb #1d30adc3
 @njit(cache=True, nogil=True)
