@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['STATUSES', 'COLUMNS', 'COLLAPSE', 'COSTS', 'PAIRS', 'PRIMARY', 'HEADLINES', 'FAMILIES', 'tidy_scores', 'check_scores',
-           'estimates', 'judge', 'undefined_reasons', 'status_notes', 'candidates', 'compare', 'leaderboard',
-           'mean_costs', 'comparisons', 'in_short', 'conditions_of', 'levels', 'headlines', 'page_order', 'decimals',
-           'cells', 'text_table', 'left_out', 'facts', 'print_tables', 'chance', 'plot_board', 'file_name', 'page_rows',
-           'page_strata', 'page_task', 'page', 'write_board', 'Results', 'read_results', 'references_of',
-           'write_report']
+           'estimates', 'judge', 'undefined_reasons', 'status_notes', 'candidates', 'compare', 'Remark', 'Reasons',
+           'scope_of', 'remarks', 'leaderboard', 'mean_costs', 'comparisons', 'in_short', 'conditions_of', 'levels',
+           'headlines', 'page_order', 'decimals', 'cells', 'text_table', 'left_out', 'facts', 'print_tables', 'chance',
+           'plot_board', 'file_name', 'page_rows', 'page_strata', 'page_task', 'page', 'write_board', 'Results',
+           'read_results', 'references_of', 'write_report']
 
 # %% ../../nbs/74_bench.leaderboard.ipynb #9a9c2f61
 import itertools, re, sys
@@ -165,6 +165,32 @@ def compare(
         tables.append(rows.loc[order].assign(metric=metric))
     return pd.concat(tables, ignore_index=True).astype(dict(n_conditions=int, n_undefined=int, n_seeds=int))
 
+# %% ../../nbs/74_bench.leaderboard.ipynb #f8e0cff3
+class Remark(dict):
+    "What is said of tasks, by their names; copies of a table share it."
+    def __deepcopy__(self, memo): return self
+
+class Reasons(list):
+    "Why values are missing: (task, model, metric, status); copies of a table share it."
+    def __deepcopy__(self, memo): return self
+
+def scope_of(
+    scores, # Of one task, from `tidy_scores`
+) -> str:
+    "What intervals are over."
+    conditions = scores.drop_duplicates('condition')
+    n_seeds = int(scores.groupby('model').seed.nunique().max())
+    return Resamples(conditions.perturbation, conditions.state, n_seeds).scope
+
+def remarks(
+    scores, # From `tidy_scores`
+) -> dict: # reasons; and notes, candidates and scope of each task
+    "What is said beside the numbers of a leaderboard."
+    by_task = dict(list(scores.groupby('task')))
+    def of_each(f): return Remark({task: f(mine) for task, mine in by_task.items()})
+    reasons = Reasons(undefined_reasons(scores))
+    return dict(reasons=reasons, notes=of_each(status_notes), candidates=of_each(candidates), scope=of_each(scope_of))
+
 # %% ../../nbs/74_bench.leaderboard.ipynb #bd691dbc
 _REFERENCE = '\0reference' # In place of a run id, while conditions are numbered
 
@@ -185,8 +211,7 @@ def leaderboard(
     board = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
     if runs is not None: board = board.merge(mean_costs(runs), 'left', ['task', 'model'])
     board = board.reindex(columns=COLUMNS)
-    board.attrs = dict(halves=halves, reasons=undefined_reasons(scores), notes={t: status_notes(g) for t, g in by_task.items()}, candidates={t: candidates(g) for t, g in by_task.items()},
-                       scope={t: Resamples(*(g.drop_duplicates('condition')[k] for k in ('perturbation', 'state')), int(g.groupby('model').seed.nunique().max())).scope for t, g in by_task.items()})
+    board.attrs = remarks(scores) | dict(halves=Remark(halves))
     return board
 
 def mean_costs(
