@@ -24,9 +24,9 @@ from .. import __version__
 from .runs import set_threads, survey
 from ..core import InputError, atomic_path, digest, file_sha256
 from ..scoring.evaluation import METRICS, Evaluation # METRICS with all that are built in
-from ..scoring.intervals import Resamples, compare_models
+from ..scoring.intervals import Resamples, compare_models, mean_over
 from ..scoring.references import calibrate, systematic_share, task_references
-from ..scoring.strata import STRATA, Cube, _mean, by_stratum, strata
+from ..scoring.strata import STRATA, Cube, by_stratum, strata
 from ..tasks import load_task
 
 # %% ../../nbs/74_bench.leaderboard.ipynb #e5c8be4f
@@ -66,13 +66,13 @@ def estimates(
     cube:Cube,
 ) -> dict: # Arrays, models x metrics: mean, sd, lo, hi, n_conditions, n_undefined
     "Mean, spread over seeds and 95 % interval of each model and metric."
-    by_seed = _mean(cube.values, 0)
+    by_seed = mean_over(cube.values, 0)
     lo, hi = (np.clip(v, *np.array([METRICS[m].limits for m in cube.metrics]).T) for v in cube.resamples.interval(cube.values)[1:])
     n, sd = np.array([len(cube.seeds[m]) for m in cube.models])[:, None], np.full(by_seed.shape[1:], np.nan)
     several = (n[:, 0] > 1)
     if several.any(): sd[several] = np.stack([by_seed[:len(cube.seeds[m]), j].std(0, ddof=1) for j, m in enumerate(cube.models) if several[j]])
     undefined = cube.tested & ~np.isfinite(cube.values).any(1)
-    return dict(mean=_mean(by_seed, 0), sd=sd, lo=lo, hi=hi, n_conditions=cube.tested.sum(0), n_undefined=undefined.sum(0), n_seeds=np.broadcast_to(n, sd.shape))
+    return dict(mean=mean_over(by_seed, 0), sd=sd, lo=lo, hi=hi, n_conditions=cube.tested.sum(0), n_undefined=undefined.sum(0), n_seeds=np.broadcast_to(n, sd.shape))
 
 # %% ../../nbs/74_bench.leaderboard.ipynb #6b287c40
 def judge(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'AXES', 'SPACES', 'LEVELS', 'EFFECTS', 'METRICS', 'RESOLUTION', 'TOP', 'Metric', 'metric', 'rmse', 'mae',
-           'cosine', 'pearson', 'spearman', 'r2', 'wmse', 'weighted_r2', 'rmse_top', 'pearson_top', 'interaction_sign',
-           'interaction_class', 'systematic']
+           'cosine', 'pearson', 'centred_ranks', 'spearman', 'r2', 'wmse', 'weighted_r2', 'rmse_top', 'pearson_top',
+           'interaction_sign', 'interaction_class', 'systematic']
 
 # %% ../../nbs/51_metrics.accuracy.ipynb #799cc352
 from dataclasses import dataclass
@@ -199,7 +199,9 @@ def _ascending(row):
 
 # %% ../../nbs/51_metrics.accuracy.ipynb #84f88459
 @njit(cache=True, nogil=True)
-def _ranks(rows):
+def centred_ranks(
+    rows, # Rows of numbers, float64
+) -> np.ndarray: # Of the same shape
     "The rank of each number in its row less the mean rank, float64; equal ones have the mean of theirs."
     ranks, n = np.empty(rows.shape), rows.shape[1]
     for i in range(len(rows)):
@@ -214,7 +216,7 @@ def _ranks(rows):
 def _ranked(effects):
     "The `_Directions` of ranks; without length where the effects have no signal beside their mean."
     effects = np.asarray(effects, float)
-    ranks = _ranks(np.where(np.abs(effects) > _floor(_rms(effects))[:, None], effects, 0))
+    ranks = centred_ranks(np.where(np.abs(effects) > _floor(_rms(effects))[:, None], effects, 0))
     has_signal = np.isfinite(_directions(effects, centre=True).length)
     return _Directions(ranks, np.where(has_signal, _rms(ranks)*ranks.shape[1]**.5, np.inf))
 

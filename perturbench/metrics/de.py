@@ -16,9 +16,8 @@ import numpy as np
 from numba import njit
 from scipy import sparse
 from scipy.special import stdtr
-from scipy.stats import rankdata
 from ..core import InputError, rng
-from .accuracy import RESOLUTION, metric, pearson
+from .accuracy import RESOLUTION, centred_ranks, metric, pearson
 from .effects import Moments, moments
 
 # %% ../../nbs/54_metrics.de.ipynb #71125224
@@ -387,7 +386,7 @@ def de_direction(pred, true):
 def de_spearman(pred, true):
     "Spearman's correlation of fold changes over the truth's significant genes."
     if true.n_significant < 2: return np.nan
-    ranks = [rankdata(np.round(o.lfc[true.called]/RESOLUTION)) for o in (pred, true)]
+    ranks = [centred_ranks(np.round(o.lfc[true.called]/RESOLUTION)[None])[0] for o in (pred, true)]
     return pearson(ranks[0][None], ranks[1][None])[0]
 
 # %% ../../nbs/54_metrics.de.ipynb #d147968e

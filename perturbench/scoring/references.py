@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NULLS', 'NOT_JUDGED', 'Values', 'halves_as_distributions', 'halves_as_tests', 'reference_table', 'duplicate',
            'surely_different', 'followed', 'interpolated', 'seen_in_training', 'null_predictions', 'dense_or_nothing',
-           'halved_in_words', 'references', 'task_references', 'Scale', 'scores_of', 'mean_of_known', 'is_correlation',
-           'better_null', 'calibrate', 'without_range', 'collapsed', 'systematic_share']
+           'halved_in_words', 'references', 'task_references', 'Scale', 'scores_of', 'is_correlation', 'better_null',
+           'calibrate', 'without_range', 'collapsed', 'systematic_share']
 
 # %% ../../nbs/65_scoring.references.ipynb #b1d60db7
 from dataclasses import replace
@@ -24,7 +24,7 @@ from ..predict import predict_task
 from .cells import TrueCells, compressed
 from .collect import Comparison, scale_for
 from .evaluation import Evaluation, labelled
-from .intervals import Calibrated, calibrated, collapse, limit
+from .intervals import Calibrated, calibrated, collapse, limit, mean_over
 from .measured import HALVES, Measured
 from .profiles import score_rounds
 from ..tasks import MAX_GIVEN
@@ -220,11 +220,6 @@ def scores_of(
     mine = references[references.model == model].pivot(index='condition', columns='metric', values='value_half')
     return mine.reindex(index=conditions, columns=metrics).to_numpy(float)
 
-def mean_of_known(x):
-    "The mean of each column over what is there; missing where nothing is."
-    n = np.isfinite(x).sum(0)
-    return np.divide(np.nansum(x, 0), n, out=np.full(x.shape[1], np.nan), where=n > 0)
-
 def is_correlation(metric):
     "Whether the score is a correlation of effects, which noise of the truth limits."
     kind = metric.name.split('_')[0]
@@ -237,7 +232,7 @@ def better_null(
     sign, # 1 where higher is better, -1 elsewhere
 ) -> tuple: # Names, None where neither has a score; their means
     "The better null of each metric."
-    means = np.array([mean_of_known(np.where(np.isfinite(duplicate), scores, np.nan)) for scores in nulls.values()])
+    means = np.array([mean_over(np.where(np.isfinite(duplicate), scores, np.nan), 0) for scores in nulls.values()])
     names, best, mean = list(nulls), [], []
     for column, s in zip(means.T, sign):
         known = np.isfinite(column)
@@ -259,7 +254,7 @@ def calibrate(
     replicate = scores_of(references, 'duplicate', metrics, conditions)
     nulls = {name: scores_of(references, name, metrics, conditions) for name in NULLS if name in known}
     best, mean = better_null(nulls, replicate, sign)
-    top = mean_of_known(replicate)
+    top = mean_over(replicate, 0)
     null = np.stack([nulls[name or 'null_control'][:, j] for j, name in enumerate(best)], axis=1)
     found = calibrated(null[:, None, None], halves, replicate[:, None, None], resamples)
     ends = [limit(v) if is_correlation(METRICS[m]) else np.nan for m, v in zip(metrics, top)]
@@ -284,7 +279,7 @@ def collapsed(
         state = collapse(compared.pred.mean[at], halves[0][at], halves[1][at])
         if state.status == 'ok': found.append(state)
     if not found: return NOT_JUDGED
-    def mean(field): return mean_of_known(np.array([[getattr(state, field)] for state in found], float))[0]
+    def mean(field): return mean_over(np.array([getattr(state, field) for state in found], float), 0)
     means = {field: mean(field) for field in ('spread', 'rank_pred', 'rank_true')}
     return means | dict(collapsed=bool(mean('collapsed') > .5))
 

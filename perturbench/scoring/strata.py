@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['STRATA', 'BLOCK', 'FEWEST', 'PSEUDOCOUNT', 'CHUNK', 'TERCILES', 'Quarters', 'quarters', 'effect_size',
-           'distance_to_training', 'efficacy', 'strata', 'cut', 'Cube', 'mean_over', 'by_stratum']
+           'distance_to_training', 'efficacy', 'strata', 'cut', 'Cube', 'by_stratum']
 
 # %% ../../nbs/66_scoring.strata.ipynb #faafe3ed
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 from threadpoolctl import ThreadpoolController
 from ..core import InputError, nearest, rng
 from ..loaders.store import fixed, group_sums
+from ..metrics.accuracy import centred_ranks
 from .evaluation import METRICS # with the metrics of all rooms
-from .intervals import Resamples
+from .intervals import Resamples, mean_over
 from .measured import Measured, label_columns
 
 # %% ../../nbs/66_scoring.strata.ipynb #caf5423f
@@ -295,7 +295,8 @@ def _thirds(
     x, # Numbers, none missing
 ) -> np.ndarray: # One of `TERCILES` for each
     "The third that each number is in. Compared in whole numbers, so that rounding has no say."
-    twice, n = 2*rankdata(x) - 1, len(x)
+    n = len(x)
+    twice = 2*centred_ranks(np.array([x], float))[0] + n
     third = 1 + (3*twice > 4*n) - (3*twice < 2*n)
     return np.array(TERCILES, object)[third]
 
@@ -398,17 +399,6 @@ class Cube:
         for j, model in enumerate(self.models):
             if len(self.seeds[model]) == 1: out[:, :, j] = out[:, :1, j]
         return out
-
-# %% ../../nbs/66_scoring.strata.ipynb #1d5d16d6
-def mean_over(
-    x, # Numbers, some of them missing
-    axis:int,
-) -> np.ndarray: # Without this axis; missing where nothing is there
-    "The mean over an axis of what is there."
-    n = np.isfinite(x).sum(axis)
-    return np.divide(np.nansum(x, axis), n, out=np.full(np.shape(n), np.nan), where=n > 0)
-
-_mean = mean_over # the name that the leaderboard imports
 
 # %% ../../nbs/66_scoring.strata.ipynb #d6f9fca5
 def _level(
