@@ -218,7 +218,7 @@ def test_a_repeated_cell_is_at_zero_from_itself():
     r = np.random.default_rng(3)
     for d in (1, 2, 50, 2000):
         x = torch.tensor(r.gamma(.5, 1., (64, d)))
-        squared = distributions._squared(distributions._points(x), distributions._points(x.clone()))
+        squared = distributions._squared(distributions.points_of(x), distributions.points_of(x.clone()))
         assert (squared.diagonal() == 0).all()
         others = ~torch.eye(64, dtype=torch.bool)
         assert squared.sqrt()[others].numpy() == pytest.approx(cdist(x, x)[others], rel=1e-9)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from ..core import InputError
 from ..metrics.de import Reference, down_sample, enough_variance
-from ..metrics.distributions import FUNCTIONS, SummedPairs, pair_sums
+from ..metrics.distributions import FUNCTIONS, Points, SummedPairs, pair_sums, points_of
 from ..metrics.effects import MOMENTS, Moments, Profiles, moments
 from .cells import TrueCells, equal_numbers
 from .measured import HALVES, Kept, titles
@@ -97,18 +97,22 @@ class PredictedCells:
     ) -> np.ndarray: # An array over `names`
         "Sums of functions of the distances of the cells among themselves."
         def sums():
-            cells = self.in_space(space, project)
-            moved = self.first and self.first.summed(names, scale, space, project).moved(cells)
-            return pair_sums(names, scale, cells) if moved is None else moved
+            points = self.points(space, project)
+            moved = self.first and self.first.summed(names, scale, space, project).moved(points)
+            return pair_sums(names, scale, points) if moved is None else moved
         return self.kept.once(('within', space), sums)
 
     def summed(self, names, scale, space, project) -> SummedPairs:
         "The cells with their sums."
-        return self.kept.once(('summed', space), lambda: SummedPairs(names, scale, self.in_space(space, project)))
+        return self.kept.once(('summed', space), lambda: SummedPairs(names, scale, self.points(space, project)))
 
     def in_space(self, space, project):
         "The cells in a space."
         return self.kept.once(('space', space), lambda: project(self.cells))
+
+    def points(self, space, project) -> Points:
+        "The cells in a space, ready for distances."
+        return self.kept.once(('points', space), lambda: points_of(self.in_space(space, project)))
 
 # %% ../../nbs/61_scoring.collect.ipynb #df26796c
 class Scored(NamedTuple):
@@ -128,7 +132,7 @@ def distribution_scores(
         mine = [m for m in true.measured.metrics if m.kind == 'distribution' and m.space == space]
         if any(set(m.needs) & set(FUNCTIONS) for m in mine):
             within = pred.within(true.names(i, space), true.kernel_scale(i, space), space, project)
-            sums = true.pairs(i, space).means(pred.in_space(space, project), true.halves(i, space), within)
+            sums = true.pairs(i, space).means(pred.points(space, project), true.halves(i, space), within)
         for m in mine:
             made_of, scale = set(m.needs) & set(FUNCTIONS), scale_for(m, true, i)
             if made_of: values = [m(None, None, **scale, means=means.get(*made_of)) for means in sums]

@@ -279,7 +279,7 @@ def collapsed(
         state = collapse(compared.pred.mean[at], halves[0][at], halves[1][at])
         if state.status == 'ok': found.append(state)
     if not found: return NOT_JUDGED
-    def mean(field): return mean_over(np.array([getattr(state, field) for state in found], float), 0)
+    def mean(field): return float(mean_over(np.array([getattr(state, field) for state in found], float), 0))
     means = {field: mean(field) for field in ('spread', 'rank_pred', 'rank_true')}
     return means | dict(collapsed=bool(mean('collapsed') > .5))
 
