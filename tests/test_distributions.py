@@ -11,7 +11,8 @@ from perturbench.core import InputError
 from perturbench.metrics import distributions
 from perturbench.metrics.accuracy import METRICS, SPACES
 from perturbench.metrics.distributions import (
-    FUNCTIONS, SLOPES, MeasuredPairs, SummedPairs, energy_distance, median_distance, mmd_published, mmd_rbf, pair_sums)
+    FUNCTIONS, MeasuredPairs, cell_covariance, dispersion, energy_distance, energy_to_truth, median_distance,
+    mmd_published, mmd_rbf, pair_sums)
 
 few = settings(max_examples=60, deadline=None, derandomize=True)
 BANDWIDTHS = (1/4, 1/2, 1, 2, 4)
@@ -246,15 +247,16 @@ def test_median_distance_is_that_of_all_pairs_of_a_sample():
     assert median_distance(np.ones((5, 2))) == 0
 
 def test_what_is_registered():
-    known = {'energy_pca': 'pca', 'energy_genes': 'genes', 'mmd_rbf_pca': 'pca', 'mmd_rbf_genes': 'genes',
-             'mmd_published': 'pca_truth'}
+    known = {'energy_pca': 'pca', 'energy_genes': 'genes', 'energy_unbiased_pca': 'pca', 'energy_unbiased_genes': 'genes',
+             'mmd_rbf_pca': 'pca', 'mmd_rbf_genes': 'genes', 'mmd_published': 'pca_truth'}
     r = np.random.default_rng(6)
     x, y = r.normal(size=(20, 3)), r.normal(1, 1, (20, 3))
     for name, space in known.items():
         m = METRICS[name]
         assert (m.space, m.kind, m.better, m.best) == (space, 'distribution', 'lower', 0)
         assert SPACES[space] in m.text and m.source
-        assert m.needs == {'mmd_rbf': ('scale', 'kernel'), 'energy': ('root',)}.get(name.rsplit('_', 1)[0], ())
+        needs = {'mmd_rbf': ('scale', 'kernel'), 'energy': ('root', 'n_half'), 'energy_unbiased': ('root',)}
+        assert m.needs == needs.get(name.rsplit('_', 1)[0], ()) and m.judged
         scale = {'scale': 2.} if 'scale' in m.needs else {}
         assert m.limits[0] <= m(x, y, **scale) <= m.limits[1]
         assert m(x, y, **scale) > m(x, x + 1e-3, **scale)
@@ -277,16 +279,25 @@ def test_sums_over_pairs_are_those_of_a_loop(case, scale):
     def both(d): return np.array([d, kernel(d, scale)])
     between = sum(both(math.dist(a, b)) for a in x for b in y)
     within = sum((both(math.dist(a, b)) for a, b in combinations(x, 2)), np.zeros(2))
-    assert pair_sums(['root', 'kernel'], scale, x, y) == pytest.approx(between, rel=1e-6, abs=1e-6*most*len(x)*len(y))
-    assert pair_sums(['root', 'kernel'], scale, x) == pytest.approx(2*within, rel=1e-6, abs=1e-6*most*len(x)**2)
+    to_y, to_x = pair_sums(['root', 'kernel'], scale, x, y), pair_sums(['root', 'kernel'], scale, x)
+    assert to_y.shape == to_x.shape == (2, len(x))
+    assert to_y.sum(1) == pytest.approx(between, rel=1e-6, abs=1e-6*most*len(x)*len(y))
+    assert to_x.sum(1) == pytest.approx(2*within, rel=1e-6, abs=1e-6*most*len(x)**2)
+
+@few
+@given(st.integers(1, 400), st.integers(1, 400))
+def test_the_sums_of_the_first_cells_are_those_of_these_cells(n, first):
+    x = np.random.default_rng(n).normal(size=(n, 4))
+    first = min(n, first)
+    known = pair_sums(FUNCTIONS, 2., x[:first]).sum(1)
+    assert pair_sums(FUNCTIONS, 2., x)[:, :first].sum(1) == pytest.approx(known, rel=1e-12)
 
 def test_functions_come_in_the_order_that_they_are_asked_for():
     x = np.random.default_rng(7).normal(size=(200, 5))
     one, two = (pair_sums([k], 2., x)[0] for k in ('root', 'kernel'))
-    assert pair_sums(['root', 'kernel'], 2., x).tolist() == [one, two]
-    assert pair_sums(['kernel', 'root'], 2., x).tolist() == [two, one]
-    assert pair_sums([], 2., x).shape == pair_sums([], 2., x, x).shape == (0,)
-    assert list(SLOPES) == list(FUNCTIONS)
+    assert pair_sums(['root', 'kernel'], 2., x).tolist() == [one.tolist(), two.tolist()]
+    assert pair_sums(['kernel', 'root'], 2., x).tolist() == [two.tolist(), one.tolist()]
+    assert pair_sums([], 2., x).shape == pair_sums([], 2., x, x).shape == (0, 200)
 
 @few
 @given(cases, st.sampled_from([.05, 3., 200.]), st.integers(0, 99))
@@ -301,7 +312,8 @@ def test_measured_pairs_give_what_the_cells_give(case, scale, seed):
         known = [energy_distance(pred, true), mmd_rbf(pred, true, scale)]
         mine = [energy_distance(None, None, means['root']), mmd_rbf(None, None, scale, means['kernel'])]
         assert mine == pytest.approx(known, rel=0, abs=1e-6*size, nan_ok=True)
-    for means, true in zip(found, (y, *halves)): as_of_cells(means, x, true)
+    n = len(y)//2
+    for means, pred, true in zip(found, (x, x[:n], x[:n]), (y, *halves)): as_of_cells(means, pred, true)
     for means, pred, true in zip(pairs.replicate(), halves[::-1], halves): as_of_cells(means, pred, true)
 
 def test_a_measured_cell_that_is_not_finite_makes_missing_what_it_belongs_to():
@@ -318,7 +330,7 @@ def test_a_measured_cell_that_is_not_finite_makes_missing_what_it_belongs_to():
 def test_worker_threads_change_no_bit():
     r = np.random.default_rng(9)
     cells = [torch.tensor(r.normal(size=(n, 300)), dtype=torch.float32) for n in (20, 150, 200, 400)]*2
-    def sums(x): return [*pair_sums(FUNCTIONS, 20., x), *pair_sums(FUNCTIONS, 20., x, cells[0])]
+    def sums(x): return [o.tolist() for o in (pair_sums(FUNCTIONS, 20., x), pair_sums(FUNCTIONS, 20., x, cells[0]))]
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -327,67 +339,45 @@ def test_worker_threads_change_no_bit():
             with ThreadPoolExecutor(workers) as pool: assert list(pool.map(sums, cells)) == known
     finally: torch.set_num_threads(before)
 
-# Cells that are known again
-
-def screen(seed, n=90, genes=70):
-    "Log expression as float32."
-    r = np.random.default_rng(seed)
-    return np.log1p(r.poisson(r.gamma(.5, 2., genes)*np.exp(r.normal(0, .4, (n, 1))))).astype(np.float32), r
+# The scale of a replicate
 
 @few
-@given(st.integers(0, 2**32 - 1), st.sampled_from([.3, 6., 100.]), st.sampled_from(['as they were', 'two', 'all']))
-def test_shifted_cells_are_known_again_and_their_sums_are_right(seed, scale, exchanged):
-    cells, r = screen(seed)
-    axes = np.linalg.qr(r.normal(size=(70, 20)))[0].astype(np.float32)
-    order = np.arange(len(cells))
-    if exchanged == 'two': order[[3, 50]] = 50, 3
-    if exchanged == 'all': r.shuffle(order)
-    shifts = r.normal(0, r.choice([1e-3, 1, 30]), (3, 70)).astype(np.float32)
-    for project in (lambda x: x, lambda x: x @ axes):
-        summed = SummedPairs(FUNCTIONS, scale, project(cells))
-        assert summed.sums.tolist() == pair_sums(FUNCTIONS, scale, project(cells)).tolist()
-        for shift in shifts:
-            moved = project((cells + shift)[order])
-            found = summed.moved(moved)
-            if found is not None: same_sums(found, pair_sums(FUNCTIONS, scale, moved), len(cells))
-            if scale > 1 and np.abs(shift).max() < 10: assert found is not None
+@given(cases, st.integers(1, 50))
+def test_energy_to_truth_is_that_of_a_loop(case, n_half):
+    x, y = case
+    between = np.mean([math.dist(a, b) for a in x for b in y])
+    def within(z): return np.mean([math.dist(a, b) for a, b in combinations(z, 2)]) if len(z) > 1 else np.nan
+    terms = 2*between, within(x), within(y)
+    known = terms[0] - (1 - 1/n_half)*terms[1] - terms[2]
+    if np.isnan(known): assert np.isnan(energy_to_truth(x, y, n_half))
+    else: assert energy_to_truth(x, y, n_half) == about(known, terms)
 
-@few
-@given(st.integers(0, 2**32 - 1), st.sampled_from([1e-7, 1e-6, 1e-5, 1e-4, 1e-3, .1]))
-def test_other_cells_get_the_sums_of_their_own(seed, much):
-    cells, r = screen(seed)
-    summed = SummedPairs(FUNCTIONS, 3., cells)
-    for other in (cells, cells*(1 + much), cells + much*r.normal(size=cells.shape), np.maximum(cells - .1, 0), -cells,
-                  cells[::-1, ::-1], cells[:, r.permutation(70)], cells[:50], cells[:, :30], cells):
-        found = summed.moved(other)
-        if found is not None: same_sums(found, pair_sums(FUNCTIONS, 3., other), len(cells))
-        if len(other) != len(cells) or other.shape[1] != 70: assert found is None
+def test_cells_that_are_drawn_have_the_energy_of_a_replicate_whatever_their_number():
+    r = np.random.default_rng(0)
+    cells, mean = r.normal(size=(9, 3)), []
+    spread = pdist(cells).mean()
+    for m in (2, 5):
+        found = [energy_to_truth(cells[list(p)], np.delete(cells, p, 0), n_half=4) for p in combinations(range(9), m)]
+        assert np.mean(found) == pytest.approx(spread/4, abs=1e-12)
 
-def test_cells_are_known_again_by_all_of_their_values():
-    cells, _ = screen(0)
-    summed, other = SummedPairs(['root'], np.nan, cells), cells.copy()
-    other[7] = other[7, ::-1]
-    assert summed.moved(other) is None
-    turned = cells @ np.linalg.qr(np.random.default_rng(0).normal(size=(70, 70)))[0]  # all lengths stay
-    assert summed.moved(turned) is None
+def test_setting_the_mean_of_many_cells_gains_an_eighth_of_a_replicates_chance():
+    r, n = np.random.default_rng(1), 25
+    def drawn(m): return r.normal(size=(m, 30))
+    def set_mean(m): return (lambda x: x - x.mean(0))(drawn(m))
+    truth = [drawn(2*n) for _ in range(300)]
+    free, few, many = (np.mean([energy_to_truth(f(m), y, n) for y in truth])
+                       for f, m in ((drawn, n), (set_mean, n), (set_mean, 8*n)))
+    assert free > many > few > 0
+    assert (free - many)/(free - few) == pytest.approx(1/8, abs=.03)
 
-@pytest.mark.parametrize('names', [['root'], ['kernel'], ['kernel', 'root'], []])
-def test_few_constant_repeated_and_missing_cells(names):
-    cells, _ = screen(1, 12)
-    repeated, constant, missing = cells.repeat(3, 0), cells[:1].repeat(9, 0), cells.copy()
-    missing[2, 2] = np.nan
-    for some in (cells[:1], cells[:2], constant, repeated, missing, cells):
-        summed = SummedPairs(names, 2., some)
-        for shift in (0, 1.7):
-            known, found = pair_sums(names, 2., some + np.float32(shift)), summed.moved(some + np.float32(shift))
-            assert found is None or found == pytest.approx(known, rel=1e-9, abs=1e-9, nan_ok=True)
-
-def test_what_is_known_again_does_not_change_the_cells_and_is_refused_as_ever():
-    cells, _ = screen(2)
-    tensor = torch.tensor(cells).double()
-    before, summed = tensor.clone(), SummedPairs(FUNCTIONS, 2., tensor)
-    summed.moved(tensor)
-    assert torch.equal(tensor, before)
-    tensor += 1e3*torch.arange(90)[:, None]  # what is remembered is no view of the caller's cells
-    assert summed.moved(before).tolist() == SummedPairs(FUNCTIONS, 2., before).sums.tolist()
-    with pytest.raises(InputError, match='sparse matrix; give a dense one'): summed.moved(sparse.csr_array(cells))
+def test_dispersion_and_covariance_know_scaled_turned_and_permuted_cells():
+    r = np.random.default_rng(2)
+    x = r.normal(size=(40, 5)) @ r.normal(size=(5, 5))
+    turn = np.linalg.qr(r.normal(size=(5, 5)))[0]
+    assert dispersion(3*x + 1, x) == pytest.approx(3)
+    assert dispersion(x @ turn, x) == pytest.approx(1)
+    assert cell_covariance(3*x[::-1] + 1, x) == pytest.approx(1)
+    y = r.normal(size=(60, 5))
+    assert cell_covariance(x @ turn, y @ turn) == pytest.approx(cell_covariance(x, y))
+    a, b = np.cov(x.T), np.cov(y.T)
+    assert cell_covariance(x, y) == pytest.approx(np.trace(a @ b)/(np.linalg.norm(a)*np.linalg.norm(b)))

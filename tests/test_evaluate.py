@@ -7,12 +7,13 @@ from perturbench.core import InputError
 from perturbench.data.splits import PARTS
 from perturbench.metrics.accuracy import METRICS
 from perturbench.scoring.evaluation import Evaluation, evaluate_task
-from perturbench.scoring.measured import halve
+from perturbench.scoring.collect import PredictedCells, along_wave
+from perturbench.scoring.measured import HALVES, halve
 from perturbench.scoring.profiles import asked, rounds, score
 from perturbench.scoring.files import evaluate_files
 from perturbench.loaders.batches import principal_axes
 from perturbench.scoring.references import duplicate, task_references
-from perturbench.metrics.distributions import energy_distance, median_distance, mmd_rbf
+from perturbench.metrics.distributions import energy_to_truth, median_distance, mmd_rbf
 from perturbench.metrics.effects import Profiles, fold_change, read_gene_sets
 from perturbench.models.base import build_model
 from perturbench.predict import Prediction, predict_task
@@ -85,15 +86,18 @@ def test_distributions_are_compared_in_all_genes_and_along_axes_of_training_cell
     measured, _, table = whole
     i, value = 3, wide(table)
     c = measured.condition[i]
-    pred = torch.from_numpy(next(p.cells for p in predicted if p.condition == c))
-    axes = principal_axes(lines.cells('train'), 50)
+    cells = next(p.cells for p in predicted if p.condition == c)
+    mine = PredictedCells(cells, along_wave(cells), keys=(0, *map(str, lines.conditions.loc[c, list(lines.covariate_keys)])))
+    axes, n = principal_axes(lines.cells('train'), 50), measured.n[i]//2
     state = lines.cells('test').where((lines.design.state == measured.state[i]) & ~lines.design.is_control).rows
-    for part, column in ((None, 'value'), (0, 'value_half')):
-        cells = [lines.store.dense(measured.cells(i, 'whole' if part is None else ('half', h))) for h in ((0,) if part is None else (0, 1))]
-        assert value[column, 'energy_genes'][i] == pytest.approx(np.mean([energy_distance(pred, o) for o in cells]), rel=1e-6)
-        assert value[column, 'energy_pca'][i] == pytest.approx(np.mean([energy_distance(pred @ axes, o @ axes) for o in cells]), rel=1e-5)
-        scale = median_distance(lines.store.dense(state) @ axes)
-        assert value[column, 'mmd_rbf_pca'][i] == pytest.approx(np.mean([mmd_rbf(pred @ axes, o @ axes, scale) for o in cells]), rel=1e-3, abs=1e-6)
+    scale = median_distance(lines.store.dense(state) @ axes)
+    for parts, drawn, column in ((['whole'], 8*n, 'value'), (HALVES, n, 'value_half')):
+        true = [lines.store.dense(measured.cells(i, part)) for part in parts]
+        pred = torch.from_numpy(mine.drawn(drawn)[:drawn])
+        def mean(score): return pytest.approx(np.mean([score(o) for o in true]), rel=1e-3, abs=1e-6)
+        assert value[column, 'energy_genes'][i] == mean(lambda o: energy_to_truth(pred, o, n))
+        assert value[column, 'energy_pca'][i] == mean(lambda o: energy_to_truth(pred @ axes, o @ axes, n))
+        assert value[column, 'mmd_rbf_pca'][i] == mean(lambda o: mmd_rbf(pred @ axes, o @ axes, scale))
 
 def test_weights_and_truth_come_from_different_cells(lines, predicted, whole):
     "By scanpy's t test of each half against the other perturbed cells of the state, controls left out."
@@ -174,7 +178,7 @@ def test_every_status_says_what_is_missing(lines, predicted):
     flat = [replace(p, cells=np.repeat(p.cells.mean(0, keepdims=True), 9, 0)) for p in conditions]
     table = Evaluation(lines, ['de_recall', 'energy_pca', 'cosine_foldchange', 'mae_variance', 'rmse_average']).score(flat)
     status = table.groupby('metric').status.agg(set)
-    assert status['de_recall'] == status['cosine_foldchange'] == {'little_variance'} and status['energy_pca'] == status['mae_variance'] == status['rmse_average'] == {'ok'}
+    assert status['de_recall'] == status['cosine_foldchange'] == status['energy_pca'] == {'little_variance'} and status['mae_variance'] == status['rmse_average'] == {'ok'}
     one = [replace(p, cells=p.cells[:1]) for p in conditions]
     table = Evaluation(lines, ['de_recall', 'energy_pca', 'cosine_foldchange', 'mae_variance', 'mmd_published']).score(one)
     status = table.groupby('metric').status.agg(set)
@@ -244,14 +248,17 @@ def test_the_measured_cells_as_their_own_prediction_are_perfect(lines):
     for m, part in table.groupby('metric'):
         k = METRICS[m]
         if k.space in ('average', 'centred', 'variance', 'zeros') and 'weights' not in k.needs and 'weights_same' not in k.needs or m == 'mmd_published': assert part.value.to_numpy() == pytest.approx(k.best, abs=1e-5), m
-        if k.kind == 'distribution' and m != 'mmd_published': assert (part.value < 0).all(), m  # unbiased: the same cells are closer than others of their kind would be
+        if k.kind != 'distribution' or m == 'mmd_published': continue
+        if not k.judged: assert part.value.to_numpy() == pytest.approx(1, abs=1e-5), m
+        elif 'n_half' in k.needs: assert part.value.to_numpy() == pytest.approx(0, abs=.1), m  # an even number of cells: 0
+        else: assert (part.value < 0).all(), m  # unbiased: the same cells are closer than others of their kind would be
 
 def test_the_duplicate_is_one_half_against_the_other(lines, whole):
     evaluation = Evaluation(lines, ['rmse_average', 'energy_genes', 'cosine_delta', 'wmse_average'])
     table = wide(duplicate(evaluation))['value']
     i, measured, dense = 4, evaluation.measured, lambda rows: lines.store.dense(rows)
     halves = [dense(measured.cells(4, ('half', k))) for k in (0, 1)]
-    assert table['energy_genes'][i] == pytest.approx(energy_distance(*halves))
+    assert table['energy_genes'][i] == pytest.approx(np.mean([energy_to_truth(*o, measured.n[i]//2) for o in (halves, halves[::-1])]))
     x, y = (h.double().mean(0).numpy() for h in halves)
     assert table['rmse_average'][i] == pytest.approx(np.sqrt(((x - y)**2).mean()), rel=1e-6)
     control = {(h, k): measured.controls(h, ('half', k)).mean[i] for h in (0, 1) for k in (0, 1)}  # of the batches that a half is made of
@@ -262,7 +269,7 @@ def test_references_stand_where_they_should(lines):
     found = task_references(lines)
     mean = found.pivot_table(index='model', columns='metric', values='value_half')
     assert (mean.loc[['null_control', 'null_mean'], 'rmse_rank_average'] == .5).all()
-    assert mean.loc['duplicate', 'rmse_rank_average'] < .3 and abs(mean.loc['duplicate', 'energy_pca']) < .1 < mean.loc['null_control', 'energy_pca']
+    assert mean.loc['duplicate', 'rmse_rank_average'] < .3 and abs(mean.loc['duplicate', 'energy_unbiased_pca']) < .1 < mean.loc['null_control', 'energy_unbiased_pca'] and mean.loc['duplicate', 'energy_pca'] < mean.loc['null_control', 'energy_pca']
     assert mean.loc['interpolated', 'rmse_average'] < mean.loc['duplicate', 'rmse_average']  # the mean of many takes noise away
     same(task_references(lines), found)
 

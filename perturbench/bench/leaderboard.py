@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['STATUSES', 'COLUMNS', 'COLLAPSE', 'COSTS', 'PAIRS', 'PRIMARY', 'HEADLINES', 'FAMILIES', 'tidy_scores', 'check_scores',
-           'estimates', 'judge', 'undefined_reasons', 'status_notes', 'candidates', 'compare', 'Remark', 'Reasons',
-           'scope_of', 'remarks', 'leaderboard', 'mean_costs', 'comparisons', 'in_short', 'conditions_of', 'levels',
-           'headlines', 'page_order', 'decimals', 'cells', 'text_table', 'left_out', 'facts', 'print_tables', 'chance',
-           'plot_board', 'file_name', 'page_rows', 'page_strata', 'page_task', 'page', 'write_board', 'Results',
-           'read_results', 'references_of', 'write_report']
+           'estimates', 'judge', 'undefined_reasons', 'status_notes', 'candidates', 'too_near', 'compare', 'Remark',
+           'Reasons', 'scope_of', 'remarks', 'leaderboard', 'mean_costs', 'comparisons', 'in_short', 'conditions_of',
+           'levels', 'headlines', 'page_order', 'decimals', 'cells', 'text_table', 'left_out', 'facts', 'print_tables',
+           'chance', 'plot_board', 'file_name', 'page_rows', 'page_strata', 'page_task', 'page', 'write_board',
+           'Results', 'read_results', 'references_of', 'write_report']
 
 # %% ../../nbs/74_bench.leaderboard.ipynb #9a9c2f61
 import itertools, re, sys
@@ -80,9 +80,10 @@ def judge(
     means, # From `estimates`, models x metrics
     whole, # Models x metrics, bool: whether a model predicted all conditions
 ) -> tuple: # Models x metrics, bool: best; not worse than the best by more than noise
-    "Which models are best, and which are not worse than the best by more than noise."
+    "Which models are best, and which are not worse than the best by more than noise; none by a diagnostic."
     sign = np.array([1 if METRICS[m].better == 'lower' else -1 for m in cube.metrics])
-    cost = np.where(whole & np.isfinite(means), sign*means, np.inf)
+    judged = np.array([METRICS[m].judged for m in cube.metrics])
+    cost = np.where(whole & judged & np.isfinite(means), sign*means, np.inf)
     top = cost.argmin(0)
     ahead = np.take_along_axis(cube.values, np.broadcast_to(top, (*cube.values.shape[:2], 1, len(top))), 2)
     lo = cube.resamples.interval(sign*(cube.values - ahead), skewed=False).lo
@@ -97,10 +98,11 @@ STATUSES = {'no_signal': 'the predicted or the true effect is zero or constant, 
             'not_predicted': 'there is no prediction for this condition',
             'no_training': 'training saw no perturbation of this state, so there is nothing to centre on',
             'few_cells': 'a distribution of fewer than two cells',
-            'little_variance': 'predicted cells vary less than a tenth as much as measured ones, so tests and fold changes of them mean nothing',
+            'little_variance': 'predicted cells vary less than a tenth as much as measured ones: they are a mean with some noise and no sample of cells, and tests and fold changes of them mean nothing',
             'no_own_control': 'there is no prediction of the model for control cells',
             'no_difference': 'no gene of the measured cells differs significantly, so there is nothing to find',
             'no_range': 'a replicate of the measured cells does no better than the better null: this metric cannot judge a model on this screen',
+            'above_one': 'predicted cells are nearer to the truth than those of a replicate: see whether their mean was set, or cells were copied',
             'refused': 'the file is on another scale than the truth or holds its cells, and no number was made of it; see the notes',
             'means': 'the rows of this file are means, and this metric needs cells',
             'unseen_part': 'training saw nothing of a perturbation or covariate of this condition, and the model used its fallback'}
@@ -135,6 +137,15 @@ def candidates(
     lo, hi = int(n.min()), int(n.max())
     return f"ranks among {lo if lo == hi else f'{lo} to {hi}'}"
 
+# %% ../../nbs/74_bench.leaderboard.ipynb #19381f67
+def too_near(
+    scale, # `Calibrated`, models x metrics
+    metrics, # Names
+) -> np.ndarray: # Its status, with `above_one` where predicted cells are nearer than a replicate
+    "What is said of calibrated scores."
+    cells = np.array([METRICS[m].kind == 'distribution' and METRICS[m].judged for m in metrics])
+    return np.where(cells & (scale.status == 'ok') & (scale.value > 1), 'above_one', scale.status)
+
 # %% ../../nbs/74_bench.leaderboard.ipynb #ab73b19d
 COLUMNS = ['task', 'task_id', 'model', 'metric', 'mean', 'sd', 'lo', 'hi', 'n_conditions', 'n_undefined', 'n_seeds', 'best', 'within_noise',
            'calibrated', 'calibrated_lo', 'calibrated_hi', 'calibrated_status', 'null', 'null_mean', 'duplicate_mean', 'limit',
@@ -155,7 +166,7 @@ def compare(
     if references is not None:
         there = ~np.isfinite(found['mean']) | (found['n_conditions'] == found['n_undefined'])
         scale, ends = calibrate(cube.halves, references, cube.metrics, cube.conditions, cube.resamples)
-        found |= dict(calibrated=scale.value, calibrated_lo=scale.lo, calibrated_hi=scale.hi, calibrated_status=np.where(there, 'undefined', scale.status))
+        found |= dict(calibrated=scale.value, calibrated_lo=scale.lo, calibrated_hi=scale.hi, calibrated_status=np.where(there, 'undefined', too_near(scale, cube.metrics)))
         found |= {k: np.broadcast_to(np.asarray(v), best.shape) for k, v in zip(('null', 'null_mean', 'duplicate_mean', 'limit'), ends)}
     tables = []
     for k, metric in enumerate(cube.metrics):
@@ -262,7 +273,7 @@ def levels(
     return pd.concat(found, ignore_index=True) if found else by_stratum(scores[:0], pd.DataFrame(columns=['perturbation']))
 
 # %% ../../nbs/74_bench.leaderboard.ipynb #03dbaece
-HEADLINES = ('rmse_average', 'mae_average', 'cosine_logfc', 'pearson_logfc', 'pearson_centred', 'rmse_rank_average', 'cosine_rank_logfc', 'energy_pca', 'de_auprc')
+HEADLINES = ('rmse_average', 'mae_average', 'cosine_logfc', 'pearson_logfc', 'pearson_centred', 'rmse_rank_average', 'cosine_rank_logfc', 'energy_pca', 'mae_zeros', 'de_auprc')
 
 def headlines(
     metrics, # Names
@@ -295,8 +306,9 @@ def _number(v, digits): return f'{round(v, digits) + 0.:.{digits}f}'
 def _scaled(row):
     "The calibrated score in words; empty where there is none."
     if not isinstance(row.calibrated_status, str) or row.calibrated_status == 'undefined': return ''
-    if row.calibrated_status != 'ok': return row.calibrated_status
-    return f'{_number(row.calibrated, 2)} [{_number(row.calibrated_lo, 2)}, {_number(row.calibrated_hi, 2)}]'
+    if row.calibrated_status not in ('ok', 'above_one'): return row.calibrated_status
+    flag = ' above_one' if row.calibrated_status == 'above_one' else ''
+    return f'{_number(row.calibrated, 2)} [{_number(row.calibrated_lo, 2)}, {_number(row.calibrated_hi, 2)}]{flag}'
 
 def cells(
     board, # From `leaderboard`

@@ -50,6 +50,7 @@ class Metric:
     unit: str='' # Of its values; nothing for a pure number
     needs: tuple=() # What `func` takes beside the two, by keyword
     source: str='' # Who defined it
+    judged: bool=True # Whether models are told apart by it; a diagnostic is not judged
 
     def __post_init__(self): update_wrapper(self, self.func)
     def __call__(self, pred, true, **kwargs): return self.func(pred, true, **kwargs)
@@ -66,7 +67,7 @@ def metric(
     best:float=0., # The value of a perfect prediction
     kind:str='accuracy', # One of `KINDS`
     limits:tuple=None, # The lowest and the highest value; by default 0 and infinity, or -1 and 1 where higher is better
-    **about, # `unit`, `needs`, `source`: see `Metric`
+    **about, # `unit`, `needs`, `source`, `judged`: see `Metric`
 ):
     "A decorator that registers a function of predictions and truth in `METRICS`, and returns it as it is."
     def register(func):

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['LEVEL', 'ENOUGH', 'Tests', 'benjamini_hochberg', 'TTest', 't_test', 'Reference', 'as_reference', 'wilcoxon',
-           'down_sample', 'de_score', 'top', 'overlap_at', 'precision_at', 'de_recall', 'de_direction', 'de_spearman',
-           'de_auprc', 'de_count_error', 'deg_recall_published', 'enough_variance', 'false_positives', 'de_weights']
+           'down_sample', 'de_score', 'top', 'overlap_at', 'precision_at', 'de_recall', 'de_false_calls',
+           'de_direction', 'de_spearman', 'de_auprc', 'de_count_error', 'deg_recall_published', 'enough_variance',
+           'false_positives', 'de_weights']
 
 # %% ../../nbs/54_metrics.de.ipynb #92817b44
 import math
@@ -365,6 +366,12 @@ for k, most in {'N': np.inf, '50': 50, '100': 100, '200': 200}.items():
 def de_recall(pred, true):
     "The share of the truth's significant genes found."
     return pred.called[true.called].mean() if true.n_significant else np.nan
+
+@de_score('de_false_calls', "share of the truth's other genes that are significant in the prediction",
+          better='lower', best=0.)
+def de_false_calls(pred, true):
+    "The share of the genes that are called although the truth does not call them."
+    return pred.called[~true.called].mean() if not true.called.all() else np.nan
 
 # %% ../../nbs/54_metrics.de.ipynb #256c5849
 def _signs(tests, genes):

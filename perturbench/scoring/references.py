@@ -22,7 +22,7 @@ from ..models.base import ModelInfo
 from ..models.baselines import PerturbedMean
 from ..predict import predict_task
 from .cells import TrueCells, compressed
-from .collect import Comparison, scale_for
+from .collect import Comparison, extras_for
 from .evaluation import Evaluation, labelled
 from .intervals import Calibrated, calibrated, collapse, limit, mean_over
 from .measured import HALVES, Measured
@@ -47,13 +47,13 @@ def halves_as_distributions(
     out = {}
     for m in true.measured.metrics:
         if m.kind != 'distribution': continue
-        made_of, scale = set(m.needs) & set(FUNCTIONS), scale_for(m, true, i)
+        made_of, extras = set(m.needs) & set(FUNCTIONS), extras_for(m, true, i)
         if made_of:
             both = true.pairs(i, m.space).replicate()
-            values = [m(None, None, **scale, means=means.get(*made_of)) for means in both]
+            values = [m(None, None, **extras, means=means.get(*made_of)) for means in both]
         else:
             a, b = true.halves(i, m.space)
-            values = [m(b, a, **scale), m(a, b, **scale)]
+            values = [m(b, a, **extras), m(a, b, **extras)]
         out[m.name] = Values(*values, 'few_cells')
     return out
 
