@@ -330,6 +330,161 @@ def test_halves_foretell_what_the_truth_reaches():
         assert abs(limit(corr(a, b)) - corr(truth, (a + b)/2)) < .015
         assert abs(spearman_brown(corr(a, b)) - corr((a + b)/2, (c + d)/2)) < .01
 
+# controls
+
+def jackknifed(values):
+    "Variance of what `values` would be with all groups, from what they are without each."
+    n = len(values)
+    return (n - 1)/n*((values - values.mean())**2).sum()
+
+def with_redraws(r, n, s, states, groups):
+    "Scores, the same without each group (what a state shares, and noise), perturbations and states."
+    x, state, perturbation = r.normal(size=(n, s)), r.integers(states, size=n), r.integers(max(2, n//2), size=n)
+    shared = r.normal(size=(states, 1, groups))[state]
+    return x, x[..., None] + .3*shared + .1*r.normal(size=(n, s, groups)), perturbation, state
+
+@few
+@given(seeded, st.integers(3, 14), st.integers(1, 4), st.integers(1, 5), st.integers(2, 11))
+def test_controls_add_their_jackknife_less_what_is_crossed(r, n, s, states, groups):
+    "Loops over states and perturbations, from the formulae."
+    x, redrawn, perturbation, state = with_redraws(r, n, s, states, groups)
+    resamples = Resamples(perturbation, state, s)
+    given_controls, found = resamples.error(x), resamples.error(x, redrawn)
+    alone = crossed = doubt = 0
+    for t in set(state):
+        parts = [redrawn[(state == t) & (perturbation == p)].sum((0, 1))/x.size for p in set(perturbation[state == t])]
+        k, total = len(parts), sum(parts)
+        mine = jackknifed(total)
+        rest = k/(k - 1)*sum(jackknifed(part - total/k) for part in parts) if k > 1 else 0
+        alone, crossed = alone + mine, crossed + rest
+        doubt += (mine**2 + rest**2/max(1, k - 1))/((groups - 1)/2)
+    variance = given_controls.se**2 + max(0, alone - crossed)
+    near((found.mean, found.se**2), (x.mean(), variance))
+    if np.isnan(found.se): return # One perturbation
+    near(found.df, max(1, variance**2/(given_controls.se**4/given_controls.df + doubt)))
+
+@few
+@given(seeded, st.integers(2, 40))
+def test_a_score_that_is_a_control_mean_has_the_textbooks_variance(r, n):
+    cells, level = r.gamma(1, size=n), r.normal(size=8)
+    without = (cells.sum() - cells)/(n - 1)
+    found = Resamples(range(8)).error(level - cells.mean(), (level[:, None] - without)[:, None])
+    near(found.se**2, level.var(ddof=1)/8 + cells.var(ddof=1)/n)
+
+@few
+@given(seeded)
+def test_order_scale_and_a_shift_of_all_redraws_do_not_matter(r):
+    x, redrawn, perturbation, state = with_redraws(r, 20, 2, 3, 6)
+    base, order, groups = Resamples(perturbation, state, 2).error(x, redrawn), r.permutation(20), r.permutation(6)
+    near(Resamples(perturbation[order], state[order], 2).error(x[order], redrawn[order][..., groups]), base)
+    near(Resamples(perturbation, state, 2).error(x, redrawn + r.normal(size=(20, 2, 1))), base)
+    tripled = Resamples(perturbation, state, 2).error(1 - 3*x, 1 - 3*redrawn)
+    near((tripled.se, tripled.df, tripled.skew), (3*base.se, base.df, -base.skew))
+    both = Resamples(perturbation, state, 2).error(np.stack([x, -x], -1), np.stack([redrawn, -redrawn], 2))
+    near([v[0] for v in both], base)
+    assert base.se >= Resamples(perturbation, state, 2).error(x).se
+
+def test_redraws_that_change_nothing_add_nothing():
+    r = np.random.default_rng(0)
+    x = r.normal(size=(12, 3, 2))
+    x[3, 1, 0] = np.nan
+    for states in (1, 3, 12):
+        resamples = Resamples(range(12), np.arange(12) % states, 3)
+        near(resamples.error(x, np.repeat(x[..., None], 10, -1)), resamples.error(x))
+        near(resamples.interval(x, redrawn=np.repeat(x[..., None], 10, -1)), resamples.interval(x))
+    base = Resamples(range(12), n_seeds=3)
+    some = np.repeat(x[..., None], 10, -1)
+    some[5, :, :, 2] = np.nan
+    near(base.error(x, some), base.error(x))
+
+def test_what_was_not_redrawn_is_not_judged():
+    r = np.random.default_rng(0)
+    x = r.normal(size=(12, 1, 2))
+    redrawn = x[..., None] + .1*r.normal(size=5)
+    redrawn[4, 0, 1] = np.nan
+    for states in (3, 12):
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            found = Resamples(range(12), np.arange(12) % states).interval(x, redrawn=redrawn)
+        assert np.isfinite(found).tolist() == [[True, True], [True, False], [True, False]]
+    table = compare_models(x, 'higher', redrawn=redrawn)
+    assert np.isnan(table.p[0]) and 'too few conditions or controls' in table.text[0]
+    null, model, again, model_again = x[..., :1], x[..., 1:], redrawn[:, :, :1], redrawn[:, :, 1:]
+    gone = calibrated(null, model, null - 5, redrawn=(again, model_again, again - 5))
+    assert gone.status[0] == 'few_controls' and np.isnan([gone.value[0], gone.lo[0], gone.hi[0]]).all()
+    for wrong in (redrawn[..., :1], redrawn[:, :, :1], redrawn[..., 0]):
+        with pytest.raises(InputError, match='two groups or more'): Resamples(range(12)).error(x, wrong)
+
+def test_states_that_are_drawn_bring_their_controls():
+    "Scores move with controls of their state: drawn states and redrawn controls find the same variance."
+    r, k = np.random.default_rng(2), 2000
+    n, states, groups = 6, 10, 8
+    perturbation, state = np.repeat(range(n), states), np.tile(range(states), n)
+    pulls = r.normal(0, groups**.5, (states, 1, k, groups))
+    x = (r.normal(size=(n*states, 1, k)) + pulls.mean(-1)[state])
+    redrawn = x[..., None] - pulls.mean(-1)[state][..., None] + ((pulls.sum(-1)[..., None] - pulls)/(groups - 1))[state]
+    drawn = Resamples(perturbation, state)
+    near(drawn.error(x, redrawn), drawn.error(x))
+    by_name = drawn.scope_with_controls('drawn')
+    assert by_name == 'over 6 perturbations and 10 states with their controls, given this training seed'
+    by_controls = sum(jackknifed(redrawn[state == t, 0, 0].sum(0)/x.shape[0]) for t in range(states))
+    assert .02 < by_controls < .5
+    true = 1/(n*states) + 1/states
+    assert abs((drawn.error(x).se**2).mean()/true - 1) < .1
+    few_states = state < 5
+    some = Resamples(perturbation[few_states], state[few_states]).error(x[few_states], redrawn[few_states])
+    assert abs((some.se**2).mean()/(1/(n*5) + 1/5) - 1) < .05
+
+def test_the_scope_names_the_controls():
+    one, few_states = Resamples(range(5), ['x']*5), Resamples(range(6), list('xyz')*2, 3)
+    says = {('one', 'given'): 'over 5 perturbations, given this state, these control cells and this training seed',
+            ('one', 'drawn'): 'over 5 perturbations and control cells, given this state and this training seed',
+            ('few', 'drawn'): 'over 6 perturbations, 3 seeds and control cells, given these 3 states'}
+    for (name, how), text in says.items():
+        assert {'one': one, 'few': few_states}[name].scope_with_controls(how) == text
+    assert few_states.scope == 'over 6 perturbations and 3 seeds, given these 3 states'
+
+def shared_controls(r, n, states, groups, size, k):
+    "Scores of screens whose controls move all conditions of a state by `size`: values, redrawn, state."
+    state, pulls = np.arange(n) % states, r.normal(0, size*groups**.5, (states, 1, k, groups))
+    own = r.normal(size=(n, 1, k))
+    without = (pulls.sum(-1, keepdims=True) - pulls)/(groups - 1)
+    return own + pulls.mean(-1)[state], own[..., None] + without[state], state
+
+@pytest.mark.parametrize('n, states, size', [(20, 1, .1), (20, 1, .3), (40, 1, 1), (40, 3, .3), (40, 3, 1)])
+def test_intervals_with_controls_cover(n, states, size):
+    x, redrawn, state = shared_controls(np.random.default_rng(n + states), n, states, 10, size, 2000)
+    found = Resamples(range(n), state).interval(x, redrawn=redrawn)
+    held = np.mean((found.lo <= 0) & (0 <= found.hi))
+    assert within(held, 2000, hi=.985), held
+    assert covered(x, 0, range(n), state) < held
+
+def test_calibrated_scores_cover_with_controls_that_move_null_model_and_duplicate():
+    r, k, n, groups = np.random.default_rng(4), 1500, 40, 10
+    null, model, duplicate = halfway(r, n, 1, k)
+    pulls = r.normal(0, .01*groups**.5, (3, 1, 1, k, groups))
+    without = (pulls.sum(-1, keepdims=True) - pulls)/(groups - 1)
+    scores = [x + pull.mean(-1) for x, pull in zip((null, model, duplicate), pulls)]
+    redrawn = [x[..., None] + pull for x, pull in zip((null, model, duplicate), without)]
+    given_controls, drawn = calibrated(*scores), calibrated(*scores, redrawn=redrawn)
+    assert (drawn.status == 'ok').mean() > .95
+    near(drawn.value, np.where(drawn.status == 'ok', given_controls.value, np.nan))
+    held = [np.mean(((v.lo <= .5) & (.5 <= v.hi))[v.status == 'ok']) for v in (given_controls, drawn)]
+    assert held[0] < .91 and within(held[1], 1500, hi=.98), held
+
+def test_pairs_have_the_difference_of_redraws():
+    r = np.random.default_rng(0)
+    x = r.normal(size=(15, 2, 3))
+    redrawn, resamples = x[..., None] + .2*r.normal(size=(3, 10)), Resamples(range(15), n_seeds=2)
+    table = compare_models(x, 'lower', resamples, list('abc'), redrawn=redrawn)
+    for pair in table.itertuples():
+        a, b = 'abc'.index(pair.a), 'abc'.index(pair.b)
+        found = resamples.interval(x[..., b] - x[..., a], skewed=False, redrawn=redrawn[:, :, b] - redrawn[:, :, a])
+        near((pair.difference, pair.lo, pair.hi), found)
+        again = redrawn[:, :, a] - redrawn[:, :, b]
+        near(pair.detectable, smallest_difference(x[..., a], x[..., b], resamples, redrawn=again))
+    near(compare_models(x, 'higher', resamples, list('abc'), redrawn=redrawn).p.sort_values(), table.p.sort_values())
+
 # collapse
 
 def screen(r, n=40, genes=2000, rank=8, noise=2.):
