@@ -296,6 +296,8 @@ def naive(pred, true):
     flat = len(S) < 2 or len(set(pred.lfc[S])) == 1 or len(set(true.lfc[S])) == 1
     out['de_spearman'] = np.nan if flat else stats.spearmanr(pred.lfc[S], true.lfc[S]).statistic
     out['de_auprc'] = average_precision_score(true.fdr < .05, -np.log10(pred.p)) if S else np.nan
+    others = set(range(len(pred.fdr))) - set(S)
+    out['de_false_calls'] = len(others & set(P))/len(others) if others else np.nan
     out['de_count_error'] = abs(np.log2(1 + len(P)) - np.log2(1 + len(S)))
     by_t = lambda o: set(sorted(range(len(o.t)), key=lambda g: -abs(o.t[g]))[:20])
     out['deg_recall_published'] = len(by_t(pred) & by_t(true))/min(20, len(true.t))

@@ -7,14 +7,15 @@ from perturbench.core import rng
 from perturbench.data.simulate import PRESETS
 from perturbench.scoring.evaluation import Evaluation
 from perturbench.scoring.files import evaluate_files
-from perturbench.metrics.accuracy import METRICS
+from perturbench.metrics.accuracy import METRICS, OWN as OWN_SPACES
 from perturbench.predict import Prediction
 from perturbench.tasks import open_task
 
 LINES = dict(name='two-lines', screen='sim-transfer', where={'cell_type': ['line1', 'line2']}, split=dict(kind='transfer', fraction=.3, seed=42))
 N = 60 # Predicted cells
 BLIND = ('constant', 'noisy', 'calm', 'shuffled', 'twice') # Leave the mean of each gene as it is
-INTERACTION, OTHERS = ([m for m in METRICS if (METRICS[m].space == 'interaction') == k] for k in (True, False))
+OF_OWN = [m for m in METRICS if METRICS[m].space in OWN_SPACES] # Effects from the model's own controls
+INTERACTION, OTHERS = ([m for m in METRICS if (METRICS[m].space == 'interaction') == k and m not in OF_OWN] for k in (True, False))
 def named(**about): return [m for m in OTHERS if all(getattr(METRICS[m], k) in v for k, v in about.items())]
 RANKS, CELLS, TESTS, CONTROL = (named(kind=(k,), judged=(True,)) for k in ('rank', 'distribution', 'de', 'control'))
 UNJUDGED = named(judged=(False,))
@@ -42,7 +43,8 @@ def scored(s, cells, own=None, e=None):
     e = e or s.e
     def stream():
         for g, controls in s.controls.items():
-            if own is not None: yield Prediction(int(np.flatnonzero(s.task.design.is_control & (s.task.design.state == g))[0]), (controls + own).astype(np.float32))
+            shift = own[g] if isinstance(own, dict) else own
+            if own is not None: yield Prediction(int(np.flatnonzero(s.task.design.is_control & (s.task.design.state == g))[0]), (controls + shift).astype(np.float32))
             for i in np.flatnonzero(e.measured.state == g): yield Prediction(int(e.measured.condition[i]), np.asarray(cells[i], np.float32))
     table = e.score(stream())
     return SimpleNamespace(**{k: table.pivot(index=['cell_type', 'perturbation'], columns='metric', values=k) for k in ('value', 'status')})
@@ -68,7 +70,7 @@ def changes(s):
 @pytest.fixture(scope='module')
 def case(tmp_path_factory):
     set_threads(1)
-    s = opened(LINES, 'sim-transfer', tmp_path_factory.mktemp('gaming'), OTHERS)
+    s = opened(LINES, 'sim-transfer', tmp_path_factory.mktemp('gaming'), OTHERS + OF_OWN)
     s.scores = {'right': scored(s, s.right, 0)} | {k: scored(s, cells) for k, cells in changes(s).items()} | {'own moved': scored(s, s.right, 3)}
     return s
 
@@ -183,6 +185,32 @@ def test_a_moved_control_buys_recall_and_pays_for_it(case):
     right, moved = (case.scores[k].value.mean() for k in ('right', 'own moved'))
     assert moved.de_recall_own > .95 > right.de_recall_own and moved.precision_at_N_own < .1*right.precision_at_N_own and moved.de_count_error_own > 5
     assert moved.de_false_positives > .9 and right.de_false_positives < .05
+
+@pytest.mark.parametrize('m', OF_OWN)
+def test_effects_from_the_own_controls_are_those_from_given_ones_where_these_are_the_same(case, m):
+    value, status = case.scores['right'].value, case.scores['right'].status
+    np.testing.assert_allclose(value[m], value[m.replace('_own', '')], atol=1e-6)
+    assert (status[m] == status[m.replace('_own', '')]).all()
+    assert set(case.scores['twice'].status[m]) == {'no_own_control'} and case.scores['twice'].value[m].isna().all()
+    moved = case.scores['own moved']
+    assert set(moved.status[m]) == {'control_off'} and moved.value[m].isna().all()
+
+def test_a_level_that_is_known_better_costs_no_effect_from_the_own_controls(case):
+    "One model starts from eight of the given controls, the other from the mean of all; both add the same effects."
+    names = ['rmse_average', 'cosine_delta', 'cosine_delta_own', 'rmse_control']
+    e = Evaluation(case.task, names)
+    few = {g: controls[:8] for g, controls in case.controls.items()}
+    sharper = {g: case.controls[g].mean(0) - few[g].mean(0) for g in few}
+    states = e.measured.state
+    effect = [c.mean(0) - case.controls[g].mean(0) for c, g in zip(case.right, states)]
+    plain = [few[g] + x for g, x in zip(states, effect)]
+    level = [few[g] + sharper[g] + x for g, x in zip(states, effect)]
+    a, b = (scored(SimpleNamespace(**{**vars(case), 'controls': few}), cells, own, e)
+            for cells, own in ((plain, 0), (level, sharper)))
+    mean = b.value.mean()
+    assert mean.rmse_average < a.value.rmse_average.mean() and mean.rmse_control < a.value.rmse_control.mean()
+    assert set(a.status.cosine_delta_own) == {'control_off'} and set(b.status.cosine_delta_own) == {'ok'}
+    assert mean.cosine_delta_own == pytest.approx(case.scores['right'].value.cosine_delta.mean(), abs=1e-4)
 
 def test_more_cells_do_not_move_unbiased_distances(case):
     "Copies of ten cells do, and they deceive a test."

@@ -258,7 +258,9 @@ class Shared:
 # %% ../../nbs/50_metrics.effects.ipynb #5e249d38
 _GIVEN = dict(average='mean', variance='var', zeros='zeros') # Spaces that are a table of `Profiles` as it is
 _MADE_OF = dict(average=('mean',), variance=('var',), zeros=('zeros',), centred=('mean', 'centre'),
-                foldchange=('linear', 'control_linear'), interaction=('mean', 'control', 'parts'))
+                foldchange=('linear', 'control_linear'), interaction=('mean', 'control', 'parts'),
+                delta_own=('mean', 'own'), logfc_own=('mean', 'own'), sets_own=('mean', 'own'),
+                foldchange_own=('linear', 'own_linear'))
 _EFFECT = ('mean', 'control') # What the others are made of
 
 def _as_shared(rows, n):
@@ -286,12 +288,14 @@ class Profiles:
     centre:Shared=None # Mean of the training perturbations of the state
     parts:np.ndarray=None # Summed effects of the parts of each double
     sets:object=None # Gene sets x genes, rows that sum to 1
+    own:Shared=None # Predicted mean of the controls; on the measured side that of the controls
+    own_linear:Shared=None # Predicted mean of expm1 of the controls
     scale:float=1. # What brings `linear` to a target sum of 10,000
 
     def __post_init__(self):
         for name in ('mean', 'var', 'zeros', 'linear', 'parts'):
             if getattr(self, name) is not None: setattr(self, name, np.asarray(getattr(self, name), float))
-        for name in ('control', 'control_linear', 'centre'):
+        for name in ('control', 'control_linear', 'centre', 'own', 'own_linear'):
             setattr(self, name, _as_shared(getattr(self, name), len(self.mean)))
 
     def rows(self,
@@ -302,11 +306,15 @@ class Profiles:
         "The conditions in `space`."
         def change(table, reference, of=lambda rows: rows): return of(table[i][:, genes]) - reference.of(of, i, genes)
         if space in _GIVEN: return getattr(self, _GIVEN[space])[i][:, genes]
-        if space == 'logfc': return change(self.mean, self.control, _level)
-        if space == 'foldchange': return change(self.linear, self.control_linear, lambda x: _level(x, self.scale, 1))
         if space == 'centred': return change(self.mean, self.centre)
-        if space == 'sets': return (self.sets @ self.rows('delta', i).T).T[:, genes]
-        effect = change(self.mean, self.control)
+        own = '_own' if space.endswith('_own') else ''
+        space, control = space.removesuffix('_own'), self.own if own else self.control
+        if space == 'logfc': return change(self.mean, control, _level)
+        if space == 'foldchange':
+            linear = self.own_linear if own else self.control_linear
+            return change(self.linear, linear, lambda x: _level(x, self.scale, 1))
+        if space == 'sets': return (self.sets @ self.rows('delta' + own, i).T).T[:, genes]
+        effect = change(self.mean, control)
         return effect - self.parts[i][:, genes] if space == 'interaction' else effect
 
     def known(self,

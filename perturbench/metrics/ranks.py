@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit, prange
 from ..core import InputError
-from .accuracy import RESOLUTION, metric
+from .accuracy import OWN, RESOLUTION, metric
 
 # %% ../../nbs/52_metrics.ranks.ipynb #7543931a
 FEW = 10 # Candidates below which a rank is coarse; a table says so
@@ -361,11 +361,15 @@ DISTANCES = {kind: partial(_distances, kind) for kind in _KINDS} # Functions of 
 
 # %% ../../nbs/52_metrics.ranks.ipynb #075a7fa0
 def _both(name, space, text, distance, **about):
-    "Register a metric twice: over all genes, and without the genes that the candidates act on."
-    known = dict(kind='rank', limits=(0, 1), **about)
-    everywhere = metric(name, space, text, needs=(distance,), **known)
-    elsewhere = metric(f'{name}_offtarget', space, f'{text}, without targets', needs=(distance, 'offtarget'), **known)
-    return lambda func: elsewhere(everywhere(func))
+    "Register a metric over all genes, and without those that the candidates act on; effects in their `_own` form too."
+    known, forms = dict(kind='rank', limits=(0, 1), **about), ('', '_own') if f'{space}_own' in OWN else ('',)
+    def register(func):
+        for form in forms:
+            said = text + (', from the predicted controls' if form else '')
+            metric(name + form, space + form, said, needs=(distance,), **known)(func)
+            metric(f'{name}{form}_offtarget', space + form, f'{said}, without targets', needs=(distance, 'offtarget'), **known)(func)
+        return func
+    return register
 
 # %% ../../nbs/52_metrics.ranks.ipynb #ff458c81
 @_both('rmse_rank_average', 'average', 'rank of the own prediction by RMSE of means', 'l2', source='Wu et al. 2024')

@@ -16,6 +16,7 @@ from ..loaders.batches import principal_axes
 from ..metrics.accuracy import AXES
 from ..metrics.de import Reference, Tests, down_sample
 from ..metrics.distributions import FUNCTIONS, MeasuredPairs, median_distance
+from ..metrics.effects import moments
 from .measured import HALVES, Measured
 
 # %% ../../nbs/60a_scoring.cells.ipynb #91cce18c
@@ -173,6 +174,14 @@ class TrueCells:
         "The variance of the measured cells of a condition, summed over genes; missing for a single cell."
         if self.measured.n[i] < 2: return np.nan
         return self.kept.once('variance', lambda: self.measured.moments('whole', ('var',)).var.sum(1))[i]
+
+    def control_variance(self, i) -> float:
+        "The variance of held-out controls of a condition's state, summed over genes; missing for a single cell."
+        fold, state = self.measured.fold[i], self.measured.state[i]
+        def variance():
+            rows = self.measured.control_rows(fold, state, 1)
+            return moments(self.task.store, np.zeros(len(rows), int), 1, ('mean', 'var'), rows).var.sum()
+        return self.kept.once(('variance of controls', fold, state), variance)
 
     def tested_number(self, i, part) -> int:
         "Measured cells to be tested. Halves that differ by one cell count as equal: one test serves both."

@@ -6,7 +6,7 @@
 __all__ = ['FIRST', 'DE_SPACES', 'one_thread', 'Workers', 'along_wave', 'PredictedCells', 'Scored', 'extras_for',
            'means_of_pairs', 'distribution_scores', 'distribution_status', 'why_not_tested', 'varies', 'Drawn',
            'tests_of_part', 'de_scores', 'de_score_of', 'score_of_tests', 'de_status', 'Comparison',
-           'nothing_collected', 'place_of', 'titled', 'checked_cells', 'state_names', 'the_same', 'take',
+           'nothing_collected', 'no_controls', 'place_of', 'titled', 'checked_cells', 'state_names', 'the_same', 'take',
            'take_control', 'State', 'collect', 'need_all']
 
 # %% ../../nbs/61_scoring.collect.ipynb #15de91b4
@@ -18,10 +18,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from ..core import InputError, rng
-from ..metrics.de import Reference, down_sample, enough_variance
+from ..metrics.de import Reference, control_off, down_sample, enough_variance
 from ..metrics.distributions import CLUMPED, FUNCTIONS, Points, dispersion, pair_sums, points_of
-from ..metrics.effects import MOMENTS, Moments, Profiles, moments
-from .cells import TrueCells, equal_numbers, n_compared
+from ..metrics.effects import MOMENTS, Moments, Profiles, Shared, moments
+from .cells import TrueCells, compressed, equal_numbers, n_compared
 from .measured import HALVES, Kept, titles
 
 # %% ../../nbs/61_scoring.collect.ipynb #961be6c3
@@ -266,6 +266,7 @@ class Comparison:
     status:np.ndarray # What the model said of its prediction
     found:dict # metric -> conditions x 2: scores of cells, against all measured ones and against their halves
     why:dict # metric -> the status of each of its values
+    control:np.ndarray # What is said of the model's own controls of each state
 
     def effects(self) -> tuple: # Predicted and true effects, conditions x genes
         "Published log fold changes against the controls of each."
@@ -293,8 +294,15 @@ def nothing_collected(
     absent = {m.name: 'no_own_control' if m.kind == 'control' else 'not_predicted' for m in at_cells}
     why = {name: np.full(n, status, object) for name, status in absent.items()}
     pred = measured.side(0, Moments(np.zeros(n, int), **tables))
+    pred.own, pred.own_linear = (no_controls(measured, rows) for rows in (pred.control, pred.control_linear))
     return Comparison(pred, measured.true(), measured.condition, measured.fold, np.zeros(n, int),
-                      np.full(n, 'not_predicted', object), found, why)
+                      np.full(n, 'not_predicted', object), found, why, np.full(n, 'no_own_control', object))
+
+def no_controls(measured, rows):
+    "A row of missing values for the own controls of each state; None where nobody asks."
+    if rows is None: return None
+    groups, at = np.unique(measured.group, return_inverse=True)
+    return Shared(np.full((len(groups), measured.task.store.n_genes), np.nan), at)
 
 # %% ../../nbs/61_scoring.collect.ipynb #3d8fc937
 def place_of(
@@ -362,11 +370,19 @@ def take_control(
     at, # The places of the conditions of the state
     pred:PredictedCells,
 ):
-    "Score the predicted controls of a state."
-    for m in true.measured.metrics:
+    "Keep and score the predicted controls of a state."
+    i, measured = at[0], true.measured
+    for m in measured.metrics:
         if m.kind != 'control': continue
-        value = m(pred.cells, true.reference(at[0], 1))
+        value = m(pred.cells, true.reference(i, 1))
         out.put(at, {m.name: Scored(value, value)}, {m.name: 'ok' if np.isfinite(value) else 'few_cells'})
+    own, held_out = pred.moments.mean[0], measured.control_rows(measured.fold[i], measured.state[i], 1)
+    off = control_off(own, measured.controls(0).mean[i], compressed(true.task.store, held_out))
+    out.control[at] = 'control_off' if off else 'ok'
+    out.pred.own.rows[out.pred.own.at[i]] = own
+    if out.pred.own_linear is None: return
+    enough = len(pred) > 1 and enough_variance(pred.moments.var[0], [true.control_variance(i)])
+    out.pred.own_linear.rows[out.pred.own_linear.at[i]] = pred.moments.linear[0] if enough else np.nan
 
 # %% ../../nbs/61_scoring.collect.ipynb #a949eafc
 class State:

@@ -284,8 +284,8 @@ class Measured(Tested):
     def wants(self,
         what:str, # A space, a kind of metric, or an extra of `needs`
     ) -> bool:
-        "Whether a metric needs this."
-        return any(what in (m.space, m.kind) or what in m.needs for m in self.metrics)
+        "Whether a metric needs this; an effect from a model's own controls is an effect."
+        return any(what in (m.space, m.space.removesuffix('_own'), m.kind) or what in m.needs for m in self.metrics)
 
     def moments(self,
         part, # Of the cells
@@ -359,12 +359,12 @@ class Measured(Tested):
         m:Moments, # Of the cells of each condition
         part='whole', # Of the measured cells, where they are measured
     ) -> Profiles:
-        "The profiles of one side, with all that the metrics need."
+        "The profiles of one side, with all that the metrics need; its own controls are those that it is compared with."
         control = self.controls(half, part)
         centre = self.centre if self.wants('centred') else None
         parts = self.parts(half, part) if self.wants('interaction') and self.doubles.any() else None
         return Profiles(m.mean, control.mean, m.var, m.zeros, m.linear, control.linear, centre, parts,
-                        self.sets, self.task.scale)
+                        self.sets, control.mean, control.linear, self.task.scale)
 
     def wanted_moments(self,
         of_cells:bool=False, # Also what says whether predicted cells vary as cells do

@@ -28,7 +28,8 @@ def asked(
 
 # %% ../../nbs/62_scoring.profiles.ipynb #46241474
 TABLES = dict(average='mean', delta='control', logfc='control', foldchange='linear', centred='centre',
-              interaction='parts', sets='sets', variance='var', zeros='zeros')
+              interaction='parts', sets='sets', variance='var', zeros='zeros',
+              delta_own='own', logfc_own='own', sets_own='sets', foldchange_own='own_linear')
 
 class Extras(NamedTuple):
     "What some metrics take beside profiles."
@@ -86,7 +87,7 @@ def arguments(metric, pred, true, i, weights):
     return {}
 
 # %% ../../nbs/62_scoring.profiles.ipynb #65c0937b
-REFERENCES = dict(delta='control', centred='centre')
+REFERENCES = dict(delta='control', delta_own='own', centred='centre')
 
 class Base(NamedTuple):
     "A space whose rows are made, and what is seen from it."
@@ -125,7 +126,7 @@ class StatePairs:
     def __init__(self, base, pred, true, rows, targets):
         self.base, self.sides, self.rows = base, (true, pred), rows
         self.hit = np.zeros(0, int) if targets is None else np.flatnonzero(targets[rows].any(0))
-        self.kept, self.n_genes = {}, pred.sets.shape[0] if base.space == 'sets' else pred.mean.shape[1]
+        self.kept, self.n_genes = {}, pred.sets.shape[0] if base.space.startswith('sets') else pred.mean.shape[1]
 
     def _pairs(self, genes):
         true, pred = [lambda some, side=side: side.rows(self.base.space, self.rows, some) for side in self.sides]
@@ -191,7 +192,8 @@ def rank_scores(
 
 # %% ../../nbs/62_scoring.profiles.ipynb #9fed290d
 # Why a space lacks numbers; `no_signal` elsewhere
-MISSING = dict(centred='no_training', foldchange='little_variance', variance='few_cells')
+MISSING = dict(centred='no_training', foldchange='little_variance', variance='few_cells',
+               foldchange_own='little_variance')
 
 def with_status(
     metric, # A `Metric`

@@ -134,7 +134,7 @@ def interpolated(
         centre = measured.centre[:]
         centre = np.where(np.isnan(centre), measured.controls(0).mean[:], centre)
         return measured.side(0, Moments(measured.n//2, alpha*mean + (1 - alpha)*centre), part)
-    mine = [m for m in evaluation.metrics if m.space not in ('variance', 'zeros', 'foldchange')]
+    mine = [m for m in evaluation.metrics if m.space not in ('variance', 'zeros', 'foldchange', 'foldchange_own')]
     return reference_table(evaluation, score_rounds(measured, mine, between, halves=True))
 
 # %% ../../nbs/65_scoring.references.ipynb #1d568abc
