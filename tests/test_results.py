@@ -5,6 +5,7 @@ import pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
 from perturbench.bench.batch import NoRoom, expand, read_grid, run_grid, to_do, to_report
 from perturbench.bench.leaderboard import read_results, write_report
+from perturbench.bench.rescore import rescore
 from perturbench.bench.runs import read_run, seal, survey
 from perturbench.cli import main
 from perturbench.core import InputError, part_name
@@ -340,3 +341,26 @@ def test_a_running_loop_spawned_workers_another_folder_and_a_plain_locale(place,
     assert done.stdout == 'True\n2 []\n2 []\n', done.stdout
     first, second = (read_results(tmp_path/f'out{jobs}').scores for jobs in (1, 2))
     pd.testing.assert_frame_equal(first, second, check_exact=True)
+
+def as_definitions(folder, definitions):
+    "A run as a version with other definitions of metrics would have left it."
+    about = json.loads((folder/'run.json').read_text(encoding='utf-8'))
+    table = pd.read_parquet(folder/'scores.parquet')
+    table.assign(value=table.value + 1, definitions=definitions).to_parquet(folder/'scores.parquet', index=False)
+    seal(folder, about | dict(definitions=definitions))
+
+def test_scores_of_two_definitions_never_meet_and_are_made_anew_from_the_weights(out):
+    board, kept = (out/'leaderboard.csv').read_bytes(), (home(out)/'scores.parquet').read_bytes()
+    weights = (home(out)/'model.ckpt').read_bytes()
+    as_definitions(home(out), 1)
+    with pytest.raises(InputError, match='definitions 1 of the metrics.*`perturbench rescore OUT`'): write_report(out)
+    assert (out/'leaderboard.csv').read_bytes() == board
+    assert [o if isinstance(o, int) else o['model'] for o in rescore(out)] == [1, 'linear']
+    assert (home(out)/'scores.parquet').read_bytes() == kept and (home(out)/'model.ckpt').read_bytes() == weights
+    write_report(out)
+    assert (out/'leaderboard.csv').read_bytes() == board
+
+def test_what_cannot_be_scored_anew_is_said(out):
+    as_definitions(home(out), 1)
+    flip(home(out)/'model.ckpt', 9000)
+    with pytest.raises(InputError, match='model.ckpt was altered'): list(rescore(out))

@@ -23,6 +23,7 @@ import torch
 from .. import __version__
 from .runs import set_threads, survey
 from ..core import InputError, atomic_path, digest, file_sha256
+from ..metrics.accuracy import DEFINITIONS
 from ..scoring.evaluation import METRICS, Evaluation # METRICS with all that are built in
 from ..scoring.intervals import Resamples, compare_models, mean_over
 from ..scoring.references import calibrate, systematic_share, task_references
@@ -30,7 +31,8 @@ from ..scoring.strata import STRATA, Cube, by_stratum, strata
 from ..tasks import load_task
 
 # %% ../../nbs/74_bench.leaderboard.ipynb #e5c8be4f
-_FIXED = ('task', 'task_id', 'model', 'seed', 'run_id', 'perturbation', 'metric', 'value', 'n_true', 'n_pred', 'n_candidates', 'status', 'value_half', 'state')
+_FIXED = ('task', 'task_id', 'model', 'seed', 'run_id', 'perturbation', 'metric', 'value', 'n_true', 'n_pred', 'n_candidates', 'status', 'value_half', 'state',
+          'definitions')
 
 def tidy_scores(
     scores, # A score table; without a task, task_id, seed or run_id all rows are of one
@@ -38,7 +40,8 @@ def tidy_scores(
     "`scores` with its conditions numbered, in an order that depends on nothing but their names."
     scores = scores.reset_index(drop=True)
     keys = sorted(c for c in scores if c not in _FIXED) + ['perturbation']
-    missing = dict(task='evaluation', task_id='', model='model', seed=0, run_id='', n_candidates=np.nan, status='ok', value_half=np.nan, state=0)
+    missing = dict(task='evaluation', task_id='', model='model', seed=0, run_id='', n_candidates=np.nan, status='ok', value_half=np.nan, state=0,
+                   definitions=DEFINITIONS)
     out = pd.DataFrame({k: scores[k] if k in scores else pd.Series(missing[k], scores.index) for k in (*missing, 'metric', 'value', 'perturbation')})
     out = out.astype({k: object for k in out if isinstance(out[k].dtype, pd.CategoricalDtype)})
     out.insert(6, 'condition', scores[keys].astype(str).groupby(keys, sort=True).ngroup())
@@ -53,6 +56,11 @@ def check_scores(
         if len(ids) > 1:
             raise InputError(f"task '{task}' has scores of different task ids, {' and '.join(map(str, sorted(ids)))}: they come from different screens, "
                              'splits or genes and cannot be compared; keep them in different folders, or remove the runs of one')
+    old = sorted(set(scores.definitions.dropna().astype(int)) - {DEFINITIONS})
+    if old:
+        raise InputError(f'some scores were made with definitions {old[0]} of the metrics, and this version has definitions '
+                         f'{DEFINITIONS}: they cannot stand in one table; `perturbench rescore OUT` computes them anew '
+                         'from the models that are kept')
     twice = scores[scores.duplicated(['task', 'model', 'seed', 'metric', 'condition'], keep=False)]
     if len(twice) == 0: return
     first = twice.iloc[0]
@@ -650,7 +658,8 @@ def read_results(
     for run in wanted:
         keys = {k: run[k] for k in ('task', 'task_id', 'model', 'seed', 'run_id')}
         home = Path(out)/'runs'/run['task']/run['model']/run['run_id']
-        scores.append(pd.read_parquet(home/'scores.parquet').assign(**keys))
+        made = dict(definitions=run.get('definitions', 1))
+        scores.append(pd.read_parquet(home/'scores.parquet').assign(**keys, **made))
         runs.append(keys | {c: run.get(c) for c in (*COLLAPSE, *COSTS)})
     return Results(pd.concat(scores, ignore_index=True), pd.DataFrame(runs), _left_out(found, wanted))
 
@@ -660,7 +669,7 @@ def references_of(
 ) -> pd.DataFrame: # As `task_references`
     "The references of a task; what is kept of them is used where it is what this version wrote."
     path, stamp = task.folder/'references.parquet', task.folder/'references.stamp'
-    mark = lambda: f'{__version__} {file_sha256(path)}'
+    mark = lambda: f'{__version__} {DEFINITIONS} {file_sha256(path)}'
     kept = stamp.read_text(encoding='utf-8', errors='replace') if stamp.is_file() else None
     if path.is_file() and kept != mark():
         if kept: print(f'{path} was altered, or is of another version; it is computed again', file=sys.stderr)

@@ -19,6 +19,7 @@ from threadpoolctl import threadpool_limits
 from .. import __version__
 from ..core import InputError, digest, file_sha256, os_fault, part_name, remove, seed_of
 from ..core import sweep_parts, writing_to
+from ..metrics.accuracy import DEFINITIONS
 from ..scoring.evaluation import Evaluation
 from ..scoring.references import collapsed
 from ..models.base import build_model, load_model, model_class, save_model
@@ -160,10 +161,12 @@ def predict(self:Run):
         yield from predict_task(model, self.task, fold, self.seed, controls=True)
 
 @patch
-def score(self:Run) -> pd.DataFrame: # The columns of a score table
+def score(self:Run,
+    evaluation:Evaluation=None, # Of the task; made by default
+) -> pd.DataFrame: # The columns of a score table
     "Predict, and score the predictions."
     start = time.perf_counter()
-    evaluation = Evaluation(self.task)
+    evaluation = evaluation or Evaluation(self.task)
     self.effects = evaluation.collect(self.predict())
     scores = evaluation.table(self.effects)
     self.collapse = collapsed(evaluation.measured, self.effects)
@@ -244,7 +247,7 @@ def _described(run):
     "What the run.json of `run` says."
     kept = dict(run_id=run.run_id, task=run.task.name, task_id=run.task.task_id, model=run.label, name=run.model,
                 options=run.options, seed=run.seed, budget=asdict(run.budget), protocol=run.task.protocol,
-                threads=run.threads)
+                threads=run.threads, definitions=DEFINITIONS)
     collapse = {k: None if v != v else v for k, v in run.collapse.items()}
     versions = dict(perturbench=__version__, torch=torch.__version__, numpy=np.__version__,
                     python=platform.python_version())

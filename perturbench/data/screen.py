@@ -66,7 +66,7 @@ def _position(names, name, kind):
 # %% ../../nbs/10_data.screen.ipynb #182ffbe0
 RESERVED = {
     'task', 'task_id', 'model', 'seed', 'run_id', 'perturbation', 'metric', 'value', 'value_half', 'n_true', 'n_pred',
-    'n_candidates', 'status', 'halves', 'state', 'n_cells', 'n_perturbations', 'is_control', 'is_treated', 'condition',
+    'n_candidates', 'status', 'definitions', 'halves', 'state', 'n_cells', 'n_perturbations', 'is_control', 'is_treated', 'condition',
     'effect_size', 'n_parts', 'parts_seen', 'states_seen', 'efficacy', 'distance_to_training', 'systematic',
     'n_test', 'n_val', 'n_train_same', 'n_states_seen', 'n_parts_seen', 'n_parts_trained', 'n_combinations_seen',
     'n_train_perturbations_in_state', 'n_val_perturbations_in_state', 'n_train_controls', 'leaks',

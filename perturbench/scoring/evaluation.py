@@ -9,7 +9,7 @@ __all__ = ['cell_scores', 'with_own_controls', 'labelled', 'Evaluation', 'evalua
 import numpy as np
 import pandas as pd
 from ..core import InputError
-from ..metrics.accuracy import METRICS, OWN
+from ..metrics.accuracy import DEFINITIONS, METRICS, OWN
 from ..metrics import de, distributions # register their metrics
 from .cells import TrueCells
 from .collect import Comparison, collect
@@ -50,7 +50,7 @@ def labelled(
     scores, # row, metric, value, n_candidates, status, value_half
     n_pred, # Predicted cells of each condition
     said, # What the model said of each prediction
-) -> pd.DataFrame: # Names of the condition, metric, value, n_true, n_pred, n_candidates, status, value_half, state
+) -> pd.DataFrame: # Names of the condition, metric, value, n_true, n_pred, n_candidates, status, value_half, state, definitions
     "Scores with the names of their conditions, in the order of conditions and metrics; no interactions of singles."
     single = [METRICS[m].space == 'interaction' and not measured.doubles[i] for m, i in zip(scores.metric, scores.row)]
     place = {m.name: k for k, m in enumerate(metrics)}
@@ -62,7 +62,8 @@ def labelled(
     status = np.where(scores.value.notna() & (said[i] != 'ok'), said[i], scores.status)
     known = dict(metric=scores.metric, value=scores.value.astype(float), n_true=measured.n[i], n_pred=n_pred[i])
     known |= dict(n_candidates=scores.n_candidates.astype(int), status=status)
-    return names.assign(**known, value_half=scores.value_half.astype(float), state=measured.state[i])
+    return names.assign(**known, value_half=scores.value_half.astype(float), state=measured.state[i],
+                        definitions=DEFINITIONS)
 
 # %% ../../nbs/63_scoring.evaluation.ipynb #e3580f1c
 class Evaluation:
