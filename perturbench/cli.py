@@ -287,6 +287,8 @@ def evaluate(
         'Score only the conditions that the truth and all predictions have.')]=False,
     gene_sets:Annotated[Optional[Path], typer.Option(help=
         'A GMT file: effects are compared as means over its gene sets, too.')]=None,
+    profile:Annotated[str, typer.Option('--profile', help=
+        'Which metrics: quick (those a page shows first), full (all).')]='full',
 ):
     """Score predictions that were made elsewhere.
 
@@ -304,7 +306,7 @@ def evaluate(
     with Lock(out):
         _check_places(out)
         found = evaluate_files(truth, predictions, perturbation_key, covariate_keys, control, values, train=train,
-                               protocol=protocol, intersection=intersection, gene_sets=gene_sets,
+                               protocol=protocol, profile=profile, intersection=intersection, gene_sets=gene_sets,
                                predicted=predicted, **keys)
         _write_evaluation(found, out)
     if found.refused: raise InputError('these predictions are refused, the others are scored:' + _listed(found.refused))

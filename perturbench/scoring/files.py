@@ -36,6 +36,7 @@ from ..predict import Prediction, predict_task
 from .asked import Asked, ask, hint_for, listed, read_cells, some, terms_of
 from .evaluation import Evaluation
 from .measured import label_columns
+from .profiles import metrics_of
 from .references import collapsed, references
 from ..tasks import PROTOCOLS
 
@@ -617,6 +618,12 @@ def _known(what, kind, kinds):
     "Raise InputError for what is not one of `kinds`."
     if kind not in kinds: raise InputError(f"the {what} '{kind}' is not known{nearest(kind, kinds)}")
 
+def _no_sets(profile, names, gene_sets):
+    "Raise InputError where a profile has no use for the gene sets that are given."
+    if gene_sets is None or profile is None or names is None: return
+    raise InputError(f"the profile '{profile}' has no metric of gene sets; leave gene_sets (--gene-sets) out, "
+                     "or take the profile 'full'")
+
 def evaluate_files(
     truth, # An h5ad (or AnnData) with the measured perturbed cells and controls of each state
     predictions, # h5ad files of predicted cells, named after their models; or a mapping from labels to files or AnnData
@@ -627,7 +634,8 @@ def evaluate_files(
     sep=..., # What joins the parts of a combination, '+' by default; None when names are never split
     train=None, # An h5ad (or AnnData) of training cells with controls: axes and centres come from it, and baselines
     protocol:str='default', # 'perturbench': one reference for both effects, ties in full, nothing down-sampled
-    metrics=None, # Names in `METRICS`; all of them by default
+    metrics=None, # Names in `METRICS`; by default those of the profile
+    profile:str=None, # Which metrics: 'quick', or 'full', the default
     intersection:bool=False, # Score the conditions that the truth and all predictions have
     gene_sets=None, # A GMT file: effects are compared as means over its gene sets, too
     dose_key:str=None, # The column of obs with the dose; what is plainly one is taken by itself, 'none' pools doses
@@ -641,7 +649,8 @@ def evaluate_files(
     _known('protocol', protocol, PROTOCOLS)
     _known('kind of values', values or 'lognorm', VALUES)
     _known('kind of predictions', predicted, ('cells', 'means'))
-    sources = by_label(predictions)
+    names, sources = metrics_of(profile, metrics), by_label(predictions)
+    _no_sets(profile, names, gene_sets)
     given = dict(perturbation_key=perturbation_key, covariate_keys=covariate_keys, control=control, sep=sep,
                  dose_key=dose_key, batch_key=batch_key, replicate_key=replicate_key, targets=targets)
     terms = terms_of(truth, given, values, keep=tuple(listed(keep)), protocol=protocol, predicted=predicted,
@@ -654,4 +663,4 @@ def evaluate_files(
         terms.notes.append('no training cells were given: distributions are compared along axes of the controls of the '
                            'truth, and nothing is centred')
     terms.notes += [f'{name}: refused, {o}' for name, p in looked.items() for o in p.refused]
-    return score_all(Evaluation(task, metrics, sets), sources, looked, asked)
+    return score_all(Evaluation(task, names, sets), sources, looked, asked)
