@@ -288,7 +288,7 @@ def evaluate(
     gene_sets:Annotated[Optional[Path], typer.Option(help=
         'A GMT file: effects are compared as means over its gene sets, too.')]=None,
     profile:Annotated[str, typer.Option('--profile', help=
-        'Which metrics: quick (those a page shows first), full (all).')]='full',
+        'Which metrics: full (all), quick (those a page shows first) or vcc2026 (these and the challenge).')]='full',
 ):
     """Score predictions that were made elsewhere.
 
@@ -319,8 +319,23 @@ def _listed(refused):
 def _check_places(out):
     "Raise InputError where something else stands in the place of a file that `evaluate` writes."
     from perturbench.core import place_of
-    tables = ('scores.parquet', 'controls.csv', 'leaderboard.csv', 'comparisons.csv', 'strata.csv')
+    tables = ('scores.parquet', 'controls.csv', 'leaderboard.csv', 'comparisons.csv', 'strata.csv', 'challenge.csv')
     for name in (*tables, 'leaderboard.html'): place_of(out/name)
+
+def _write_challenge(table, path):
+    "Write the scores in the challenge, or remove those of an earlier evaluation; the files that are there then."
+    from perturbench.core import atomic_path
+    if table is None:
+        path.unlink(missing_ok=True)
+        return []
+    with atomic_path(path) as part: table.to_csv(part, index=False)
+    return [path]
+
+def _print_challenge(table):
+    "Print scores in the challenge, to three digits."
+    _print_table(table.round(3).astype(object).where(table.notna(), '-').to_dict('records'))
+    print('\nscore: 0 is the mean response, 1 half of the measured cells as a prediction of the other half; '
+          'see challenge.csv\n')
 
 def _write_evaluation(found, out):
     "Write what an evaluation of files found, and print its tables."
@@ -331,7 +346,9 @@ def _write_evaluation(found, out):
     with atomic_path(out/'controls.csv') as part: found.controls.to_csv(part, index=False)
     conditions = {name: conditions_of(found.evaluation.measured)}
     board, files = write_board(found.scores, found.runs, out, {name: found.references}, conditions)
+    files += _write_challenge(found.challenge, out/'challenge.csv')
     print_tables(board)
+    if found.challenge is not None: _print_challenge(found.challenge)
     for note in found.notes: print(f'note: {note}')
     for f in [out/'scores.parquet', out/'controls.csv', *files]: print(f)
 

@@ -353,16 +353,20 @@ def _rows_of(screen, other):
         if k: obs[k] = screen.adata.obs[k].astype(str) if other is screen else 'train'
     return obs
 
+def _counted(screen): return ['counts'] if screen.card['values'] == 'counts' else []
+
 def both(
     screen:Screen, # The truth
     train:Screen, # With all genes of the truth
 ) -> Screen: # The cells of the truth first
     "One screen of two."
     a, b = screen.adata, train.adata
-    X = sparse.vstack([a.X, b.X[:, b.var_names.get_indexer(screen.genes)]], 'csr')
+    at = b.var_names.get_indexer(screen.genes)
+    X = sparse.vstack([a.X, b.X[:, at]], 'csr')
+    layers = {k: sparse.vstack([a.layers[k], b.layers[k][:, at]], 'csr') for k in _counted(screen)}
     obs = pd.concat([_rows_of(screen, o) for o in (screen, train)])
     obs.index = [*a.obs_names, *('train: ' + b.obs_names)]
-    return Screen(ad.AnnData(X, obs=obs, var=a.var[[]]), **screen.options, check_values=False)
+    return Screen(ad.AnnData(X, obs=obs, var=a.var[[]], layers=layers), **screen.options, check_values=False)
 
 # %% ../../nbs/67_scoring.asked.ipynb #f426862a
 def file_task(

@@ -6,9 +6,9 @@
 __all__ = ['BASELINES', 'DOSE', 'SURE', 'SHARE', 'AT_ONCE', 'OF_CELLS', 'by_label', 'Genes', 'find_genes', 'Columns',
            'find_columns', 'Doses', 'read_doses', 'Matched', 'match', 'Said', 'said_of_conditions', 'value_faults',
            'see', 'hold', 'logged', 'Values', 'look_through', 'Judged', 'judge_copies', 'judge', 'Placed', 'place',
-           'Predicted', 'look', 'look_at_all', 'read_again', 'pieces', 'stream', 'of_cells', 'without_cells',
-           'task_id_of', 'Scored', 'scored', 'unscored', 'predicted_baselines', 'shared_task', 'FileScores',
-           'given_halves', 'score_all', 'evaluate_files']
+           'Predicted', 'look', 'look_at_all', 'read_again', 'pieces', 'by_condition', 'stream', 'of_cells',
+           'without_cells', 'task_id_of', 'Scored', 'scored', 'unscored', 'predicted_baselines', 'shared_task',
+           'FileScores', 'given_halves', 'score_all', 'challenge_on', 'evaluate_files']
 
 # %% ../../nbs/68_scoring.files.ipynb #0e9a167e
 import hashlib
@@ -34,6 +34,7 @@ from ..models.base import ModelInfo
 from ..models.baselines import Additive, ConditionMean, ControlMean, PerturbedMean
 from ..predict import Prediction, predict_task
 from .asked import Asked, ask, hint_for, listed, read_cells, some, terms_of
+from .challenge import Challenge, absent, said_of, scores_of, to_counts
 from .evaluation import Evaluation
 from .measured import label_columns
 from .profiles import metrics_of
@@ -456,19 +457,25 @@ def _taken(blocks, rows):
     mine = rows if blocks.rows is None else blocks.rows[rows]
     return sparse.vstack([block for _, block in Blocks(blocks, mine, blocks.columns)], 'csr')
 
+def by_condition(
+    X, # Predicted cells: CSR or `Blocks`
+    codes:np.ndarray, # The condition of each; below 0 for none
+): # Yields pairs of a code and its cells, CSR
+    "The cells of each condition that has some, in the order of codes."
+    in_memory = not isinstance(X, Blocks)
+    for piece in pieces(codes, max(1, AT_ONCE//max(X.shape[1], 1))):
+        rows = np.sort(np.concatenate(piece))
+        here = X if in_memory else _taken(X, rows)
+        for mine in piece:
+            yield int(codes[mine[0]]), here[mine if in_memory else np.searchsorted(rows, mine)]
+
 def stream(
     X, # Predicted cells: CSR or `Blocks`
     codes:np.ndarray, # The condition of each; below 0 for none
     values:str, # What `X` holds
 ): # Yields `Prediction`s
     "A prediction for each condition that has cells."
-    in_memory = not isinstance(X, Blocks)
-    for piece in pieces(codes, max(1, AT_ONCE//max(X.shape[1], 1))):
-        rows = np.sort(np.concatenate(piece))
-        here = X if in_memory else _taken(X, rows)
-        for mine in piece:
-            cells = here[mine if in_memory else np.searchsorted(rows, mine)]
-            yield Prediction(int(codes[mine[0]]), logged(cells, values).toarray())
+    for code, cells in by_condition(X, codes): yield Prediction(code, logged(cells, values).toarray())
 
 # %% ../../nbs/68_scoring.files.ipynb #5a509449
 OF_CELLS = 'variance', 'zeros', 'foldchange', 'foldchange_own' # Spaces of profiles that the mean does not give
@@ -509,6 +516,7 @@ class Scored(NamedTuple):
     table:pd.DataFrame # With the columns of a run's scores in front
     run:dict # What is said of it as a run
     absent:int # Conditions of the truth without a prediction
+    challenge:pd.DataFrame=None # Measures of the challenge, as `Challenge.table`; None where it is not scored
 
 def scored(
     evaluation:Evaluation,
@@ -565,6 +573,7 @@ class FileScores(NamedTuple):
     notes: list # What was ignored, and what is missing
     controls: pd.DataFrame # cell, half: which controls are half A and half B
     refused: dict # Model -> why its values cannot be scored; it has no values in `scores`
+    challenge: pd.DataFrame=None # Measures and scores in the challenge, as `scores_of`; None where it is not scored
 
 def given_halves(task) -> pd.DataFrame: # cell, half: 'A' or 'B'
     "Which controls are half A and half B."
@@ -572,19 +581,30 @@ def given_halves(task) -> pd.DataFrame: # cell, half: 'A' or 'B'
     return pd.DataFrame(dict(cell=task.store.cells[given], half=np.array(['A', 'B'])[task.half[given]]))
 
 # %% ../../nbs/68_scoring.files.ipynb #cddf5fde
-def _score_file(evaluation, task_id, name, source, p, asked):
+def _score_file(evaluation, task_id, name, source, p, asked, challenge):
     "The scores of one file."
     X = read_again(source, asked) if p.X is None else p.X
     p.X = None
     codes = np.where(np.isin(p.codes, evaluation.task.test_conditions()), p.codes, -1)
     found = scored(evaluation, task_id, name, stream(X, codes, asked.terms.values))
+    if challenge is not None:
+        counts = ((code, to_counts(cells, asked.terms.values)) for code, cells in by_condition(X, codes))
+        found = found._replace(challenge=challenge.table(counts))
     return found if asked.terms.predicted == 'cells' else found._replace(table=without_cells(found.table))
+
+def _in_challenge(challenge, files, notes):
+    "The scores of all files in the challenge; None where it is not scored."
+    if challenge is None: return None
+    tables = {name: o.challenge for name, o in files.items() if o.challenge is not None}
+    for name, table in tables.items(): notes += absent(challenge, name, table)
+    return pd.concat([scores_of(challenge, *o) for o in tables.items()], ignore_index=True)
 
 def score_all(
     evaluation:Evaluation,
     sources:dict, # Label -> file or AnnData
     looked:dict, # Label -> Predicted
     asked:Asked, # Its notes get what is missing
+    challenge:Challenge=None, # On the same task, where it is scored
 ) -> FileScores:
     "The scores of all files and baselines."
     task, task_id, notes = evaluation.task, task_id_of(evaluation), asked.terms.notes
@@ -592,13 +612,14 @@ def score_all(
     files = {}
     for name, p in looked.items():
         if p.refused: files[name] = unscored(baselines['control_mean'], name)
-        else: files[name] = _score_file(evaluation, task_id, name, sources[name], p, asked)
+        else: files[name] = _score_file(evaluation, task_id, name, sources[name], p, asked, challenge)
     for name, o in {**baselines, **files}.items():
         if o.absent: notes.append(f'{name}: {o.absent:,} conditions of the truth have no prediction')
-    tables, runs, _ = zip(*files.values(), *baselines.values())
+    each = [*files.values(), *baselines.values()]
     refused = {name: p.refused for name, p in looked.items() if p.refused}
-    return FileScores(pd.concat(tables, ignore_index=True), pd.DataFrame(runs), references(evaluation), evaluation,
-                      notes, given_halves(task), refused)
+    return FileScores(pd.concat([o.table for o in each], ignore_index=True), pd.DataFrame([o.run for o in each]),
+                      references(evaluation), evaluation, notes, given_halves(task), refused,
+                      _in_challenge(challenge, files, notes))
 
 # %% ../../nbs/68_scoring.files.ipynb #9e88a6d1
 def _task_of(asked, looked):
@@ -612,6 +633,21 @@ def _task_of(asked, looked):
     task = shared_task(task, tested)
     if gone: notes.append(f'{gone:,} conditions of the truth are not in all predictions; nothing is scored on them')
     return task
+
+# %% ../../nbs/68_scoring.files.ipynb #b7b1b55a
+def challenge_on(
+    task,
+    terms, # How files are read; gets notes
+) -> Challenge: # None, with a note that says why, where a measure cannot be taken
+    "The challenge on the task of an evaluation of files."
+    try:
+        if terms.predicted == 'means': raise InputError('its measures need cells, and predictions are means')
+        challenge = Challenge(task, terms.values)
+    except InputError as e:
+        terms.notes.append(f'the challenge is not scored: {e}')
+        return None
+    terms.notes += said_of(challenge)
+    return challenge
 
 # %% ../../nbs/68_scoring.files.ipynb #2b3c351b
 def _known(what, kind, kinds):
@@ -635,7 +671,7 @@ def evaluate_files(
     train=None, # An h5ad (or AnnData) of training cells with controls: axes and centres come from it, and baselines
     protocol:str='default', # 'perturbench': one reference for both effects, ties in full, nothing down-sampled
     metrics=None, # Names in `METRICS`; by default those of the profile
-    profile:str=None, # Which metrics: 'quick', or 'full', the default
+    profile:str=None, # Which metrics: 'quick', 'vcc2026' (these and the challenge), or 'full', the default
     intersection:bool=False, # Score the conditions that the truth and all predictions have
     gene_sets=None, # A GMT file: effects are compared as means over its gene sets, too
     dose_key:str=None, # The column of obs with the dose; what is plainly one is taken by itself, 'none' pools doses
@@ -663,4 +699,5 @@ def evaluate_files(
         terms.notes.append('no training cells were given: distributions are compared along axes of the controls of the '
                            'truth, and nothing is centred')
     terms.notes += [f'{name}: refused, {o}' for name, p in looked.items() for o in p.refused]
-    return score_all(Evaluation(task, names, sets), sources, looked, asked)
+    challenge = challenge_on(task, terms) if profile == 'vcc2026' else None
+    return score_all(Evaluation(task, names, sets), sources, looked, asked, challenge)

@@ -30,7 +30,7 @@ def asked(
 # %% ../../nbs/62_scoring.profiles.ipynb #8154f4cd
 QUICK = ('rmse_average', 'mae_average', 'cosine_logfc', 'pearson_logfc', 'pearson_centred', 'rmse_rank_average',
          'cosine_rank_logfc', 'energy_pca', 'mae_zeros', 'de_auprc')
-PROFILES = dict(quick=QUICK, full=None)
+PROFILES = dict(quick=QUICK, full=None, vcc2026=QUICK)
 
 def metrics_of(
     profile:str=None, # A key of `PROFILES`; 'full' by default
