@@ -43,7 +43,7 @@ def test_one_value_of_the_covariate_one_cell_in_a_condition_and_in_the_last_batc
     found = scores_of('out')
     assert set(found.model) == set(inject) and set(found.n_true) == {1} and set(found.task_id) == {task.task_id}
     assert found.value[found.metric.isin(['rmse_average', 'mae_average'])].notna().all()
-    assert set(found.status) <= {'ok', 'few_candidates', 'no_signal', 'few_cells', 'no_difference', 'no_own_control', 'little_variance', 'no_training'}
+    assert set(found.status) <= {'ok', 'few_candidates', 'no_signal', 'few_cells', 'no_difference', 'no_own_control', 'little_variance', 'no_training', 'few_controls'}
 
 ODD = ['TP53_v2', 'TGF-β/1', 'a, b', '药+1', '"q"', "5'_x", 'nan', '1', 'a,b/c_d', 'e+f+g']  # with sep='+' three of them are combinations
 
@@ -96,7 +96,7 @@ def test_predictions_with_genes_in_another_order_score_the_same(at):
         found.append(pd.read_parquet(f'{name}/out/scores.parquet'))
     pd.testing.assert_frame_equal(*found, check_exact=True)
     assert (Path('same/out/leaderboard.csv').read_bytes()) == Path('other/out/leaderboard.csv').read_bytes()
-    mine = found[0][(found[0].model == 'mine') & (found[0].status == 'ok')]
+    mine = found[0][(found[0].model == 'mine') & found[0].status.isin(['ok', 'few_controls'])]
     assert mine.value.notna().all() and (mine.groupby('metric').size()[['rmse_average', 'cosine_logfc', 'energy_pca', 'mae_zeros']] == 18).all()
 
 def test_a_covariate_may_be_called_model(at):

@@ -480,3 +480,34 @@ def test_the_right_cells_are_at_the_distance_of_a_replicate_of_as_many_as_are_co
         assert abs(found[f'energy_unbiased_{space}']) < .02*within
         assert found[f'energy_{space}'] - found[f'energy_unbiased_{space}'] == pytest.approx(within/most, rel=.1)
         assert found[f'dispersion_{space}'] == pytest.approx(1, abs=.1)
+
+def test_rows_in_another_order_where_different_cells_have_the_same_wave():
+    "cos(0) and cos(710) are both 1 in float32."
+    task = task_of(screen(dict(control=60, g1=12), lines='x', n_genes=711))
+    code, cells = int(task.test_conditions()[0]), np.zeros((100, 711), np.float32)
+    cells[:50, 0] = cells[50:, 710] = 2
+    tables = [evaluate_task(task, [Prediction(code, x)], ['energy_genes', 'mmd_published', 'cell_cov'])
+              for x in (cells, cells[::-1].copy())]
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+
+@pytest.mark.parametrize('m', ['mmd_rbf_pca', 'mmd_rbf_genes', 'cell_cov'])
+def test_what_is_said_of_a_clump_does_not_depend_on_other_metrics(m):
+    task = task_of(screen(dict(control=60, g1=12), lines='x'))
+    x = cells_of(np.random.default_rng(0), 'g1', 9)
+    clump = [Prediction(int(task.test_conditions()[0]), x[:1] + x*np.float32(.01))]
+    alone, beside = (by_condition(evaluate_task(task, clump, names)) for names in ([m], [m, 'energy_genes', 'energy_pca']))
+    same(alone, only(beside, [m]))
+
+@pytest.mark.parametrize('m', ['cosine_interaction', 'rmse_rank_average_offtarget'])
+def test_a_metric_that_no_condition_has(m):
+    a = screen(dict(control=60, g1=12), lines='x')
+    a.obs['gene'] = a.obs.gene.replace('g1', 'drug')
+    task = task_of(a)
+    cells = {int(c): cells_of(np.random.default_rng(0), 'g1', 9) for c in task.test_conditions()}
+    assert not len(evaluate_task(task, stream(task, cells), m))
+
+def test_own_controls_that_vary_have_fold_changes_beside_one_held_out_control():
+    task = task_of(screen(dict(control=3, g1=12), lines='x'))
+    table = by_condition(evaluate_task(task, stream(task, plain(task, [20]), {0: controls_of(task, 0)}),
+                                       ['rmse_foldchange', 'rmse_foldchange_own']))
+    assert np.isfinite(value(table, 'rmse_foldchange')) and np.isfinite(value(table, 'rmse_foldchange_own'))

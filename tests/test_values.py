@@ -11,6 +11,7 @@ os.environ.setdefault('CUDA_VISIBLE_DEVICES', '')  # --write is no test, whose G
 import anndata as ad, numpy as np, pandas as pd, pytest
 from scipy import sparse
 from perturbench.cli import main
+from perturbench.scoring.profiles import WITHOUT
 
 REFERENCE = Path(__file__).parent/'reference'
 TOLERANCE = 1e-9 # Relative or absolute: sums in another order stay far within it, another definition does not
@@ -235,7 +236,7 @@ MADE = {k: evaluated for k in SCENARIOS} | {'run': run}
 # Comparison
 
 # All other columns of scores name the row
-SCORED = ('value', 'value_half', 'n_true', 'n_pred', 'n_candidates', 'status', 'state')
+SCORED = ('value', 'value_half', 'n_true', 'n_pred', 'n_candidates', 'status', 'state', 'definitions', *WITHOUT)
 KEYS = {'leaderboard': ['task', 'model', 'metric'], 'comparisons': ['task', 'metric', 'a', 'b'],
         'strata': ['task', 'model', 'metric', 'stratum', 'level']}
 

@@ -106,7 +106,7 @@ def register_engine():
 DEFAULT_GRID = """\
 tasks: [sim-transfer, sim-combination]
 models: [control_mean, perturbed_mean, condition_mean, additive, linear, latent_additive, decoder_only, covariate_only]
-seeds: [0, 1]
+seeds: [0, 1, 2]
 budget: quick
 """
 

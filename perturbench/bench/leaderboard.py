@@ -26,13 +26,14 @@ from ..core import InputError, atomic_path, digest, file_sha256
 from ..metrics.accuracy import DEFINITIONS
 from ..scoring.evaluation import METRICS, Evaluation # METRICS with all that are built in
 from ..scoring.intervals import Resamples, compare_models, mean_over
+from ..scoring.profiles import WITHOUT
 from ..scoring.references import calibrate, systematic_share, task_references
 from ..scoring.strata import STRATA, Cube, by_stratum, strata
 from ..tasks import load_task
 
 # %% ../../nbs/74_bench.leaderboard.ipynb #e5c8be4f
 _FIXED = ('task', 'task_id', 'model', 'seed', 'run_id', 'perturbation', 'metric', 'value', 'n_true', 'n_pred', 'n_candidates', 'status', 'value_half', 'state',
-          'definitions')
+          'definitions', *WITHOUT)
 
 def tidy_scores(
     scores, # A score table; without a task, task_id, seed or run_id all rows are of one
@@ -41,7 +42,7 @@ def tidy_scores(
     scores = scores.reset_index(drop=True)
     keys = sorted(c for c in scores if c not in _FIXED) + ['perturbation']
     missing = dict(task='evaluation', task_id='', model='model', seed=0, run_id='', n_candidates=np.nan, status='ok', value_half=np.nan, state=0,
-                   definitions=DEFINITIONS)
+                   definitions=DEFINITIONS) | {k: np.nan for k in WITHOUT}
     out = pd.DataFrame({k: scores[k] if k in scores else pd.Series(missing[k], scores.index) for k in (*missing, 'metric', 'value', 'perturbation')})
     out = out.astype({k: object for k in out if isinstance(out[k].dtype, pd.CategoricalDtype)})
     out.insert(6, 'condition', scores[keys].astype(str).groupby(keys, sort=True).ngroup())
@@ -75,7 +76,7 @@ def estimates(
 ) -> dict: # Arrays, models x metrics: mean, sd, lo, hi, n_conditions, n_undefined
     "Mean, spread over seeds and 95 % interval of each model and metric."
     by_seed = mean_over(cube.values, 0)
-    lo, hi = (np.clip(v, *np.array([METRICS[m].limits for m in cube.metrics]).T) for v in cube.resamples.interval(cube.values)[1:])
+    lo, hi = (np.clip(v, *np.array([METRICS[m].limits for m in cube.metrics]).T) for v in cube.resamples.interval(cube.values, redrawn=cube.redrawn)[1:])
     n, sd = np.array([len(cube.seeds[m]) for m in cube.models])[:, None], np.full(by_seed.shape[1:], np.nan)
     several = (n[:, 0] > 1)
     if several.any(): sd[several] = np.stack([by_seed[:len(cube.seeds[m]), j].std(0, ddof=1) for j, m in enumerate(cube.models) if several[j]])
@@ -90,11 +91,13 @@ def judge(
 ) -> tuple: # Models x metrics, bool: best; not worse than the best by more than noise
     "Which models are best, and which are not worse than the best by more than noise; none by a diagnostic."
     sign = np.array([1 if METRICS[m].better == 'lower' else -1 for m in cube.metrics])
-    judged = np.array([METRICS[m].judged for m in cube.metrics])
+    judged = np.array([METRICS[m].judged for m in cube.metrics]) & ~cube.few
     cost = np.where(whole & judged & np.isfinite(means), sign*means, np.inf)
     top = cost.argmin(0)
-    ahead = np.take_along_axis(cube.values, np.broadcast_to(top, (*cube.values.shape[:2], 1, len(top))), 2)
-    lo = cube.resamples.interval(sign*(cube.values - ahead), skewed=False).lo
+    place = np.broadcast_to(top, (*cube.values.shape[:2], 1, len(top)))
+    behind = sign*(cube.values - np.take_along_axis(cube.values, place, 2))
+    redrawn = cube.redrawn - np.take_along_axis(cube.redrawn, place[..., None], 2)
+    lo = cube.resamples.interval(behind, skewed=False, redrawn=sign[:, None]*redrawn).lo
     known, leader = np.isfinite(cost), np.take_along_axis(means, top[None], 0)
     slack = 1e-9*np.maximum(1e-3, np.maximum(np.abs(leader), np.abs(means)))
     best = known & (np.abs(means - leader) <= slack)
@@ -108,6 +111,7 @@ STATUSES = {'no_signal': 'the predicted or the true effect is zero or constant, 
             'few_cells': 'a distribution of fewer than two cells',
             'little_variance': 'predicted cells vary less than a tenth as much as measured ones: they are a mean with some noise and no sample of cells, and tests and fold changes of them mean nothing',
             'no_own_control': 'there is no prediction of the model for control cells',
+            'few_controls': 'the true effect rests on fewer than 25 control cells: nothing is judged by it, and no model is best',
             'control_off': 'predicted controls are farther from held-out ones than the given controls are, so effects from them do not count',
             'no_difference': 'no gene of the measured cells differs significantly, so there is nothing to find',
             'no_range': 'a replicate of the measured cells does no better than the better null: this metric cannot judge a model on this screen',
@@ -200,7 +204,9 @@ def scope_of(
     "What intervals are over."
     conditions = scores.drop_duplicates('condition')
     n_seeds = int(scores.groupby('model').seed.nunique().max())
-    return Resamples(conditions.perturbation, conditions.state, n_seeds).scope
+    scope = Resamples(conditions.perturbation, conditions.state, n_seeds).scope
+    drawn = set(scores.metric[scores[WITHOUT].notna().any(axis=1)])
+    return scope + (f"; {', '.join(m for m in METRICS if m in drawn)}: over held-out controls as well" if drawn else '')
 
 def remarks(
     scores, # From `tidy_scores`
@@ -253,7 +259,10 @@ def comparisons(
     scores, found = tidy_scores(scores), {}
     for task, part in scores[scores.metric.isin(PRIMARY)].groupby('task'):
         cube = Cube(part)
-        found[task] = {m: compare_models(cube.values[..., k], METRICS[m].better, cube.resamples, cube.models) for k, m in enumerate(cube.metrics) if len(cube.models) > 1}
+        def again(k): return np.where(cube.few[k], np.nan, cube.redrawn[:, :, :, k])
+        def pairs(k, m): return compare_models(cube.values[..., k], METRICS[m].better, cube.resamples, cube.models,
+                                               redrawn=again(k))
+        found[task] = {m: pairs(k, m) for k, m in enumerate(cube.metrics) if len(cube.models) > 1}
     return found
 
 def in_short(
@@ -368,7 +377,7 @@ def text_table(
     if scaled: body += f"\n\ncalibrated: 0 is the better of two nulls, 1 half of the measured cells as a prediction of the other half ({board.attrs['halves'][task]}); no_range: the half does no better than the null"
     scope = board.attrs.get('scope', {}).get(task, 'over conditions')
     notes = ''.join(f'\n{name}: {_one_line(text)}' for name, text in board.attrs.get('notes', {}).get(task, ()))
-    return f'{_one_line(task)}: {facts(board, task)}\n\n{body}\n\n* best, ~ not worse than the best beyond noise, [95 % interval {scope}, this split and its controls]{_flagged(part)}{left_out(part)}{notes}'
+    return f'{_one_line(task)}: {facts(board, task)}\n\n{body}\n\n* best, ~ not worse than the best beyond noise, [95 % interval {scope}; given this split and the controls that models are given]{_flagged(part)}{left_out(part)}{notes}'
 
 # %% ../../nbs/74_bench.leaderboard.ipynb #17fa93d6
 def _flagged(part):
@@ -393,7 +402,8 @@ def facts(
     def span(name, word):
         lo, hi = part[name].min(), part[name].max()
         return f"{lo if lo == hi else f'{lo} to {hi}'} {word}{'' if hi == 1 else 's'}"
-    found = [span('n_conditions', 'condition'), span('n_seeds', 'seed'), board.attrs.get('candidates', {}).get(task)]
+    few = ' (few)' if part.n_seeds.max() == 2 else ''
+    found = [span('n_conditions', 'condition'), span('n_seeds', 'seed') + few, board.attrs.get('candidates', {}).get(task)]
     return ', '.join(f for f in found if f)
 
 # %% ../../nbs/74_bench.leaderboard.ipynb #2605775c
@@ -469,10 +479,10 @@ dd { margin: 0 0 .5rem }
 </head>
 <body>
 <h1>Leaderboard</h1>
-<p>Each number is a mean over test conditions, then over seeds; below it stands its 95 % interval, for this split and these controls: another draw of either can
+<p>Each number is a mean over test conditions, then over seeds; below it stands its 95 % interval, for this split and the controls that models were given: another draw of either can
 move it further. <span class="best">Bold</span> is
 the best model of a column. <span class="near">~ Shaded</span> models are not worse than the best by more than noise: the interval of their paired
-difference reaches 0. With a single condition nothing can be told apart. The last line of a cell is the calibrated score: 0 is the better of two predictions that know nothing of the perturbation (control cells, and perturbed cells of all training
+difference reaches 0. With a single condition nothing can be told apart. The intervals of effects by log fold change draw the held-out controls as well; where a state has fewer than 25 of them, nothing is judged by effects (<i>few_controls</i>). The last line of a cell is the calibrated score: 0 is the better of two predictions that know nothing of the perturbation (control cells, and perturbed cells of all training
 perturbations alike), 1 is half of the measured cells as a prediction of the other half; <i>no_range</i> says that the second does no better than the first, so that the metric cannot judge a model on this screen.</p>
 {% macro grid(metrics, models, costs) %}<div class="wide"><table>
 <thead><tr><th>model</th>{% for k in metrics %}<th title="{{ k.text }}">{{ k.name }}<small>{{ k.better }} is better</small></th>{% endfor %}

@@ -92,7 +92,7 @@ class TrueCells:
 
     def _functions(self, space):
         needs = {name for m in self.measured.metrics if m.space == space for name in m.needs}
-        return [name for name in FUNCTIONS if name in needs]
+        return [name for name in FUNCTIONS if name == 'root' or name in needs] # The distance says who lies in a clump
 
     def project(self,
         fold:int,

@@ -6,7 +6,7 @@
 __all__ = ['FIRST', 'DE_SPACES', 'one_thread', 'Workers', 'along_wave', 'PredictedCells', 'Scored', 'extras_for',
            'means_of_pairs', 'distribution_scores', 'distribution_status', 'why_not_tested', 'varies', 'Drawn',
            'tests_of_part', 'de_scores', 'de_score_of', 'score_of_tests', 'de_status', 'Comparison',
-           'nothing_collected', 'no_controls', 'place_of', 'titled', 'checked_cells', 'state_names', 'the_same', 'take',
+           'nothing_collected', 'no_controls', 'place_of', 'titled', 'checked_cells', 'the_same', 'take',
            'take_control', 'State', 'collect', 'need_all']
 
 # %% ../../nbs/61_scoring.collect.ipynb #15de91b4
@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 import numpy as np
 import torch
+from numba import njit
 from ..core import InputError, rng
-from ..metrics.de import Reference, control_off, down_sample, enough_variance
+from ..metrics.de import ENOUGH, Reference, control_off, down_sample, enough_variance
 from ..metrics.distributions import CLUMPED, FUNCTIONS, Points, dispersion, pair_sums, points_of
 from ..metrics.effects import MOMENTS, Moments, Profiles, Shared, moments
 from .cells import TrueCells, compressed, equal_numbers, n_compared
-from .measured import HALVES, Kept, titles
+from .measured import HALVES, Kept, state_names, titles
 
 # %% ../../nbs/61_scoring.collect.ipynb #961be6c3
 @contextmanager
@@ -56,12 +57,26 @@ class Workers:
             if self.pool: self.pool.shutdown(cancel_futures=True)
 
 # %% ../../nbs/61_scoring.collect.ipynb #5ddc6651
+@njit(cache=True, nogil=True)
+def _products(cells, wave):
+    "The product of each row with `wave`, in four sums so that one need not wait for the other."
+    out, n_genes = np.empty(len(cells)), cells.shape[1]
+    for i in range(len(cells)):
+        a, b, c, d = 0., 0., 0., 0.
+        for j in range(0, n_genes - 3, 4):
+            a += np.float64(cells[i, j])*wave[j]
+            b += np.float64(cells[i, j + 1])*wave[j + 1]
+            c += np.float64(cells[i, j + 2])*wave[j + 2]
+            d += np.float64(cells[i, j + 3])*wave[j + 3]
+        for j in range(n_genes - n_genes % 4, n_genes): a += np.float64(cells[i, j])*wave[j]
+        out[i] = a + b + c + d
+    return out
+
 def along_wave(
     cells, # Cells x genes
-) -> np.ndarray: # One number a cell
+) -> np.ndarray: # One number a cell, float64
     "The product of each cell with a cosine over genes."
-    wave = np.cos(np.arange(cells.shape[1])).astype(np.float32)
-    return cells @ wave.astype(np.result_type(cells.dtype, np.float32), copy=False)
+    return _products(np.ascontiguousarray(cells), np.cos(np.arange(cells.shape[1])))
 
 # %% ../../nbs/61_scoring.collect.ipynb #077d1588
 FIRST = 64 # Cells of the smallest draw
@@ -163,7 +178,7 @@ def distribution_scores(
         n = min(len(pred), n_compared(true.n_half(i, space), space, true.task.protocol))
         mine = [m for m in true.measured.metrics if m.kind == 'distribution' and m.space == space]
         made_of = {m.name: set(m.needs) & set(FUNCTIONS) for m in mine}
-        pairs = means_of_pairs(true, i, pred, space, project, n) if any(made_of.values()) else []
+        pairs = means_of_pairs(true, i, pred, space, project, n)
         cells = pred.in_space(space, project, n)[:n]
         for m in mine:
             extras = extras_for(m, true, i)
@@ -175,9 +190,8 @@ def distribution_scores(
 
 def distribution_status(score, pairs):
     "What is said of a score: whether there is one, and whether predicted cells lie in a clump."
-    if not np.isfinite(score.value): return 'few_cells'
-    distances = pairs[0].get('root') if pairs else None
-    return 'little_variance' if distances and dispersion(None, None, distances) < CLUMPED else 'ok'
+    if dispersion(None, None, pairs[0]['root']) < CLUMPED: return 'little_variance'
+    return 'ok' if np.isfinite(score.value) else 'few_cells'
 
 # %% ../../nbs/61_scoring.collect.ipynb #4de7b3b7
 DE_SPACES = 'de', 'de_own'
@@ -339,10 +353,6 @@ def checked_cells(
     keys = prediction.fold, *state_names(measured.task, prediction.condition)
     return PredictedCells(cells, along, measured.wanted_moments(of_cells=True), keys)
 
-def state_names(task, code):
-    "The covariates of a condition, by which draws are keyed that its state shares."
-    return map(str, task.conditions.loc[code, list(task.covariate_keys)])
-
 def the_same(cells, others):
     "Whether two sets of cells are equal; most that are not differ in their first cell."
     return cells is others or cells.shape == others.shape and np.array_equal(cells[:1], others[:1]) and (
@@ -381,8 +391,8 @@ def take_control(
     out.control[at] = 'control_off' if off else 'ok'
     out.pred.own.rows[out.pred.own.at[i]] = own
     if out.pred.own_linear is None: return
-    enough = len(pred) > 1 and enough_variance(pred.moments.var[0], [true.control_variance(i)])
-    out.pred.own_linear.rows[out.pred.own_linear.at[i]] = pred.moments.linear[0] if enough else np.nan
+    clumped = len(pred) < 2 or pred.moments.var[0].sum() < ENOUGH*true.control_variance(i)
+    out.pred.own_linear.rows[out.pred.own_linear.at[i]] = np.nan if clumped else pred.moments.linear[0]
 
 # %% ../../nbs/61_scoring.collect.ipynb #a949eafc
 class State:

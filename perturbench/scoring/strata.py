@@ -15,6 +15,7 @@ from ..core import InputError, nearest, rng
 from ..loaders.store import fixed, group_sums
 from ..metrics.accuracy import centred_ranks
 from .evaluation import METRICS # with the metrics of all rooms
+from .profiles import WITHOUT
 from .intervals import Resamples, mean_over
 from .measured import Measured, label_columns
 
@@ -368,7 +369,8 @@ class _Places(NamedTuple):
     metric:np.ndarray
 
 class Cube:
-    "The scores of a task as arrays, conditions x seeds x models x metrics."
+    """The scores of a task as arrays, conditions x seeds x models x metrics; `redrawn` has the groups of controls last.
+    `few` says by which metrics nothing should be judged, since controls are few."""
     def __init__(self,
         scores, # Of one task: model, seed, metric, value, value_half, condition (a number), perturbation, state
     ):
@@ -384,6 +386,9 @@ class Cube:
         self.tested = np.zeros((len(self.conditions), len(self.models), len(self.metrics)), bool)
         self.tested[at.condition, at.model, at.metric] = True
         self.values, self.halves = (self._filled(at, scores[name]) for name in ('value', 'value_half'))
+        said = scores.status if 'status' in scores else np.full(len(scores), 'ok')
+        self.few = np.isin(self.metrics, scores.metric[said == 'few_controls'])
+        self.redrawn = self._redrawn(at, scores)
 
     def _places(self, scores):
         seed = [self.seeds[model].index(seed) for model, seed in zip(scores.model, scores.seed)]
@@ -391,6 +396,14 @@ class Cube:
         model = pd.Index(self.models).get_indexer(scores.model)
         metric = pd.Index(self.metrics).get_indexer(scores.metric)
         return _Places(condition, np.array(seed, int), model, metric)
+
+    def _redrawn(self, at, scores):
+        "Scores without each tenth of the held-out controls, and as they are where these do not matter."
+        as_they_are = np.broadcast_to(self.values[..., None], (*self.values.shape, len(WITHOUT)))
+        if not set(WITHOUT) <= set(scores): return as_they_are
+        without = np.stack([self._filled(at, scores[name]) for name in WITHOUT], -1)
+        again = np.isfinite(without).any((0, 1, 2, 4))
+        return np.where(again[:, None], without, as_they_are)
 
     def _filled(self, at, values):
         n_seeds = self.resamples.n_seeds
@@ -407,7 +420,8 @@ def _level(
 ) -> pd.DataFrame: # model, metric, their places in the cube, mean, lo, hi, n_conditions
     "The means over some conditions, a row for each model and metric."
     values, tested = cube.values[rows], cube.tested[rows].any(0)
-    interval = Resamples(cube.perturbation[rows], cube.state[rows], values.shape[1]).interval(values)
+    resamples = Resamples(cube.perturbation[rows], cube.state[rows], values.shape[1])
+    interval = resamples.interval(values, redrawn=cube.redrawn[rows])
     lowest, highest = np.array([METRICS[name].limits for name in cube.metrics]).T
     model, metric = np.indices(tested.shape)
     columns = dict(model_place=model, model=np.array(cube.models, object)[model],
