@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'Keys', 'Perturbation', 'Control', 'Sep', 'Keep', 'Dose', 'TechnicalBatch', 'Replicate', 'Targets', 'Out',
            'Protocol', 'SHOWN', 'HELD', 'UsageError', 'STOPPED', 'datasets', 'models', 'metrics', 'tasks',
-           'read_targets', 'prepare', 'check', 'fetch', 'run', 'report', 'predict', 'evaluate', 'main']
+           'read_targets', 'prepare', 'check', 'fetch', 'run', 'report', 'rescore', 'predict', 'evaluate', 'main']
 
 # %% ../nbs/80_cli.ipynb #ec6c145d
 import os, signal, sys, threading, time
@@ -244,6 +244,16 @@ def _report(out, only=None):
 @app.command()
 def report(out:Annotated[Path, typer.Argument(help='A folder of results.')]):
     "Write the leaderboard and its figures from the runs that are there."
+    _report(out)
+
+# %% ../nbs/80_cli.ipynb #5f8fafa1
+@app.command()
+def rescore(out:Annotated[Path, typer.Argument(help='A folder of results.')]):
+    "Score the runs of another definition of the metrics anew, from the models that they kept, and report."
+    from perturbench.bench import rescore as room
+    found = room.rescore(out)
+    print(f'{next(found)} runs to score')
+    for about in found: print(f"scored: {about['task']} / {about['model']} / seed {about['seed']}", flush=True)
     _report(out)
 
 # %% ../nbs/80_cli.ipynb #e4f88df6

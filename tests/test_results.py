@@ -364,3 +364,13 @@ def test_what_cannot_be_scored_anew_is_said(out):
     as_definitions(home(out), 1)
     flip(home(out)/'model.ckpt', 9000)
     with pytest.raises(InputError, match='model.ckpt was altered'): list(rescore(out))
+
+def test_the_command_scores_anew_and_reports(out, capsys):
+    board, kept = (out/'leaderboard.csv').read_bytes(), (home(out)/'scores.parquet').read_bytes()
+    as_definitions(home(out), 1)
+    assert main(['report', str(out)]) == 2 and 'perturbench rescore' in capsys.readouterr().err
+    assert main(['rescore', str(out)]) == 0
+    said = capsys.readouterr().out
+    assert '1 runs to score' in said and 'scored: small / linear / seed 0' in said
+    assert (home(out)/'scores.parquet').read_bytes() == kept and (out/'leaderboard.csv').read_bytes() == board
+    assert main(['rescore', str(out/'nothing')]) == 2 and 'there is no finished run' in capsys.readouterr().err
