@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['STATUSES', 'COLUMNS', 'COLLAPSE', 'COSTS', 'PAIRS', 'PRIMARY', 'FAMILIES', 'tidy_scores', 'check_scores', 'estimates',
-           'judge', 'undefined_reasons', 'status_notes', 'candidates', 'too_near', 'compare', 'Remark', 'Reasons',
-           'scope_of', 'remarks', 'leaderboard', 'mean_costs', 'comparisons', 'in_short', 'conditions_of', 'levels',
-           'headlines', 'page_order', 'decimals', 'cells', 'text_table', 'left_out', 'facts', 'print_tables', 'chance',
-           'plot_board', 'file_name', 'page_rows', 'page_strata', 'page_task', 'page', 'write_board', 'Results',
-           'read_results', 'references_of', 'write_report']
+           'judge', 'undefined_reasons', 'status_notes', 'candidates', 'too_near', 'smallest_shown', 'compare',
+           'Remark', 'Reasons', 'scope_of', 'remarks', 'leaderboard', 'mean_costs', 'comparisons', 'in_short',
+           'conditions_of', 'levels', 'headlines', 'page_order', 'decimals', 'cells', 'fit_mark', 'text_table',
+           'left_out', 'facts', 'print_tables', 'chance', 'plot_board', 'file_name', 'page_rows', 'page_strata',
+           'page_task', 'page', 'write_board', 'Results', 'read_results', 'references_of', 'write_report']
 
 # %% ../../nbs/74_bench.leaderboard.ipynb #9a9c2f61
 import itertools, re, sys
@@ -25,9 +25,9 @@ from .runs import set_threads, survey
 from ..core import InputError, atomic_path, digest, file_sha256
 from ..metrics.accuracy import DEFINITIONS
 from ..scoring.evaluation import METRICS, Evaluation # METRICS with all that are built in
-from ..scoring.intervals import Resamples, compare_models, mean_over
+from ..scoring.intervals import Resamples, compare_models, mean_over, smallest_difference
 from ..scoring.profiles import QUICK, WITHOUT
-from ..scoring.references import calibrate, systematic_share, task_references
+from ..scoring.references import calibrate, fitness, systematic_share, task_references
 from ..scoring.strata import STRATA, Cube, by_stratum, strata
 from ..tasks import load_task
 
@@ -88,10 +88,11 @@ def judge(
     cube:Cube,
     means, # From `estimates`, models x metrics
     whole, # Models x metrics, bool: whether a model predicted all conditions
+    fit='', # One a metric: 'unfit' where no model is judged by it
 ) -> tuple: # Models x metrics, bool: best; not worse than the best by more than noise
     "Which models are best, and which are not worse than the best by more than noise; none by a diagnostic."
     sign = np.array([1 if METRICS[m].better == 'lower' else -1 for m in cube.metrics])
-    judged = np.array([METRICS[m].judged for m in cube.metrics]) & ~cube.few
+    judged = np.array([METRICS[m].judged for m in cube.metrics]) & ~cube.few & (np.asarray(fit) != 'unfit')
     cost = np.where(whole & judged & np.isfinite(means), sign*means, np.inf)
     top = cost.argmin(0)
     place = np.broadcast_to(top, (*cube.values.shape[:2], 1, len(top)))
@@ -159,9 +160,19 @@ def too_near(
     cells = np.array([METRICS[m].kind == 'distribution' and METRICS[m].judged for m in metrics])
     return np.where(cells & (scale.status == 'ok') & (scale.value > 1), 'above_one', scale.status)
 
+# %% ../../nbs/74_bench.leaderboard.ipynb #66a0f660
+def smallest_shown(
+    cube:Cube,
+) -> np.ndarray: # One a metric; missing with a single model
+    "The median over pairs of models of the smallest difference that can be shown."
+    a, b = np.triu_indices(len(cube.models), 1)
+    if not len(a): return np.full(len(cube.metrics), np.nan)
+    each = smallest_difference(cube.values[:, :, a], cube.values[:, :, b], cube.resamples)
+    return np.array([np.median(v[np.isfinite(v)]) if np.isfinite(v).any() else np.nan for v in np.atleast_2d(each).T])
+
 # %% ../../nbs/74_bench.leaderboard.ipynb #ab73b19d
 COLUMNS = ['task', 'task_id', 'model', 'metric', 'mean', 'sd', 'lo', 'hi', 'n_conditions', 'n_undefined', 'n_seeds', 'best', 'within_noise',
-           'calibrated', 'calibrated_lo', 'calibrated_hi', 'calibrated_status', 'null', 'null_mean', 'duplicate_mean', 'limit',
+           'calibrated', 'calibrated_lo', 'calibrated_hi', 'calibrated_status', 'null', 'null_mean', 'duplicate_mean', 'limit', 'fit',
            'spread', 'rank_pred', 'rank_true', 'collapsed', 'fit_seconds', 'predict_seconds', 'peak_memory']
 COLLAPSE, COSTS = COLUMNS[-7:-3], COLUMNS[-3:]
 
@@ -174,13 +185,16 @@ def compare(
     found = estimates(cube)
     partial = (scores.status == 'not_predicted').groupby(scores.model).any()
     lost = np.where(np.isfinite(found['mean']), found['n_undefined'], len(cube.conditions) + 1)
-    best, near = judge(cube, found['mean'], ~partial[cube.models].to_numpy()[:, None] & (lost == lost.min(0)))
-    found |= dict(best=best, within_noise=near)
+    fit = ''
     if references is not None:
         there = ~np.isfinite(found['mean']) | (found['n_conditions'] == found['n_undefined'])
         scale, ends = calibrate(cube.halves, references, cube.metrics, cube.conditions, cube.resamples)
         found |= dict(calibrated=scale.value, calibrated_lo=scale.lo, calibrated_hi=scale.hi, calibrated_status=np.where(there, 'undefined', too_near(scale, cube.metrics)))
-        found |= {k: np.broadcast_to(np.asarray(v), best.shape) for k, v in zip(('null', 'null_mean', 'duplicate_mean', 'limit'), ends)}
+        fit = fitness(ends.gain, cube.resamples, cube.perturbation, smallest_shown(cube))
+        known = dict(null=ends.null, null_mean=ends.null_mean, duplicate_mean=ends.duplicate_mean, limit=ends.limit, fit=fit)
+        found |= {k: np.broadcast_to(np.asarray(v), there.shape) for k, v in known.items()}
+    best, near = judge(cube, found['mean'], ~partial[cube.models].to_numpy()[:, None] & (lost == lost.min(0)), fit)
+    found |= dict(best=best, within_noise=near)
     tables = []
     for k, metric in enumerate(cube.metrics):
         rows = pd.DataFrame(dict(model=cube.models) | {name: v[:, k] for name, v in found.items()})[found['n_conditions'][:, k] > 0]
@@ -205,7 +219,8 @@ def scope_of(
     conditions = scores.drop_duplicates('condition')
     n_seeds = int(scores.groupby('model').seed.nunique().max())
     scope = Resamples(conditions.perturbation, conditions.state, n_seeds).scope
-    drawn = set(scores.metric[scores[WITHOUT].notna().any(axis=1)])
+    again = scores[WITHOUT].notna() & scores[WITHOUT].ne(scores.value, axis=0)
+    drawn = set(scores.metric[again.any(axis=1)])
     return scope + (f"; {', '.join(m for m in METRICS if m in drawn)}: over held-out controls as well" if drawn else '')
 
 def remarks(
@@ -344,6 +359,15 @@ def cells(
             calibrated=_scaled(row))
     return shown
 
+# %% ../../nbs/74_bench.leaderboard.ipynb #a8baaf64
+def fit_mark(
+    part, # The rows of one task
+    metric, # A name
+) -> str: # Nothing where a metric is fit, or nothing is known
+    "What is said beside the name of a metric that cannot judge models well."
+    said = set(part.fit[part.metric == metric].dropna()) & {'weak', 'unfit'}
+    return f", {said.pop()}" if said else ''
+
 # %% ../../nbs/74_bench.leaderboard.ipynb #cfdada05
 def _one_line(text): return ' '.join(''.join(c if c.isprintable() else ' ' for c in str(text)).split())
 
@@ -369,10 +393,13 @@ def text_table(
     columns, scaled = [], []
     for k in metrics:
         found = [shown.get((m, k), _BLANK) for m in models]
-        columns.append([k + '  ', METRICS[k].better + '  '] + [f"{c['mean']} {c['interval']}".strip() + c['reason'] + f" {c['mark'] or ' '}" for c in found])
+        columns.append([k + '  ', METRICS[k].better + fit_mark(part, k) + '  '] + [f"{c['mean']} {c['interval']}".strip() + c['reason'] + f" {c['mark'] or ' '}" for c in found])
         if any(c['calibrated'] for c in found): scaled.append([k + '  ', 'calibrated  '] + [c['calibrated'] + '  ' for c in found])
     body = '\n\n'.join(_blocks(names, o, width) for o in (columns, scaled) if o)
     if scaled: body += f"\n\ncalibrated: 0 is the better of two nulls, 1 half of the measured cells as a prediction of the other half ({board.attrs['halves'][task]}); no_range: the half does no better than the null"
+    if any(fit_mark(part, k) for k in metrics):
+        body += ('\n\nunfit: the replicate is not better than the null beyond noise; '
+                 'weak: it is, but with little room or not in most perturbations')
     scope = board.attrs.get('scope', {}).get(task, 'over conditions')
     notes = ''.join(f'\n{name}: {_one_line(text)}' for name, text in board.attrs.get('notes', {}).get(task, ()))
     return f'{_one_line(task)}: {facts(board, task)}\n\n{body}\n\n* best, ~ not worse than the best beyond noise, [95 % interval {scope}; given this split and the controls that models are given]{_flagged(part)}{left_out(part)}{notes}'
@@ -480,10 +507,10 @@ dd { margin: 0 0 .5rem }
 <p>Each number is a mean over test conditions, then over seeds; below it stands its 95 % interval, for this split and the controls that models were given: another draw of either can
 move it further. <span class="best">Bold</span> is
 the best model of a column. <span class="near">~ Shaded</span> models are not worse than the best by more than noise: the interval of their paired
-difference reaches 0. With a single condition nothing can be told apart. The intervals of effects by log fold change draw the held-out controls as well; where a state has fewer than 25 of them, nothing is judged by effects (<i>few_controls</i>). The last line of a cell is the calibrated score: 0 is the better of two predictions that know nothing of the perturbation (control cells, and perturbed cells of all training
+difference reaches 0. With a single condition nothing can be told apart. The intervals of effects by log fold change draw the held-out controls as well; where a state has fewer than 25 of them, nothing is judged by effects (<i>few_controls</i>). A metric is <i>unfit</i> where the replicate is not better than the null beyond noise, and no model is best by it; it is <i>weak</i> where the range between them has no room for three of the smallest differences that can be shown, or where the replicate does not win in most perturbations. The last line of a cell is the calibrated score: 0 is the better of two predictions that know nothing of the perturbation (control cells, and perturbed cells of all training
 perturbations alike), 1 is half of the measured cells as a prediction of the other half; <i>no_range</i> says that the second does no better than the first, so that the metric cannot judge a model on this screen.</p>
-{% macro grid(metrics, models, costs) %}<div class="wide"><table>
-<thead><tr><th>model</th>{% for k in metrics %}<th title="{{ k.text }}">{{ k.name }}<small>{{ k.better }} is better</small></th>{% endfor %}
+{% macro grid(metrics, models, costs, fit) %}<div class="wide"><table>
+<thead><tr><th>model</th>{% for k in metrics %}<th title="{{ k.text }}">{{ k.name }}<small>{{ k.better }} is better{{ fit[k.name] }}</small></th>{% endfor %}
 {%- for c in costs %}<th>{{ c }}<small>mean of a run</small></th>{% endfor %}</tr></thead>
 <tbody>
 {% for m in models %}<tr><th>{{ m.name }}{% if m.collapsed %}<small title="predictions do not differ between conditions as measured ones do">collapsed</small>{% endif %}</th>
@@ -498,11 +525,11 @@ perturbations alike), 1 is half of the measured cells as a prediction of the oth
 <section id="task-{{ loop.index }}">
 <h2>{{ t.name }}</h2>
 <p class="facts">{{ t.facts }}{% if t.task_id %} <small>(task id {{ t.task_id }})</small>{% endif %}</p>
-{{ grid(t.metrics, t.models, t.costs) }}
+{{ grid(t.metrics, t.models, t.costs, t.fit) }}
 {% if t.notes %}<dl>{% for name, text in t.notes %}<dt>{{ name }}</dt><dd>{{ text }}</dd>{% endfor %}</dl>{% endif %}
 <figure><a href="{{ t.figure }}"><img src="{{ t.figure }}" alt="Models and metrics with intervals"></a><figcaption>Dots are means and bars 95 % intervals; the best and those within noise of
 it are in colour. The dashed line is a prediction that knows nothing.</figcaption></figure>
-{% for f in t.families %}<details><summary>{{ f.title }}: all {{ f.metrics|length }} metrics</summary>{{ grid(f.metrics, f.models, []) }}</details>
+{% for f in t.families %}<details><summary>{{ f.title }}: all {{ f.metrics|length }} metrics</summary>{{ grid(f.metrics, f.models, [], t.fit) }}</details>
 {% endfor %}{% for s in t.strata %}<details><summary>{{ s.metric }} by stratum</summary><div class="wide"><table>
 <thead><tr><th>model</th>{% for name, level, n in s.columns %}<th title="{{ strata[name] }}">{{ name }}<small>{{ level }}, {{ n }} conditions</small></th>{% endfor %}</tr></thead>
 <tbody>{% for m, cells in s.rows %}<tr><th>{{ m }}</th>{% for mean, interval in cells %}<td>{{ mean }}<small>{{ interval }}</small></td>{% endfor %}</tr>
@@ -572,7 +599,7 @@ def page_task(
     families = {title: [m for m in metrics if METRICS[m].kind == kind] for kind, title in FAMILIES.items()} if len(first) < len(metrics) else {}
     said = facts(board, task) + ('' if known is None or known.systematic.isna().all() else f', cosine of an effect with the mean of the others {known.systematic.mean():.2f}')
     if task in board.attrs.get('halves', {}): said += f", halves of {board.attrs['halves'][task]}"
-    return dict(name=task, facts=said, strata=[page_strata(g, models) for _, g in strata.groupby('metric', sort=False)], task_id=part.task_id.iloc[0], metrics=[METRICS[k] for k in first], models=rows(first),
+    return dict(name=task, facts=said, fit={k: fit_mark(part, k) for k in metrics}, strata=[page_strata(g, models) for _, g in strata.groupby('metric', sort=False)], task_id=part.task_id.iloc[0], metrics=[METRICS[k] for k in first], models=rows(first),
                 families=[dict(title=t, metrics=[METRICS[k] for k in some], models=rows(some)) for t, some in families.items() if some],
                 compared=[dict(title=in_short(k, table), sentences=list(table.text)) for k, table in compared.items()],
                 costs=[name for name, _ in costs.values()], notes=board.attrs.get('notes', {}).get(task, ()), figure=quote(f'figures/{file_name(task)}.png'))

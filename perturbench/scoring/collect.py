@@ -115,6 +115,13 @@ class PredictedCells:
         def draw(): return self.given[self.order[rng('compared', *self.keys).permutation(len(self))[:n]]]
         return self.kept.once(('drawn', n), draw)
 
+    def projected(self,
+        space:str,
+        project, # Takes cells into the space
+    ):
+        "All cells in a space, for what is not made of distances."
+        return self.kept.once(('all', space), lambda: project(self.cells))
+
     def in_space(self,
         space:str,
         project, # Takes cells into the space
@@ -179,11 +186,10 @@ def distribution_scores(
         mine = [m for m in true.measured.metrics if m.kind == 'distribution' and m.space == space]
         made_of = {m.name: set(m.needs) & set(FUNCTIONS) for m in mine}
         pairs = means_of_pairs(true, i, pred, space, project, n)
-        cells = pred.in_space(space, project, n)[:n]
         for m in mine:
             extras = extras_for(m, true, i)
             if made_of[m.name]: values = [m(None, None, **extras, means=means.get(*made_of[m.name])) for means in pairs]
-            else: values = [m(cells, part, **extras) for part in true.parts(i, space)]
+            else: values = [m(pred.projected(space, project), part, **extras) for part in true.parts(i, space)]
             scores[m.name] = Scored(values[0], float(np.mean(values[1:])))
             why[m.name] = distribution_status(scores[m.name], pairs)
     return scores, why

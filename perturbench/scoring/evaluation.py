@@ -15,7 +15,7 @@ from ..metrics import de, distributions # register their metrics
 from .cells import TrueCells
 from .collect import Comparison, collect
 from .measured import Measured, label_columns
-from .profiles import WITHOUT, asked, score_redrawn, score_rounds
+from .profiles import WITHOUT, asked, score_redrawn, score_rounds, with_redrawn
 
 # %% ../../nbs/63_scoring.evaluation.ipynb #51b444ee
 def cell_scores(
@@ -38,8 +38,8 @@ def with_own_controls(
     said, # What is said of the own controls of each row's state: 'ok', or why effects from them do not count
 ) -> pd.DataFrame:
     "`scores` without effects from controls that do not count."
-    of_own = scores.metric.map(lambda name: METRICS[name].space in OWN)
-    why = said[scores.row]
+    of_own = scores.metric.map(lambda name: METRICS[name].space in OWN).to_numpy(bool)
+    why = said[scores.row.to_numpy(int)]
     lost = of_own & (why != 'ok') & (scores.status != 'not_predicted')
     masked = {column: scores[column].mask(lost) for column in scores.columns.intersection(['value', 'value_half', *WITHOUT])}
     return scores.assign(**masked, status=np.where(lost, why, scores.status))
@@ -114,10 +114,11 @@ class Evaluation:
         def pred(part): return compared.pred
         known = score_rounds(self.measured, self.metrics, pred)
         known['value_half'] = score_rounds(self.measured, self.metrics, pred, halves=True).value
-        known = known.merge(score_redrawn(self.measured, self.metrics, compared.pred), 'left', ['row', 'metric'])
         cells = cell_scores(compared, self.measured.group)
-        tables = [with_own_controls(known, compared.control)] if len(known) or not cells else []
+        tables = [known] if len(known) or not cells else []
         scores = pd.concat([*tables, *cells], ignore_index=True)
+        scores = with_redrawn(scores, score_redrawn(self.measured, self.metrics, compared.pred))
+        scores = with_own_controls(scores, compared.control)
         scores = with_few_controls(scores, self.measured.few_controls)
         return labelled(self.measured, self.metrics, scores, compared.n_pred, compared.status)
 

@@ -6,7 +6,7 @@
 __all__ = ['QUICK', 'PROFILES', 'TABLES', 'REFERENCES', 'MISSING', 'REDRAWN', 'WITHOUT', 'asked', 'metrics_of', 'Extras',
            'can_be_taken', 'blocks_of', 'accuracy_scores', 'arguments', 'Base', 'reference_of_all', 'bases_of',
            'distance_of', 'StatePairs', 'ranks_of_state', 'rank_scores', 'with_status', 'score', 'in_rows', 'Round',
-           'rounds', 'of_profiles', 'score_rounds', 'score_round', 'score_redrawn']
+           'rounds', 'of_profiles', 'score_rounds', 'score_round', 'score_redrawn', 'with_redrawn']
 
 # %% ../../nbs/62_scoring.profiles.ipynb #7af18fea
 from typing import NamedTuple
@@ -323,3 +323,13 @@ def score_redrawn(
         table = score(pred, true, measured.group, names, measured.task.protocol)
         found[column] = table.value
     return table[['row', 'metric']].assign(**found)
+
+# %% ../../nbs/62_scoring.profiles.ipynb #d979fe3e
+def with_redrawn(
+    scores, # row, metric, value
+    redrawn, # From `score_redrawn`
+) -> pd.DataFrame:
+    "`scores` with the columns `WITHOUT`."
+    scores = scores.merge(redrawn, 'left', ['row', 'metric'])
+    others = ~scores.metric.isin(redrawn.metric)
+    return scores.assign(**{column: scores[column].astype(float).mask(others, scores.value) for column in WITHOUT})
