@@ -21,8 +21,10 @@ def to_rescore(
 ) -> dict: # Task id -> what run.json says of each of its runs whose scores are of other definitions
     "The runs that have to be scored anew. Raises InputError where there is no run, or one is not whole."
     found = survey(out, hashed=('model*.ckpt',))
-    if found.faults: raise InputError('not all runs can be scored anew:' + ''.join(f'\n- {o}' for o in found.faults[:20]))
-    if not found.runs: raise InputError(f"there is no finished run in {Path(out)/'runs'}; start some with `perturbench run`")
+    faults = ''.join(f'\n- {fault}' for fault in found.faults[:20])
+    if faults: raise InputError(f'not all runs can be scored anew:{faults}')
+    if not found.runs:
+        raise InputError(f"there is no finished run in {Path(out)/'runs'}; start some with `perturbench run`")
     by_task = {}
     for run in found.runs:
         if run.get('definitions', 1) != DEFINITIONS: by_task.setdefault(run['task_id'], []).append(run)

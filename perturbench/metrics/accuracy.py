@@ -35,7 +35,8 @@ SPACES = {'average': 'mean log-normalised expression',
 LEVELS = ('average',) # Spaces of profiles
 EFFECTS = ('delta', 'logfc', 'foldchange', 'centred', 'sets') # Spaces of what is measured from a reference
 OWN = tuple(f'{space}_own' for space in EFFECTS if space != 'centred') # The same, from the model's own controls
-SPACES |= {space: f"{SPACES[space.removesuffix('_own')]}, the prediction against the predicted controls" for space in OWN}
+SPACES |= {space: SPACES[space.removesuffix('_own')] + ', the prediction against the predicted controls'
+           for space in OWN}
 
 # %% ../../nbs/51_metrics.accuracy.ipynb #e286373d
 @dataclass
@@ -226,7 +227,8 @@ def _ranked(effects):
     has_signal = np.isfinite(_directions(effects, centre=True).length)
     return _Directions(ranks, np.where(has_signal, _rms(ranks)*ranks.shape[1]**.5, np.inf))
 
-@metric('spearman_{}', LEVELS + EFFECTS + OWN, 'Spearman correlation of {}, predicted and true', better='higher', best=1.)
+@metric('spearman_{}', LEVELS + EFFECTS + OWN, 'Spearman correlation of {}, predicted and true',
+        better='higher', best=1.)
 def spearman(
     pred, # Predicted effects, conditions x genes
     true, # Measured ones, rows in the same order

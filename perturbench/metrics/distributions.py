@@ -124,8 +124,8 @@ def pair_sums(
     x, # Cells, as `points_of` takes them
     y=None, # Other cells, in the same space
 ) -> np.ndarray: # Names x cells of `x`; those of the first cells add up to the sum over these cells
-    """Sums of functions of the distance from each cell of `x` to all of `y`; without `y`, to the cells of `x` before it,
-    counted both ways. Raises InputError where they are no dense matrices of the same space."""
+    """Sums of functions of the distance from each cell of `x` to all of `y`; without `y`, to the cells of `x` before
+    it, counted both ways. Raises InputError where they are no dense matrices of the same space."""
     if y is None: sums = _within(names, scale, points_of(x))
     else: sums = _to_all(names, scale, *_same_space(x, y))
     return sums.cpu().numpy()
@@ -153,7 +153,8 @@ def _means(name, scale, pred, true, selves=False):
 
 # %% ../../nbs/53_metrics.distributions.ipynb #b6243f1f
 @metric('energy_unbiased_{}', ('pca', 'genes'), 'energy distance of samples, predicted and measured {}',
-        kind='distribution', limits=(-np.inf, np.inf), needs=('root',), unit='log expression', source='Székely and Rizzo 2013')
+        kind='distribution', limits=(-np.inf, np.inf), needs=('root',), unit='log expression',
+        source='Székely and Rizzo 2013')
 def energy_distance(
     pred, # Predicted cells, cells x dimensions: array or tensor, on any device, of any dense type of number
     true, # Measured ones, in the same space

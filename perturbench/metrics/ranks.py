@@ -367,7 +367,8 @@ def _both(name, space, text, distance, **about):
         for form in forms:
             said = text + (', from the predicted controls' if form else '')
             metric(name + form, space + form, said, needs=(distance,), **known)(func)
-            metric(f'{name}{form}_offtarget', space + form, f'{said}, without targets', needs=(distance, 'offtarget'), **known)(func)
+            metric(f'{name}{form}_offtarget', space + form, f'{said}, without targets',
+                   needs=(distance, 'offtarget'), **known)(func)
         return func
     return register
 

@@ -41,7 +41,8 @@ def with_own_controls(
     of_own = scores.metric.map(lambda name: METRICS[name].space in OWN).to_numpy(bool)
     why = said[scores.row.to_numpy(int)]
     lost = of_own & (why != 'ok') & (scores.status != 'not_predicted')
-    masked = {column: scores[column].mask(lost) for column in scores.columns.intersection(['value', 'value_half', *WITHOUT])}
+    columns = scores.columns.intersection(['value', 'value_half', *WITHOUT])
+    masked = {column: scores[column].mask(lost) for column in columns}
     return scores.assign(**masked, status=np.where(lost, why, scores.status))
 
 # %% ../../nbs/63_scoring.evaluation.ipynb #dfe57f2a
@@ -67,7 +68,7 @@ def labelled(
     scores, # row, metric, value, n_candidates, status, value_half
     n_pred, # Predicted cells of each condition
     said, # What the model said of each prediction
-) -> pd.DataFrame: # Names of the condition, metric, value, n_true, n_pred, n_candidates, status, value_half, state, definitions
+) -> pd.DataFrame: # Names of the condition, metric, value, n_true, n_pred, n_candidates, status, value_half, state, ...
     "Scores with the names of their conditions, in the order of conditions and metrics; no interactions of singles."
     single = [METRICS[m].space == 'interaction' and not measured.doubles[i] for m, i in zip(scores.metric, scores.row)]
     place = {m.name: k for k, m in enumerate(metrics)}

@@ -307,7 +307,7 @@ def score_round(measured, names, pred, part):
 # %% ../../nbs/62_scoring.profiles.ipynb #f1ba7a34
 REDRAWN = ('cosine_logfc', 'cosine_logfc_own', 'pearson_logfc', 'pearson_logfc_own', 'cosine_rank_logfc',
            'cosine_rank_logfc_own') # Metrics whose intervals draw the held-out controls
-WITHOUT = [f'without_{k}' for k in range(GROUPS)] # Columns: the value where a tenth of the held-out controls is left out
+WITHOUT = [f'without_{k}' for k in range(GROUPS)] # Columns: the value without a tenth of the held-out controls
 
 def score_redrawn(
     measured, # A `Measured`
