@@ -7,7 +7,7 @@ __all__ = ['DEPTH', 'ROWS', 'PER_MILLION', 'ENOUGH', 'FLOOR', 'DIGITS', 'ROUNDIN
            'MEASURES', 'counts_of', 'as_counts', 'Bulk', 'bulk_of', 'Controls', 'controls_of', 'Calls', 'calls_of',
            'Seen', 'seen_of', 'discrimination', 'SquaredError', 'squared_error', 'direction_fidelity',
            'direction_reach', 'de_jaccard', 'lfc_nmae', 'compare', 'combined', 'challenge_scores', 'mean_response',
-           'halves', 'replicate_scores', 'Measure', 'challenge_total']
+           'halves', 'split_table', 'replicate_scores', 'Measure', 'challenge_total']
 
 # %% ../../nbs/55_metrics.challenge.ipynb #ba15627e
 from typing import NamedTuple
@@ -355,19 +355,26 @@ def halves(
 # %% ../../nbs/55_metrics.challenge.ipynb #9adb75e8
 SPLITS = 5 # Of the cells into halves
 
-def _split_scores(true, whole, control, own, split):
+def split_table(
+    split:int, # The number of the split
+    cells, # Counts of each measured perturbation, two cells each at least
+    control, # Counts of the control cells
+    true:list, # `Seen` of each perturbation, all cells together
+    targets, # Whether each perturbation acts on each gene, perturbations x genes
+) -> pd.DataFrame: # As `compare`
     "The measures of one half of the cells as the prediction of the other."
-    controls, second_controls = (controls_of(o) for o in halves(control, split, 'control'))
+    first_controls, second_controls = (controls_of(o) for o in halves(control, split, 'control'))
     first, second = [], []
-    for i, cells in enumerate(true):
-        one, other = halves(cells, split, i)
-        first.append(seen_of(one, controls))
+    for i, counts in enumerate(cells):
+        one, other = halves(counts, split, i)
+        first.append(seen_of(one, first_controls))
         second.append(seen_of(other, second_controls))
-    table = compare(second, first, controls, own, second_controls)
-    table['lfc_nmae'] = [lfc_nmae(*(o.calls.of(~g) for o in three))
-                         for *three, g in zip(second, first, whole, own)]
-    return combined(table)
+    table = compare(second, first, first_controls, targets, second_controls)
+    calls = [(a.calls, b.calls, whole.calls) for a, b, whole in zip(second, first, true)]
+    table['lfc_nmae'] = [lfc_nmae(*(o.of(~own) for o in three)) for three, own in zip(calls, targets)]
+    return table
 
+# %% ../../nbs/55_metrics.challenge.ipynb #45d2892e
 def replicate_scores(
     true, # Counts of the measured cells of each perturbation, two cells each at least
     control, # Counts of measured control cells
@@ -377,7 +384,7 @@ def replicate_scores(
     controls = controls_of(control)
     own = _own(targets, len(true), len(controls.tested))
     whole = [Seen(None, calls_of(cells, controls)) for cells in true]
-    return pd.DataFrame([_split_scores(true, whole, control, own, split) for split in range(SPLITS)]).mean()
+    return pd.DataFrame([combined(split_table(split, true, control, whole, own)) for split in range(SPLITS)]).mean()
 
 # %% ../../nbs/55_metrics.challenge.ipynb #ec2fa71a
 class Measure(NamedTuple):
