@@ -15,9 +15,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 from ..core import InputError, progress
-from ..metrics.challenge import split_table
-from ..metrics.challenge import (MEASURES, SPLITS, as_counts, challenge_total, combined, compare, controls_of,
-                                           counts_of, halves, lfc_nmae, mean_response, seen_of)
+from ..metrics.challenge import (MEASURES, SPLITS, as_counts, challenge_total, combined, compare,
+                                           controls_of, counts_of, mean_response, seen_of, split_table)
 from .cells import compressed
 from .measured import Tested, target_genes, titles
 
