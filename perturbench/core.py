@@ -219,20 +219,42 @@ def place_of(
     if not folder and not stat.S_ISREG(there): raise InputError(f'{path} is no file that can be replaced; choose another name')
     return place
 
+# %% ../nbs/00_core.ipynb #602409e3
+def _identity(path):
+    "What tells the file or folder `path` from one that takes its name later; None where there is none."
+    try: found = os.stat(path)
+    except FileNotFoundError: return None
+    return found.st_dev, found.st_ino
+
+def _put(part, place):
+    "Give `part` the name `place`, instead of what has it."
+    if part.is_dir(): remove(place)
+    os.replace(part, place)
+
+def _put_first(part, place, old):
+    "Give the folder `part` the name `place`, unless another than `old` has it by now."
+    if _identity(place) == old: remove(place)
+    try: os.rename(part, place)
+    except OSError as e:
+        if e.errno not in (errno.ENOTEMPTY, errno.EEXIST): raise
+
+# %% ../nbs/00_core.ipynb #db821c92
 @contextmanager
 def atomic_path(
     path, # Where the file or folder shall be; an old one is replaced
     folder:str=None, # For a folder: the file in it that marks an old one as one of its kind, which may be replaced
+    gives_way:bool=False, # Whether a folder that another process put there in the meantime stays, and this one is dropped
 ):
     "Yield a temporary path with the suffix of `path`, renamed to `path` if the block succeeds and removed if it fails."
     place = place_of(path, folder)
+    old = _identity(place)
     sweep_parts(place.parent)
     part = part_name(place)
     try:
         with writing_to(path):
             yield part
-            if folder: remove(place)
-            os.replace(part, place)
+            if gives_way: _put_first(part, place, old)
+            else: _put(part, place)
     finally: remove(part)
 
 # %% ../nbs/00_core.ipynb #d8a8c4c1

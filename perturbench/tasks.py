@@ -535,7 +535,7 @@ def _write_task(q, tasks) -> Task:
     if folder.is_dir():
         if task := _answer(folder, q.spec.name, q.key, is_told=True): return task
         if all(_OURS.fullmatch(p.name) for p in folder.iterdir()): remove(folder)  # only `task.json` is lost
-    with atomic_path(folder, folder=_ABOUT) as part:
+    with atomic_path(folder, folder=_ABOUT, gives_way=True) as part:
         _write_arrays(q, part)
         _write_splits(q, part)
         _seal(part, about)

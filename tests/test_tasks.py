@@ -181,6 +181,19 @@ def test_two_at_once_open_one_task(asked, tmp_path):
     assert [p.returncode for p in both] == [0, 0], said
     assert said[0][0] == said[1][0]
 
+@pytest.mark.parametrize('is_damaged', [False, True])
+def test_the_first_of_two_stays(asked, tmp_path, monkeypatch, is_damaged):
+    "A task that another process wrote meanwhile may be in use already."
+    if is_damaged: (open_task(asked, tmp_path).folder/'half.npy').unlink()
+    seal, others = tasks._seal, []
+    def meanwhile(folder, about):
+        seal(folder, about)
+        monkeypatch.setattr(tasks, '_seal', seal)
+        others.append(open_task(asked, tmp_path).folder.stat().st_ino)
+    monkeypatch.setattr(tasks, '_seal', meanwhile)
+    ours = open_task(asked, tmp_path).folder
+    assert ours.stat().st_ino == others[0] and list(ours.parent.iterdir()) == [ours]
+
 @few
 @given(st.data())
 def test_whatever_numbers_a_store_is_made_of_kernels_read_nothing_else(whole, data):
