@@ -24,7 +24,7 @@ from .data.h5ad import read_card
 from .data.screen import Design, read_screen
 from .data.simulate import PRESETS, simulated
 from .data.splits import PARTS, SPLITS, default_recipe, leak_check, make_splits, plot_split, read_split
-from .loaders.store import CellStore, save_array
+from .loaders.store import Cells, CellStore, save_array
 
 # %% ../nbs/24_tasks.ipynb #32569568
 PROTOCOLS = ('default', 'perturbench')
@@ -273,7 +273,7 @@ MAX_GIVEN = 1000 # Control cells of a state that a model is given at most, as in
 def cells(self:Task,
     part:str, # train, val, test or unused
     fold:int=0,
-) -> 'Cells': # Controls included, grouped by condition
+) -> Cells: # Controls included, grouped by condition
     "The cells of `part`."
     return self.store.select(self.parts[fold] == PARTS.index(part))
 
@@ -282,14 +282,14 @@ def controls(self:Task,
     part:str, # train, val or test
     fold:int=0,
     half:int=None, # Of the test controls: 0 = A, 1 = B; None = both
-) -> 'Cells':
+) -> Cells:
     "The control cells of `part`."
     mask = (self.parts[fold] == PARTS.index(part)) & self.design.is_control[np.asarray(self.store.codes)]
     if half is not None and self.protocol == 'default': mask &= self.half == half
     return self.store.select(_capped(self, mask) if half == 0 and self.protocol == 'default' else mask)
 
 @patch
-def given(self:Task, fold:int=0) -> 'Cells':
+def given(self:Task, fold:int=0) -> Cells:
     "The control cells that models are given to predict the test conditions from: at most `MAX_GIVEN` a state."
     cells = self.controls('test', fold, half=0)
     mask = np.zeros(self.store.n_cells, bool)
