@@ -33,8 +33,11 @@ def predict_cells(
 ) -> np.ndarray: # n x genes, float32, on the screen's log scale
     "The cells `controls`, had they been perturbed."
     model.eval()
-    part = lambda i: {k: v[i:i + CHUNK] for k, v in dict(controls=controls, **known).items()}
-    return np.concatenate([_chunk(model, part(i), perturbation, covariates, seed_of(*keys, i)) for i in range(0, len(controls), CHUNK)])
+    def predicted(first):
+        cells = {name: rows[first:first + CHUNK] for name, rows in dict(controls=controls, **known).items()}
+        return _chunk(model, cells, perturbation, covariates, seed_of(*keys, first))
+    chunks = [predicted(first) for first in range(0, len(controls), CHUNK)]
+    return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
 
 def _chunk(model, cells, perturbation, covariates, seed):
     device = next(iter(model.state_dict().values())).device if len(model.state_dict()) else 'cpu'

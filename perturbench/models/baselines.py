@@ -33,6 +33,13 @@ def with_average(
     average = table[known].mean(0) if known.any() else np.zeros(table.shape[1])
     return np.vstack([np.where(known[:, None], table, average), average]), np.append(known, False)
 
+# %% ../../nbs/32_models.baselines.ipynb #fad93c6e
+def _is_one_row(
+    rows:torch.Tensor, # n x whatever
+) -> bool:
+    "Whether all rows are the same."
+    return torch.equal(rows, rows[:1].expand_as(rows))
+
 # %% ../../nbs/32_models.baselines.ipynb #8075e15d
 class Baseline(PerturbationModel):
     "Predicts the mean of the controls plus a shift that is computed from means; the base of the baselines."
@@ -88,8 +95,9 @@ class Baseline(PerturbationModel):
         return torch.where(match.any(1), match.int().argmax(1), self.n_states)
 
     def predict(self, batch):
-        present, state = (batch.perturbation != 0).float(), self.state_of(batch.covariates)
-        base = batch.controls if self.form == 'cell' else self.control[state]
+        n = 1 if _is_one_row(batch.perturbation) and _is_one_row(batch.covariates) else len(batch.controls)
+        present, state = (batch.perturbation[:n] != 0).float(), self.state_of(batch.covariates[:n])
+        base = batch.controls if self.form == 'cell' else self.control[state].expand(batch.controls.shape)
         return base + self.shift(present, state) * present.any(1, keepdim=True)
 
     def status(self, perturbation, covariates):

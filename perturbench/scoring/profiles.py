@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['QUICK', 'PROFILES', 'TABLES', 'REFERENCES', 'MISSING', 'REDRAWN', 'WITHOUT', 'asked', 'metrics_of', 'Extras',
            'can_be_taken', 'blocks_of', 'accuracy_scores', 'arguments', 'Base', 'reference_of_all', 'bases_of',
-           'distance_of', 'StatePairs', 'ranks_of_state', 'rank_scores', 'with_status', 'score', 'in_rows', 'Round',
-           'rounds', 'of_profiles', 'score_rounds', 'score_round', 'score_redrawn', 'with_redrawn']
+           'distance_of', 'StatePairs', 'ranks_of_state', 'rank_scores', 'with_status', 'same_values', 'score',
+           'in_rows', 'Round', 'rounds', 'of_profiles', 'score_rounds', 'score_round', 'score_redrawn', 'with_redrawn']
 
 # %% ../../nbs/62_scoring.profiles.ipynb #7af18fea
 from typing import NamedTuple
@@ -223,6 +223,22 @@ def with_status(
     status = np.select([~known, few, np.isnan(value)], why, 'ok')
     return pd.DataFrame({'row': np.arange(len(value)), 'metric': metric.name, 'value': value, 'status': status})
 
+# %% ../../nbs/62_scoring.profiles.ipynb #2c6dcff5
+def same_values(
+    metrics, # `Metric`s
+    pred:Profiles,
+    true:Profiles,
+) -> dict: # The name of an `_own` metric -> that of another of `metrics`, whose values it has
+    "The metrics that need not be taken, since own controls are the given ones."
+    def is_given(own, control):
+        tables = [(getattr(side, own), getattr(side, control)) for side in (pred, true)]
+        return all(None not in pair and pair[0].equals(pair[1]) for pair in tables)
+    names, given = {m.name for m in metrics}, is_given('own', 'control')
+    fold_changes = is_given('own_linear', 'control_linear')
+    own = [m for m in metrics if m.space.endswith('_own') and (fold_changes if m.space == 'foldchange_own' else given)]
+    other = {m.name: m.name.replace('_own', '') for m in own}
+    return {name: twin for name, twin in other.items() if twin in names}
+
 # %% ../../nbs/62_scoring.profiles.ipynb #b49dc73e
 def score(
     pred:Profiles, # Predicted, with the controls that they are compared with (half A); rows of NaN where there is none
@@ -242,8 +258,11 @@ def score(
     predicted, measured = pred.known(spaces), true.known(spaces)
     known = {space: predicted[space] & measured[space] for space in spaces}
     ties = 'full' if protocol == 'perturbench' else 'half'
-    values = accuracy_scores([m for m in order if m.kind != 'rank'], pred, true, known, weights)
-    values |= rank_scores([m for m in order if m.kind == 'rank'], pred, true, groups, known, ties, targets)
+    again = same_values(order, pred, true)
+    new = [m for m in order if m.name not in again]
+    values = accuracy_scores([m for m in new if m.kind != 'rank'], pred, true, known, weights)
+    values |= rank_scores([m for m in new if m.kind == 'rank'], pred, true, groups, known, ties, targets)
+    values |= {name: values[other] for name, other in again.items()}
     return in_rows(order, values, known, predicted['average'], groups)
 
 def in_rows(order, values, known, predicted, groups):
