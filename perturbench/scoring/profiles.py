@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['QUICK', 'PROFILES', 'TABLES', 'REFERENCES', 'MISSING', 'REDRAWN', 'WITHOUT', 'asked', 'metrics_of', 'Extras',
            'can_be_taken', 'blocks_of', 'accuracy_scores', 'arguments', 'Base', 'reference_of_all', 'bases_of',
-           'distance_of', 'StatePairs', 'ranks_of_state', 'rank_scores', 'with_status', 'same_values', 'score',
-           'in_rows', 'Round', 'rounds', 'of_profiles', 'score_rounds', 'score_round', 'score_redrawn', 'with_redrawn']
+           'distance_of', 'StatePairs', 'ranks_of_state', 'rank_scores', 'status_of', 'same_values', 'score', 'in_rows',
+           'Round', 'rounds', 'of_profiles', 'score_rounds', 'score_round', 'score_redrawn', 'with_redrawn']
 
 # %% ../../nbs/62_scoring.profiles.ipynb #7af18fea
 from typing import NamedTuple
@@ -211,17 +211,16 @@ def rank_scores(
 MISSING = dict(centred='no_training', foldchange='little_variance', variance='few_cells',
                foldchange_own='little_variance')
 
-def with_status(
+def status_of(
     metric, # A `Metric`
     value, # One a condition
     known, # Which conditions have all numbers in its space
     n, # Conditions that are ranked in the state of each
-) -> pd.DataFrame: # row, metric, value, status
-    "The rows of one metric."
+) -> np.ndarray: # One a condition
+    "What is said of the values of one metric."
     few = (metric.kind == 'rank') & (n < FEW)
     why = [MISSING.get(metric.space, 'no_signal'), 'few_candidates', 'no_signal']
-    status = np.select([~known, few, np.isnan(value)], why, 'ok')
-    return pd.DataFrame({'row': np.arange(len(value)), 'metric': metric.name, 'value': value, 'status': status})
+    return np.select([~known, few, np.isnan(value)], why, 'ok').astype(object)
 
 # %% ../../nbs/62_scoring.profiles.ipynb #2c6dcff5
 def same_values(
@@ -268,11 +267,11 @@ def score(
 def in_rows(order, values, known, predicted, groups):
     "The scores as a table, sorted by row."
     def in_state(which): return np.bincount(groups[which], minlength=groups.max(initial=0) + 1)[groups]
-    tables = [with_status(m, values[m.name], known[m.space], in_state(known[m.space])) for m in order]
-    table = pd.concat(tables).assign(n_candidates=np.tile(in_state(predicted), len(order)))
-    table = table.sort_values('row', kind='stable', ignore_index=True)
-    table.loc[~predicted[table.row], 'status'] = 'not_predicted'
-    return table
+    n, status = len(groups), [status_of(m, values[m.name], known[m.space], in_state(known[m.space])) for m in order]
+    status = np.where(predicted, status, 'not_predicted')
+    by_row = {'value': np.array([values[m.name] for m in order]).T.ravel(), 'status': status.T.ravel()}
+    return pd.DataFrame({'row': np.repeat(np.arange(n), len(order)), 'metric': np.tile([m.name for m in order], n),
+                         **by_row, 'n_candidates': np.repeat(in_state(predicted), len(order))})
 
 # %% ../../nbs/62_scoring.profiles.ipynb #a010d1e6
 class Round(NamedTuple):
