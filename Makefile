@@ -31,7 +31,11 @@ slow: .venv/done  ## what takes minutes: stored outputs equal what execution giv
 	$(BIN)/nbdev_test --n_workers 2 --path nbs --flags slow
 	$(BIN)/python -m pytest -m slow
 
-docs: .venv/done  ## the web site; needs Quarto
+# nbdev_docs would write README.md anew, in a way of its own, were it older than the index
+docs: .venv/done readme  ## the web site, in _docs; needs Quarto
+	@command -v quarto >/dev/null || { echo "make docs needs Quarto, see https://quarto.org" >&2; exit 1; }
+	rm -rf _proc
+	$(BIN)/python .ci/docs.py
 	$(BIN)/nbdev_docs
 
 readme: .venv/done  ## README.md from nbs/index.ipynb

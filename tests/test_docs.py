@@ -1,0 +1,158 @@
+"The documents: what can be seen of them without Quarto, and that the check that looks for their faults finds them."
+import os, shutil, subprocess, sys
+from pathlib import Path
+import nbformat, pytest, yaml
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from conftest import ROOT
+sys.path.insert(0, str(ROOT/'.ci'))
+from docs import faults, identifier, process
+
+LEFT_OUT = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', '.venv', '.git', '_proc', '_docs')
+PIXEL = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=='
+
+def copied(to, *names):
+    "The files and folders `names` of the project in the new folder `to`."
+    to.mkdir()
+    for name in names:
+        if (ROOT/name).is_dir(): shutil.copytree(ROOT/name, to/name, symlinks=True, ignore=LEFT_OUT)
+        else: shutil.copy2(ROOT/name, to/name)
+    return to
+
+NO_TEXT_YET = ('14_data.splits.ipynb: a figure has no text', '24_tasks.ipynb: a figure has no text')
+
+def test_the_documents_have_no_faults(tmp_path):
+    root = copied(tmp_path/'all', 'nbs', 'perturbench', 'settings.ini', '_quarto.yml')
+    assert process(root) is None
+    found = [f for f in faults(root) if not f.startswith(NO_TEXT_YET)]
+    assert not found, '\n'.join(found)
+
+# A small site, with the settings of the real one
+
+def figure(): return new_output('display_data', data={'image/png': PIXEL})
+def code(source, *outputs): return new_code_cell(source, outputs=list(outputs))
+def text(source): return new_markdown_cell(source)
+def title(name): return text(f'# {name}\n\n> What it is.')
+
+def write(root, name, *cells):
+    path = root/'nbs'/f'{name}.ipynb'
+    path.parent.mkdir(exist_ok=True)
+    nbformat.write(new_notebook(cells=list(cells)), path)
+
+EXPORTED = '''#| export
+def doubled(
+    x:float, # A number
+) -> float: # Twice as much
+    "`x` and `x`."
+    return 2*x'''
+
+LONG_FIRST_CELL = '# First\n\n> What it is.\n\n- skip_exec: true\n\nAn introduction that is lost.'
+
+def set_contents(root, contents, **more):
+    "Give the site these `contents` of its sidebar, and `more` settings of html."
+    config = yaml.safe_load((ROOT/'_quarto.yml').read_text())
+    config['website']['sidebar']['contents'] = contents
+    config['website']['navbar']['left'] = [{'text': 'Library', 'href': '00_core.ipynb'}]
+    config['format']['html'].update(more)
+    (root/'_quarto.yml').write_text(yaml.safe_dump(config))
+
+@pytest.fixture
+def small(tmp_path):
+    "A site of two pages without a fault."
+    root = copied(tmp_path/'small', 'settings.ini', 'Makefile', '.ci')
+    (root/'perturbench').mkdir()
+    (root/'perturbench'/'__init__.py').write_text('__version__ = "0.1.0"\n')
+    write(root, 'index', title('Small'), text('[The rest](00_core.ipynb#doubled), [files](styles.css), [an anchor](#two-words)\n\n![A dot](images/dot.png)\n\n## Two `words`'))
+    write(root, '00_core', title('Core'), code('#| default_exp core'), code('#| hide\nimport math'), code(EXPORTED), code('#| fig-alt: "A dot: black"\ndot', figure()))
+    (root/'nbs'/'styles.css').write_text('')
+    (root/'nbs'/'images').mkdir()
+    (root/'nbs'/'images'/'dot.png').write_bytes(b'')
+    (root/'nbs'/'_quarto.yml').symlink_to('../_quarto.yml')
+    set_contents(root, ['index.ipynb', {'section': 'Library', 'contents': ['00_core.ipynb']}])
+    return root
+
+def plant(root):
+    "Give each kind of fault to the small site; return what is to be said of them."
+    page = lambda name, *cells: write(root, f'faulty/{name}', title(name), *cells)
+    write(root, 'faulty/first', text(LONG_FIRST_CELL))
+    page('mixed', code(EXPORTED), code('#| hide\nimport math\nx = 1'))
+    page('alt', code('dots', figure()), code('#| fig-alt: One text\ntwo', figure(), figure()), code('#| output: false\nunseen', figure()))
+    page('options', code('#| fig-alt: Left: a dot\ndot', figure()))
+    page('pictures', text('![](../images/dot.png) ![A dot](../images/none.png)'), code('html', new_output('display_data', data={'text/html': '<img src="data:x">'})))
+    page('links', text('[1](none.ipynb) [2](../00_core.ipynb#tripled) [3](#nowhere) [4](https://perturbench.github.io/perturbench/core.html) `[5](none)`\n\n~~~\n[6](none)\n~~~'))
+    page('raw', code(EXPORTED.replace('A number', 'A [number](https://x.org)').replace('doubled', 'raw')))
+    page('unlisted')
+    names = [f'faulty/{n}.ipynb' for n in ('first', 'mixed', 'alt', 'options', 'pictures', 'links', 'raw', 'gone', 'raw')]
+    set_contents(root, ['index.ipynb', '00_core.ipynb', {'section': 'Faulty', 'contents': names}, {'section': 'All', 'contents': 'faulty/*'}],
+                 **{'code-overflow': 'scroll', 'keep-md': False, 'css': 'none.css'})
+    return ['_quarto.yml: without format.html.keep-md: true the link of a page to its .html.md leads nowhere.',
+            '_quarto.yml: without format.html.code-overflow: wrap long lines of code are cut.',
+            '_quarto.yml: the style sheet none.css is not there.',
+            '_quarto.yml: the sidebar names faulty/raw.ipynb 2 times.',
+            '_quarto.yml: the sidebar names faulty/gone.ipynb, which is no notebook.',
+            '_quarto.yml: the sidebar lists "faulty/*" in alphabetical order; name the pages in reading order.',
+            '_quarto.yml: the sidebar does not name faulty/unlisted.ipynb.',
+            'faulty/alt.ipynb: a figure has no text: add #| fig-alt: to the cell that begins with \'dots\'.',
+            'faulty/alt.ipynb: a figure has no text: add #| fig-alt: to the cell that begins with \'#| fig-alt: One text\'.',
+            'faulty/first.ipynb: the first cell holds more than a title, a summary of one line and options, and nbdev drops the rest.',
+            'faulty/links.ipynb: the link none.ipynb leads to no page or file.',
+            'faulty/links.ipynb: the link ../00_core.ipynb#tripled leads to no heading of its page.',
+            'faulty/links.ipynb: the link #nowhere leads to no heading of its page.',
+            'faulty/links.ipynb: the link https://perturbench.github.io/perturbench/core.html names the address of this site; name the notebook.',
+            'faulty/mixed.ipynb: cell 2 has imports and other code, so nbdev executes it to build the page.',
+            'faulty/options.ipynb: the options of the cell that begins with \'#| fig-alt: Left: a dot\' are no YAML.',
+            'faulty/pictures.ipynb: the picture ../images/dot.png has no text.',
+            'faulty/pictures.ipynb: the picture ../images/none.png is not there.',
+            'faulty/pictures.ipynb: a picture has no text: <img src="data:x">',
+            'faulty/raw.ipynb: a link in code is shown raw: [number](https://x.org)']
+
+def test_each_kind_of_fault_is_found_and_no_other(small):
+    assert (process(small), faults(small)) == (None, [])
+    expected = plant(small)
+    assert process(small) is None
+    assert sorted(faults(small)) == sorted(expected)
+
+def test_what_stops_nbdev_is_a_fault(small):
+    write(small, 'stops', title('Stops'), code(EXPORTED.replace('-> float', "-> 'Cells'")))
+    assert process(small).startswith("nbdev_proc_nbs stops with NameError: name 'Cells' is not defined")
+    assert 'show_doc(doubled)' in process(small)
+
+def test_the_introduction_in_a_first_cell_is_what_nbdev_drops(small):
+    "The reason for the rule, seen in what nbdev makes of such a cell."
+    write(small, 'first', text(LONG_FIRST_CELL))
+    assert process(small) is None
+    shown = (small/'_proc'/'first.ipynb').read_text()
+    assert 'What it is.' in shown and 'skip_exec' in shown and 'An introduction' not in shown
+
+@pytest.mark.parametrize('heading, anchor', [('Two words', 'two-words'), ('`Resamples.scope`', 'resamples.scope'), ('3 of `a_b`, twice!', 'of-a_b-twice'),
+                                             ('[Linked](x.ipynb) text', 'linked-text'), ('Named {#here}', 'here'), ('_split', 'split'), ('1 + 1', 'section')])
+def test_headings_are_named_as_pandoc_names_them(heading, anchor):
+    assert identifier(heading) == anchor
+
+QUARTO = '''#!/bin/sh
+echo "$@" >> "$QUARTO_LOG"
+mkdir -p _docs && echo page > _docs/index.html
+'''
+
+def make_docs(root, folder):
+    "Run `make docs` in `root` with a Quarto that writes down in `folder` what it is asked for."
+    (folder/'quarto').write_text(QUARTO)
+    (folder/'quarto').chmod(0o755)
+    (root/'.venv').mkdir()
+    for file in ('settings.ini', 'setup.py', 'pyproject.toml', 'constraints.txt', '.venv/done'): (root/file).touch()
+    environment = {**os.environ, 'PATH': f'{folder}{os.pathsep}{os.environ["PATH"]}', 'PYTHONPATH': str(root), 'QUARTO_LOG': str(folder/'log')}
+    return subprocess.run(['make', 'docs', f'BIN={Path(sys.executable).parent}'], cwd=root, env=environment, capture_output=True, text=True)
+
+def test_make_docs_builds_the_site_and_only_our_command_writes_the_readme(small, tmp_path):
+    (small/'README.md').write_text('old')
+    os.utime(small/'README.md', (0, 0)) # older than the index, which is when nbdev_docs writes it
+    done = make_docs(small, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (small/'_docs'/'index.html').exists() and (tmp_path/'log').read_text() == 'render --no-cache\n'
+    readme = (small/'README.md').read_text()
+    assert readme.startswith('<!-- Written by `make readme`') and '![A dot](nbs/images/dot.png)' in readme
+
+def test_make_docs_stops_at_a_fault(small, tmp_path):
+    plant(small)
+    done = make_docs(small, tmp_path)
+    assert done.returncode != 0 and 'faulty/links.ipynb: the link none.ipynb leads to no page or file.' in done.stdout
+    assert not (small/'_docs').exists()
