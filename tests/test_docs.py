@@ -18,7 +18,7 @@ def copied(to, *names):
         else: shutil.copy2(ROOT/name, to/name)
     return to
 
-NO_TEXT_YET = ('14_data.splits.ipynb: a figure has no text', '24_tasks.ipynb: a figure has no text')
+NO_TEXT_YET = ('14_data.splits.ipynb: a figure has no text',)
 
 def test_the_documents_have_no_faults(tmp_path):
     root = copied(tmp_path/'all', 'nbs', 'perturbench', 'settings.ini', '_quarto.yml')
