@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['NO_ROOM', 'InputError', 'nearest', 'Registry', 'digest', 'seed_of', 'rng', 'file_sha256', 'os_fault', 'writing_to',
            'file_name_fault', 'part_name', 'is_part', 'remove', 'sweep_parts', 'place_of', 'atomic_path', 'Lock',
-           'keep_kernels', 'progress']
+           'release_memory', 'keep_kernels', 'progress']
 
 # %% ../nbs/00_core.ipynb #5bcc8b13
-import difflib, errno, hashlib, json, os, re, shutil, socket, stat, sys, tempfile, time, uuid
+import ctypes, difflib, errno, hashlib, json, os, re, shutil, socket, stat, sys, tempfile, time, uuid
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np
@@ -295,6 +295,12 @@ class Lock:
             for folder in self.new: folder.rmdir()
         except OSError: pass  # it is not empty, or was taken away
         self.file.close()
+
+# %% ../nbs/00_core.ipynb #e7fc6179
+def release_memory():
+    "Hand memory that is free back to the system, where the C library can be asked to."
+    trim = getattr(ctypes.CDLL(None), 'malloc_trim', None) if sys.platform == 'linux' else None
+    if trim: trim(0)
 
 # %% ../nbs/00_core.ipynb #b242d4bf
 def _private_folder():
