@@ -8,13 +8,13 @@ from scipy import sparse
 from threadpoolctl import threadpool_limits
 from perturbench.core import progress, rng
 from perturbench.data.screen import Screen
-from perturbench.data.splits import PARTS, halve_controls
 from perturbench.scoring.evaluation import Evaluation
 from perturbench.scoring.profiles import asked, score
 from perturbench.loaders.store import CellStore
 from perturbench.metrics.accuracy import KINDS
 from perturbench.metrics.effects import Profiles, log_fold_change, moments, pseudobulk
 from perturbench.predict import Prediction
+from perturbench.splits.parts import PARTS, halve_controls
 from perturbench.tasks import Task, TaskSpec
 from _common import header, in_turn, options, random_values, ratio, report, seconds, set_threads, table
 

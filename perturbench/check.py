@@ -17,7 +17,8 @@ from .data.h5ad import read_card, read_h5ad
 from .data.labels import control_family
 from .data.preprocess import first_pass, screen_notes
 from .data.scale import measure, scale_text
-from .data.splits import FOLDS, default_recipe, fold_range, make_splits
+from .splits.folds import FOLDS, fold_range
+from .splits.kinds import default_recipe, make_splits
 
 # %% ../nbs/25_check.ipynb #27be0026
 ASKED = [{'kind': 'transfer'}, *({'kind': 'combination', 'seen': n} for n in (2, 1, 0)),

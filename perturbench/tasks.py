@@ -23,8 +23,11 @@ from .data.preprocess import CELLS, select_genes
 from .data.h5ad import read_card
 from .data.screen import Design, read_screen
 from .data.simulate import PRESETS, simulated
-from .data.splits import PARTS, SPLITS, default_recipe, leak_check, make_splits, plot_split, read_split
 from .loaders.store import Cells, CellStore, save_array
+from .splits.check import leak_check, plot_split
+from .splits.files import read_split
+from .splits.kinds import SPLITS, default_recipe, make_splits
+from .splits.parts import PARTS
 
 # %% ../nbs/24_tasks.ipynb #32569568
 PROTOCOLS = ('default', 'perturbench')

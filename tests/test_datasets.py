@@ -10,7 +10,7 @@ from perturbench.core import InputError, Lock, part_name
 from perturbench.data import datasets as D, download
 from perturbench.data.robjects import read_cds, read_seurat
 from perturbench.data.screen import read_screen
-from perturbench.data.splits import PARTS
+from perturbench.splits.parts import PARTS
 from perturbench.tasks import open_task
 
 GENES = 60

@@ -4,7 +4,6 @@ from dataclasses import replace
 from scipy import sparse, stats
 from perturbench.bench.runs import set_threads
 from perturbench.core import InputError
-from perturbench.data.splits import PARTS
 from perturbench.metrics.accuracy import METRICS
 from perturbench.scoring.evaluation import Evaluation, evaluate_task
 from perturbench.scoring.collect import PredictedCells, along_wave
@@ -17,6 +16,7 @@ from perturbench.metrics.distributions import energy_to_truth, median_distance, 
 from perturbench.metrics.effects import Profiles, fold_change, read_gene_sets
 from perturbench.models.base import build_model
 from perturbench.predict import Prediction, predict_task
+from perturbench.splits.parts import PARTS
 from perturbench.tasks import open_task
 from perturbench.train import fit, model_info
 

@@ -8,9 +8,10 @@ from perturbench.data.labels import (alike, control_family, control_fault, contr
                                      names_nothing, plain, relabel, sep_notes, split_name, unnamed)
 from perturbench.data.preprocess import prepare
 from perturbench.data.screen import RESERVED, Screen, doses, obs_key, read_screen, table_key
-from perturbench.data.splits import leak_check, make_splits
 from perturbench.loaders.disk import shuffle_file
 from perturbench.loaders.store import CellStore
+from perturbench.splits.check import leak_check
+from perturbench.splits.kinds import make_splits
 
 few = dict(derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 

@@ -4,13 +4,13 @@ import perturbench.models.zoo
 from perturbench.cli import main
 from perturbench.core import InputError
 from perturbench.data.screen import read_screen
-from perturbench.data.splits import default_recipe, make_splits
 from perturbench.scoring.evaluation import Evaluation, evaluate_task
 from perturbench.metrics.accuracy import cosine
 from perturbench.scoring.intervals import paired_difference
 from perturbench.metrics.effects import log_fold_change
 from perturbench.models.base import build_model
 from perturbench.predict import predict_task
+from perturbench.splits.kinds import default_recipe, make_splits
 from perturbench.tasks import open_task
 from perturbench.train import fit, model_info
 

@@ -5,8 +5,12 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from perturbench.core import InputError
 from perturbench.data.screen import Screen
 from perturbench.data import datasets
-from perturbench.data.splits import (FOLDS, PARTS, SPLITS, default_recipe, divide_controls, eligible, fold_range, imbalance_counts, leak_check, make_splits, plot_split,
-                                     read_split, split_table)
+from perturbench.splits.check import leak_check, plot_split
+from perturbench.splits.files import read_split
+from perturbench.splits.folds import FOLDS, eligible, fold_range
+from perturbench.splits.imbalance import imbalance_counts
+from perturbench.splits.kinds import SPLITS, default_recipe, make_splits, split_table
+from perturbench.splits.parts import PARTS, divide_controls, planned
 
 few = settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 NAMES = ['TP53', 'TGF-β', 'a/b', 'c_d', 'e, f', '"q"', 'ген', '药 1', 'nan', '0', "it's"]
@@ -307,6 +311,20 @@ def test_the_default_recipe_works_or_nothing_does(case):
     reason = _refusal(screen, default_recipe(screen))
     if reason and '4 control cells' not in reason:
         assert all(_refusal(screen, dict(kind=k, folds=f)) for k in SPLITS for f in range(2, 7)), reason
+
+@few
+@given(kinds(*OTHERS), st.integers(0, 2**32 - 1))
+def test_a_split_looks_at_the_layout_alone(case, seed):
+    obs, options, screen, recipe = case
+    X = np.random.default_rng(seed).exponential(size=(len(obs), 3)).astype(np.float32)
+    measured = Screen(ad.AnnData(X, obs=obs, var=pd.DataFrame(index=['g', 'h', 'i'])), **options)
+    plan, split = one(screen, recipe), one(measured, recipe)
+    assert (plan is None) == (split is None) and (plan is None or (plan.hash, plan.note) == (split.hash, split.note))
+
+def test_a_planned_screen_has_the_cells_that_were_planned():
+    screen = planned([('a', 1), ('b', 1)], ['x', 'x+y'], absent=[(('b', 1), 'x+y')], n_controls=4, n_cells=3, covariate_keys=['line', 'day'])
+    table = screen.conditions[['line', 'day', 'perturbation', 'n_cells']].values.tolist()
+    assert table == [['a', '1', 'control', 4], ['a', '1', 'x', 3], ['a', '1', 'x+y', 3], ['b', '1', 'control', 4], ['b', '1', 'x', 3]]
 
 @few
 @given(cases(False))

@@ -8,7 +8,6 @@ from hypothesis import given, settings, strategies as st
 from perturbench.core import InputError
 from perturbench.data.screen import Screen
 from perturbench.data.simulate import Parameters, simulate, simulated
-from perturbench.data.splits import PARTS, halve_controls, leak_check, make_splits
 from perturbench.loaders.store import CellStore
 from perturbench.metrics.accuracy import METRICS
 from perturbench.predict import Prediction
@@ -18,6 +17,9 @@ from perturbench.scoring.intervals import Resamples
 from perturbench.scoring.measured import HALVES, Measured
 from perturbench.scoring.strata import (STRATA, Cube, Quarters, by_stratum, cut, distance_to_training, effect_size,
                                         mean_over, strata)
+from perturbench.splits.check import leak_check
+from perturbench.splits.kinds import make_splits
+from perturbench.splits.parts import PARTS, halve_controls
 from perturbench.tasks import Task, TaskSpec
 
 few = settings(max_examples=40, deadline=None, derandomize=True)

@@ -25,9 +25,9 @@ from ..data.labels import relabel
 from ..data.preprocess import prepare
 from ..data.scale import Sample, compare, measure, sample, scale_faults, scale_notes
 from ..data.screen import OPTIONS, Screen, doses, obs_key
-from ..data.splits import TEST, TRAIN, halve_controls
 from ..loaders.store import CellStore
 from .measured import label_columns
+from ..splits.parts import TEST, TRAIN, halve_controls
 from ..tasks import Task, TaskSpec
 
 # %% ../../nbs/67_scoring.asked.ipynb #2d2f4781

@@ -27,7 +27,6 @@ from ..data.labels import names_nothing, relabel, split_name
 from ..data.preprocess import VALUES, normalise
 from ..data.scale import Meter, ValueCheck, cell_faults, compare, sample
 from ..data.screen import IN_MEMORY, column_faults, doses, table_faults
-from ..data.splits import UNUSED
 from ..metrics.accuracy import METRICS
 from ..metrics.effects import read_gene_sets
 from ..models.base import ModelInfo
@@ -39,6 +38,7 @@ from .evaluation import Evaluation
 from .measured import label_columns
 from .profiles import metrics_of
 from .references import collapsed, references
+from ..splits.parts import UNUSED
 from ..tasks import PROTOCOLS
 
 # %% ../../nbs/68_scoring.files.ipynb #a071ffbc
