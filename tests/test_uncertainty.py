@@ -270,7 +270,7 @@ def test_no_variance_and_no_noise():
     pred, observed = Uncertain(np.array([[1., 2.], [3., 4.]]), zero), np.array([[1., 2.], [3., 6.]])
     table = uncertainty_table(pred, observed, zero)
     assert table.filter(like='coverage').to_numpy().tolist() == [[1]*4, [.5]*4]
-    assert table.crps.tolist() == table.crps_noise_only.tolist() == [0, 1] and table.sharpness.tolist() == [0, 0]
+    assert table.crps.tolist() == table.crps_silent.tolist() == [0, 1] and table.sharpness.tolist() == [0, 0]
     assert coverage_by_noise(pred, observed, zero).genes.tolist() == [4, 0, 0]
 
 def test_inputs_stay_as_they_are():
@@ -282,10 +282,10 @@ def test_inputs_stay_as_they_are():
 def test_the_table_is_its_functions():
     case = make(5)
     table = uncertainty_table(*case)
-    assert list(table) == ['coverage_50', 'coverage_80', 'coverage_90', 'coverage_95', 'crps', 'crps_noise_only', 'sharpness']
+    assert list(table) == ['coverage_50', 'coverage_80', 'coverage_90', 'coverage_95', 'crps', 'crps_silent', 'sharpness']
     np.testing.assert_array_equal(table.coverage_95, coverage(*case, .95))
     silent = Uncertain(case[0].mean, 0*case[0].variance)
-    np.testing.assert_array_equal(table.crps_noise_only, crps(silent, *case[1:]))
+    np.testing.assert_array_equal(table.crps_silent, crps(silent, *case[1:]))
     summary = uncertainty_summary(*case)
     assert list(summary.index) == [*table, 'area_variance', 'area_size', 'area_random']
     np.testing.assert_allclose(summary[list(table)], table.mean())
@@ -339,5 +339,7 @@ def test_an_order_has_a_name_or_a_number_a_condition():
     with pytest.raises(InputError, match="did you mean 'variance'"): risk_coverage(*case, by='Variance')
     with pytest.raises(InputError, match='one number each'): risk_coverage(*case, by=[1.])
 
-def test_these_are_no_metrics_of_the_registry():
-    assert not [m for m in METRICS if 'crps' in m or 'coverage' in m]
+def test_the_metrics_of_the_registry():
+    mine = [m for m in METRICS if METRICS[m].kind == 'uncertainty']
+    assert mine == ['coverage_90_delta', 'crps_delta', 'crps_silent_delta', 'sharpness_delta']
+    assert [m for m in mine if METRICS[m].judged] == ['crps_delta'] and {METRICS[m].needs for m in mine} == {('noise',)}

@@ -114,6 +114,7 @@ STATUSES = {'no_signal': 'the predicted or the true effect is zero or constant, 
             'no_own_control': 'there is no prediction of the model for control cells',
             'few_controls': 'the true effect rests on fewer than 25 control cells: nothing is judged by it, and no model is best',
             'control_off': 'predicted controls are farther from held-out ones than the given controls are, so effects from them do not count',
+            'no_variance': 'the model does not say how far off its mean effect may be',
             'no_difference': 'no gene of the measured cells differs significantly, so there is nothing to find',
             'no_range': 'a replicate of the measured cells does no better than the better null: this metric cannot judge a model on this screen',
             'above_one': 'predicted cells are nearer to the truth than those of a replicate: see whether their mean was set, or cells were copied',
@@ -552,7 +553,8 @@ def file_name(
     return safe if safe == name else f'{safe}-{digest(str(name), 6)}'
 
 # %% ../../nbs/74_bench.leaderboard.ipynb #05dd147d
-FAMILIES = dict(accuracy='Accuracy', rank='Ranks', distribution='Distributions of cells', de='Differential expression', control='Predicted controls')
+FAMILIES = dict(accuracy='Accuracy', rank='Ranks', distribution='Distributions of cells', de='Differential expression', control='Predicted controls',
+                uncertainty='Stated uncertainty')
 
 def page_rows(
     board, # From `leaderboard`

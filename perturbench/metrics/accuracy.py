@@ -16,7 +16,7 @@ from numba import njit
 from ..core import Registry
 
 # %% ../../nbs/51_metrics.accuracy.ipynb #2d6f5968
-KINDS = ('accuracy', 'rank', 'distribution', 'de', 'control')
+KINDS = ('accuracy', 'rank', 'distribution', 'de', 'control', 'uncertainty')
 AXES = {'pca': 50, 'pca_truth': 100} # Principal axes, as many as the cells have at most
 SPACES = {'average': 'mean log-normalised expression',
           'delta': 'the change of mean log-normalised expression against controls',

@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 from ..core import InputError
 from ..metrics.accuracy import DEFINITIONS, METRICS, OWN
-from ..metrics import de, distributions # register their metrics
+from ..metrics import de, distributions, uncertainty # register their metrics
 from .cells import TrueCells
 from .collect import Comparison, collect
 from .measured import Measured, label_columns
 from .profiles import WITHOUT, asked, score_redrawn, score_rounds, with_redrawn
+from .uncertainty import put_uncertainty
 
 # %% ../../nbs/63_scoring.evaluation.ipynb #51b444ee
 def cell_scores(
@@ -106,7 +107,9 @@ class Evaluation:
         partial:bool=False, # Let conditions go without a prediction; by default that is an error
     ) -> Comparison: # Raises InputError for a prediction that is missing, given twice, or does not fit
         "Reduce `predictions` to profiles and to scores of cells, beside the measured ones."
-        return collect(self.cells, predictions, partial)
+        compared = collect(self.cells, predictions, partial)
+        put_uncertainty(self.measured, compared)
+        return compared
 
     def table(self,
         compared:Comparison, # From `collect`

@@ -14,6 +14,7 @@ from functools import cached_property
 from ..core import InputError, rng
 from ..metrics.de import de_weights
 from ..metrics.effects import MOMENTS, Moments, Profiles, Shared, moments
+from ..metrics.uncertainty import noise_of
 
 # %% ../../nbs/60_scoring.measured.ipynb #c0f2ed92
 HALVES = ('half', 0), ('half', 1)
@@ -330,10 +331,10 @@ class Measured(Tested):
     ) -> Moments: # As `Shared` rows, a row for each condition; raises InputError where a state has none
         "The controls that each condition is compared with."
         part = part if part in HALVES else 'whole'
-        return self.kept.once(('controls', half, part), lambda: self._controls(half, part))
-
-    def _controls(self, half, part):
         want = ('mean', 'linear') if self.wants('foldchange') else ('mean',)
+        return self.kept.once(('controls', half, part), lambda: self._controls(half, part, want))
+
+    def _controls(self, half, part, want):
         rows = Rows(len(self))
         for fold in range(self.task.n_folds):
             mine = self.fold == fold
@@ -423,6 +424,16 @@ class Measured(Tested):
         weighted = self.wants('weights') or self.wants('weights_same')
         more = ['var'] if part != 'whole' and weighted else []
         return [name for name in MOMENTS if name in self.wanted_moments() + more]
+
+    def noise(self,
+        part='whole', # Or one of `HALVES`
+    ) -> np.ndarray: # Conditions x genes, in the squared unit of the effect; missing for a single cell, or control
+        "The variance of the noise of the measured mean effects: of the mean of the cells and of that of the controls."
+        return self.kept.once(('noise', part), lambda: self._noise(part))
+
+    def _noise(self, part):
+        control, n = self._controls(1, part, ('var',)), [len(self.cells(i, part)) for i in range(len(self))]
+        return noise_of(self.moments(part, ('var',)).var, n, control.var[:], control.n)
 
     def weights(self,
         part, # Whose cells

@@ -170,6 +170,7 @@ def null_predictions(
             control = name == 'null_control' or bool(task.design.is_control[p.condition])
             key = task.design.state[p.condition], control
             if key not in cells: cells = {key: dense_or_nothing(task, seen_in_training(task, fold, *key))}
+            p = replace(p, variance=None)
             yield p if cells[key] is None else replace(p, status='ok', cells=cells[key])
 
 def dense_or_nothing(task, rows): return task.store.dense(rows).numpy() if len(rows) else None
