@@ -67,7 +67,7 @@ def effect_variance(
     if not hasattr(model, 'effect_variance'): return None
     batch = _batch(model, dict(controls=controls, **known), perturbation, covariates, seed_of(*keys, 'effect variance'))
     with torch.no_grad(): variance = model.effect_variance(batch)
-    return None if variance is None else variance.double().cpu().numpy()
+    return None if variance is None else variance.cpu().double().numpy()
 
 # %% ../nbs/41_predict.ipynb #90004837
 @dataclass
@@ -263,7 +263,8 @@ def write_predictions(
     path, # The h5ad file to write
     seed:int=0,
 ) -> int: # Number of cells written; raises InputError for what is not known, and for predictions that are not finite
-    "Predict the conditions of `table` from the controls of their states; `obs['status']` says where a model fell back."
+    """Predict the conditions of `table` from the controls of their states; `obs['status']` says where a model fell back.
+    Variances that a model states are not written."""
     rows, given = read_conditions(table, task), task.given()
     _warn_of_twice(rows)
     by_state = {s: given.where(task.design.state == s).rows for s in {o.state for o in rows}}
