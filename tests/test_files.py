@@ -336,7 +336,7 @@ def test_large_files_are_read_in_pieces_and_others_once(tmp_path, monkeypatch, l
 
 def test_what_is_held_until_it_is_scored_fits_into_memory(tmp_path, monkeypatch):
     path, sources = files_of(tmp_path, cells('a'), cells('b'))
-    one = 8*84*GENES + 8*85  # non-zeros of the perturbed cells, and where rows start
+    one = 8*112*GENES + 8*113  # non-zeros of perturbed cells and predicted controls, and where rows start
     monkeypatch.setattr(files, 'IN_MEMORY', 2*one)
     seen = counted_reads(monkeypatch)
     run(path, sources)

@@ -239,7 +239,7 @@ def test_silence_raises_a_mean_and_shows_as_undefined(case):
         assert set(found.status[m][found.value[m].isna()]) == {'no_signal'}
     for m in ('cosine_centred', 'rmse_average', 'discrimination_cosine_delta'): assert cost(m, found.value[m].mean() - right[m]) > 0 and found.value[m].notna().all()
 
-def test_controls_in_a_file_are_ignored_by_every_metric(case):
+def test_controls_in_a_file_move_no_metric_but_those_that_look_at_them(case):
     screen, mine = case.simulation.screen.adata, case.names[:, 0] == 'line1'
     truth = screen[(screen.obs.cell_type == 'line1') & screen.obs.perturbation.isin([*case.names[mine, 1], 'control'])].copy()
     cells = {n: np.float32(case.right[i]) for i, n in zip(np.flatnonzero(mine), case.names[mine, 1])}
@@ -249,6 +249,8 @@ def test_controls_in_a_file_are_ignored_by_every_metric(case):
     wild = {'control': np.random.default_rng(0).gamma(1., 3., (40, truth.n_vars)).astype(np.float32)}
     found = evaluate_files(truth, {'plain': file(cells), 'wild': file(cells | wild)}, 'perturbation', 'cell_type')
     plain, moved = (found.scores[found.scores.model == k].drop(columns=['model', 'run_id']).reset_index(drop=True) for k in ('plain', 'wild'))
-    pd.testing.assert_frame_equal(plain, moved)
-    assert set(plain.status[plain.metric.isin(OWN)]) == {'no_own_control'} and any('wild: 40 control cells are ignored' in o for o in found.notes)
+    of_control = plain.metric.isin([*OWN, *CONTROL, *OF_OWN])
+    pd.testing.assert_frame_equal(plain[~of_control], moved[~of_control])
+    assert set(plain.status[of_control]) == {'no_own_control'} and set(moved.status[moved.metric.isin(OF_OWN)]) == {'control_off'}
+    assert any('wild: 40 control cells are taken for what the model predicts' in o for o in found.notes)
     assert set(TESTS) | set(CELLS) <= set(plain.metric)

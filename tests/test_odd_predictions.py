@@ -395,7 +395,7 @@ def test_a_file_with_conditions_in_another_order_has_the_same_scores_to_the_bit(
     same(of_model(evaluate_files(files.truth, {'mine': other}, **FILE_KEYS).scores, 'mine'), files.alone)
 
 def test_the_command_gives_the_scores_of_the_function(files, tmp_path, monkeypatch, capsys):
-    "Two models in one command, with rows shuffled and control cells of their own, against one model alone."
+    "Two models in one command, with rows shuffled and controls that are far off, against one model alone."
     monkeypatch.chdir(tmp_path)
     wild = ad.concat([files.mine, predicted_file(dict(control=7), 6, lambda x: x + np.float32(2))])
     wild.obs_names_make_unique()
@@ -405,9 +405,10 @@ def test_the_command_gives_the_scores_of_the_function(files, tmp_path, monkeypat
     predicted_file(dict.fromkeys(PERTURBED, 2), 5).write_h5ad('two.h5ad')
     keys = ['--perturbation-key', 'gene', '--covariate-keys', 'line']
     assert main(['evaluate', 'truth.h5ad', 'two.h5ad', 'mine.h5ad', *keys, '-o', 'out']) == 0
-    assert 'mine: 14 control cells are ignored' in capsys.readouterr().out
+    assert 'mine: 14 control cells are taken for what the model predicts' in capsys.readouterr().out
     found = pd.read_parquet('out/scores.parquet')
-    same(of_model(found, 'mine'), files.alone)
+    same(without(of_model(found, 'mine'), OF_OWN), without(files.alone, OF_OWN))
+    assert status(of_model(found, 'mine'), OWN_EFFECTS) == {'control_off'}
     two = of_model(found, 'two')
     assert (two.n_pred == 2).all() and two.value.xs('energy_genes', level='metric').notna().all()
 
