@@ -10,6 +10,7 @@ from scipy import sparse, stats
 from scipy.spatial.distance import cdist, pdist
 from perturbench.bench.runs import set_threads
 from perturbench.cli import main
+from perturbench.core import InputError
 from perturbench.data.screen import Screen
 from perturbench.metrics.accuracy import METRICS, OWN
 from perturbench.predict import Prediction
@@ -513,3 +514,12 @@ def test_own_controls_that_vary_have_fold_changes_beside_one_held_out_control():
     table = by_condition(evaluate_task(task, stream(task, plain(task, [20]), {0: controls_of(task, 0)}),
                                        ['rmse_foldchange', 'rmse_foldchange_own']))
     assert np.isfinite(value(table, 'rmse_foldchange')) and np.isfinite(value(table, 'rmse_foldchange_own'))
+
+@pytest.mark.parametrize('order, said', [((0, 0, 1), 'is predicted twice'), ((1, 0), 'after conditions of its state')])
+def test_own_controls_come_once_and_before_conditions(order, said):
+    task = task_of(screen(TRUTH, lines='x'))
+    cells = plain(task, [10]*len(task.test_conditions()))
+    code = int(task.test_conditions()[0])
+    both = [Prediction(control_code(task, 0), controls_of(task, 0)), Prediction(code, cells[code])]
+    with pytest.raises(InputError, match=said):
+        Evaluation(task, ['rmse_control']).collect([both[k] for k in order], partial=True)

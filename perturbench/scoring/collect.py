@@ -443,6 +443,14 @@ class State:
     "The state whose conditions are coming in: its last prediction, and the model's own controls."
     def __init__(self, key): self.key, self.last, self.own = key, None, None
 
+    def take_own(self, measured, prediction, pred):
+        "Take the model's own controls; raises InputError where they are given twice, or after a condition."
+        title = titled(measured, prediction.condition)
+        if self.own is not None: raise InputError(f'{title} is predicted twice; predict each control once')
+        if self.last is not None:
+            raise InputError(f'{title} is predicted after conditions of its state; predict it before them')
+        self.own = pred
+
     def reference(self):
         "The model's own prediction of the controls, to be tested against."
         return self.own.kept.once('reference', lambda: Reference(self.own.some()))
@@ -462,15 +470,16 @@ def collect(
             i = place_of(measured, p, out.n_pred)
             key = p.fold, measured.design.state[p.condition]
             if key != state.key: state = State(key)
-            state.last = pred = checked_cells(measured, p, state.last)
+            pred = checked_cells(measured, p, state.last)
             if i is None:
-                state.own = pred
+                state.take_own(measured, p, pred)
                 at = np.flatnonzero((measured.fold == p.fold) & (measured.state == key[1]))
                 if len(at): workers.do(take_control, out, true, at, pred)
             else:
                 out.n_pred[i], out.status[i] = len(pred), p.status
                 if p.variance is not None: put_variance(out, measured, i, p)
                 workers.do(take, out, true, i, pred, state.own and state.reference)
+            state.last = pred
     need_all(measured, out.n_pred, partial)
     return out
 
