@@ -259,8 +259,9 @@ class Shared:
         other, # `Shared` rows of the same conditions
     ) -> bool:
         "Whether each condition has the same row here and there, to the last bit."
+        if self is other: return True
         together = np.unique([self.at, other.at], axis=1).T
-        return self is other or all(np.array_equal(self.rows[a], other.rows[b]) for a, b in together)
+        return all(np.array_equal(self.rows[a], other.rows[b]) for a, b in together)
 
 # %% ../../nbs/50_metrics.effects.ipynb #5e249d38
 _GIVEN = dict(average='mean', variance='var', zeros='zeros') # Spaces that are a table of `Profiles` as it is
