@@ -6,11 +6,12 @@
 __all__ = ['PROTOCOLS', 'TASKS', 'MAX_GIVEN', 'TaskSpec', 'screen_file', 'plain_faults', 'listed', 'read_task', 'Task', 'of_fold',
            'load_task', 'open_task']
 
-# %% ../nbs/24_tasks.ipynb #87ba0add
-import datetime, hashlib, inspect, json, math, os, re, sys
+# %% ../nbs/24_tasks.ipynb #a44fc8c9
+import datetime, errno, hashlib, inspect, json, math, os, re, sys
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
@@ -21,7 +22,7 @@ from .data.datasets import DATASETS, screen_path
 from .data.features import cell_embeddings
 from .data.preprocess import CELLS, select_genes
 from .data.h5ad import read_card
-from .data.screen import Design, read_screen
+from .data.screen import Design, Screen, read_screen
 from .data.simulate import PRESETS, simulated
 from .loaders.store import Cells, CellStore, save_array
 from .splits.check import leak_check, plot_split
@@ -29,8 +30,8 @@ from .splits.files import read_split
 from .splits.kinds import SPLITS, default_recipe, make_splits
 from .splits.parts import PARTS
 
-# %% ../nbs/24_tasks.ipynb #32569568
-PROTOCOLS = ('default', 'perturbench')
+# %% ../nbs/24_tasks.ipynb #55e47c82
+PROTOCOLS = ('default', 'perturbench') # The second is the way of the published benchmark
 
 @dataclass(frozen=True)
 class TaskSpec:
@@ -41,27 +42,29 @@ class TaskSpec:
     split:dict = field(default_factory=dict) # kind and its options; by default what the screen's card or layout says
     genes:dict = field(default_factory=dict) # hvg, de, targets, cells: see `select_genes`
 
+# %% ../nbs/24_tasks.ipynb #e89aadb8
 TASKS = Registry('task')
-def _builtin(name, screen, **kw): TASKS.register(name)(TaskSpec(name, screen, **kw))
 
-_builtin('sim-transfer', 'sim-transfer', split=dict(kind='transfer', fraction=.3, seed=42))
-_builtin('sim-combination', 'sim-combination', split=dict(kind='combination', fraction=.7, seed=42))
-_builtin('sim-null', 'sim-null', split=dict(kind='transfer', fraction=.3, seed=42, max_heldout_covariates=16))
-_builtin('sim-network', 'sim-network', split=dict(kind='transfer', fraction=.3, seed=42))
+def _build_in(name, screen, split): TASKS.register(name)(TaskSpec(name, screen, split=split))
 
-# %% ../nbs/24_tasks.ipynb #faa2e055
-def _published(record):
+_build_in('sim-transfer', 'sim-transfer', dict(kind='transfer', fraction=.3, seed=42))
+_build_in('sim-combination', 'sim-combination', dict(kind='combination', fraction=.7, seed=42))
+_build_in('sim-null', 'sim-null', dict(kind='transfer', fraction=.3, seed=42, max_heldout_covariates=16))
+_build_in('sim-network', 'sim-network', dict(kind='transfer', fraction=.3, seed=42))
+
+def _build_in_published(record):
     "The tasks of a published screen: its own name with the default split, and further splits by name."
-    for name, recipe in {record.name: record.split, **record.tasks}.items(): _builtin(name, record.name, split=recipe)
-for _, _record in DATASETS.items(): _published(_record)
+    splits = {record.name: record.split, **record.tasks}
+    for name, split in splits.items(): _build_in(name, record.name, split)
 
+for _, _record in DATASETS.items(): _build_in_published(_record)
 
-# %% ../nbs/24_tasks.ipynb #bd0194ea
+# %% ../nbs/24_tasks.ipynb #5882c9f8
 def _is_there(path) -> bool:
     "Whether there is a file or folder that can be read; raises InputError where something else stands in the way."
     try:
         Path(path).stat()
-        if not os.access(path, os.R_OK): raise PermissionError(13, 'Permission denied')
+        if not os.access(path, os.R_OK): raise PermissionError(errno.EACCES, 'Permission denied')
     except FileNotFoundError: return False
     except OSError as e: raise InputError(os_fault(e, path, 'read')) from None
     except UnicodeEncodeError:
@@ -70,36 +73,44 @@ def _is_there(path) -> bool:
     except ValueError: raise InputError(f'{ascii(str(path))} cannot be the path of a file; check it') from None
     return True
 
+# %% ../nbs/24_tasks.ipynb #9035e6e5
 def _as_text(path) -> str:
     "`path` as it reads in UTF-8, where the system keeps its names in another encoding."
     try: return os.fsencode(path).decode('utf-8', 'replace')
     except UnicodeEncodeError: return str(path)
 
+# %% ../nbs/24_tasks.ipynb #7c0a0777
 def screen_file(
     screen:str, # As a task names it
-): # A path, None for a simulated preset; raises InputError where there is no file
+) -> Path: # None for a simulated preset; raises InputError where there is no file
     "The file of a task's screen."
     if screen in PRESETS: return None
-    path = screen_path(screen) if screen in DATASETS else Path(screen)
+    is_published = screen in DATASETS
+    path = screen_path(screen) if is_published else Path(screen)
     if _is_there(path): return path
-    fetch, known = f'get it with: perturbench fetch {screen}', [*PRESETS, *DATASETS]
-    if screen in DATASETS: raise InputError(f"the screen '{screen}' is not on this machine; {fetch}")
-    raise InputError(f"the screen '{screen}' is neither a file ({path}) nor built in{nearest(screen, known)}")
+    if is_published:
+        raise InputError(f"the screen '{screen}' is not on this machine; get it with: perturbench fetch {screen}")
+    hint = nearest(screen, [*PRESETS, *DATASETS])
+    raise InputError(f"the screen '{screen}' is neither a file ({path}) nor built in{hint}")
 
-# %% ../nbs/24_tasks.ipynb #24261528
-_DEPTH = 5 # Lists and mappings within each other, at most
+# %% ../nbs/24_tasks.ipynb #cbc3d866
+_WORDS = {type(None): 'empty', bool: 'true or false', int: 'a number', float: 'a number', str: 'a text',
+          bytes: 'binary', dict: 'a mapping', list: 'a list', tuple: 'a list', set: 'a set',
+          datetime.date: 'a date', datetime.datetime: 'a time'}
 
 def _kind(value) -> str:
     "What `value` is, in a word."
-    if value is None: return 'empty'
-    names = {bool: 'true or false', int: 'a number', float: 'a number', str: 'a text', bytes: 'binary',
-             dict: 'a mapping', list: 'a list', tuple: 'a list', set: 'a set',
-             datetime.date: 'a date', datetime.datetime: 'a time'}
-    return names.get(type(value), f'of the type {type(value).__name__}')
+    return _WORDS.get(type(value), f'of the type {type(value).__name__}')
 
+# %% ../nbs/24_tasks.ipynb #73355d47
 def _text_faults(text, where):
-    "What is wrong with a text."
-    return [f'{where} holds characters that are none; take them out'] if re.search('[\0\ud800-\udfff]', text) else []
+    "What is wrong with a text: a null character or half of a pair of surrogates cannot be written to a file."
+    if not re.search('[\0\ud800-\udfff]', text): return []
+    return [f'{where} holds characters that are none; take them out']
+
+# %% ../nbs/24_tasks.ipynb #9a307e75
+_DEPTH = 5 # Lists and mappings within each other, at most
+_LARGEST = 2**63 - 1 # Whole numbers up to this have 64 bits
 
 def plain_faults(
     value, # What a file of settings holds
@@ -109,48 +120,71 @@ def plain_faults(
     "What in `value` is neither a text nor a finite number, nor lists and mappings of these."
     if isinstance(value, bool): return []
     if isinstance(value, str): return _text_faults(value, where)
-    if isinstance(value, int): return [f'{where} has more than 64 bits; give less'] if abs(value) >= 2**63 else []
+    if isinstance(value, int): return [] if abs(value) <= _LARGEST else [f'{where} has more than 64 bits; give less']
     if isinstance(value, float): return [] if math.isfinite(value) else [f'{where} is {value}; give a finite number']
     if value is None: return [f'{where} is empty; give it a value']
-    if isinstance(value, (list, tuple, dict)): return _inner_faults(value, where, depth)
+    if isinstance(value, (list, tuple, dict)): return _member_faults(value, where, depth)
     return [f'{where} is {_kind(value)}; put quotes around it, or give texts and numbers']
 
-def _inner_faults(value, where, depth):
+# %% ../nbs/24_tasks.ipynb #62d1adc9
+def _member_faults(value, where, depth):
     "What in the members of a list or mapping is not plain."
     if not depth: return [f'{where} holds lists or mappings too deep within each other; give fewer levels']
+    if isinstance(value, dict): return _mapping_faults(value, where, depth - 1)
     faults = []
-    if not isinstance(value, dict):
-        for i, v in enumerate(value): faults += plain_faults(v, f'{where}[{i}]', depth - 1)
-        return faults
-    for k, v in value.items():
-        if not isinstance(k, str): faults.append(f'{where} has a key that is {_kind(k)}; put quotes around it')
-        else: faults += _text_faults(k, f'a key of {where}') or plain_faults(v, f'{where}.{k}', depth - 1)
+    for i, member in enumerate(value): faults += plain_faults(member, f'{where}[{i}]', depth - 1)
     return faults
 
-# %% ../nbs/24_tasks.ipynb #f9de019d
+def _mapping_faults(mapping, where, depth):
+    "What in the keys and the values of a mapping is not plain; values may have `depth` levels."
+    faults = []
+    for key, value in mapping.items():
+        if not isinstance(key, str):
+            faults.append(f'{where} has a key that is {_kind(key)}; put quotes around it')
+        else:
+            faults += _text_faults(key, f'a key of {where}') or plain_faults(value, f'{where}.{key}', depth)
+    return faults
+
+# %% ../nbs/24_tasks.ipynb #6feb151b
+def listed(
+    faults:list, # One sentence each, at least one
+    what:str, # What has them
+) -> str:
+    "One message of all `faults`."
+    if len(faults) == 1: return faults[0]
+    return f'{what} cannot be used:' + ''.join(f'\n- {fault}' for fault in faults)
+
+# %% ../nbs/24_tasks.ipynb #28d5641d
 def _where_faults(where):
     "What is wrong with the `where` of a task."
     faults = []
-    for k, v in where.items():
-        values = v if isinstance(v, (list, tuple)) else [v]
-        inner = [_kind(o) for o in values if isinstance(o, (list, tuple, dict))]
-        if not values: faults.append(f'`where.{k}` is an empty list; name the values to keep')
-        if inner: faults.append(f'`where.{k}` holds {inner[0]}; give values, or one list of them')
+    for column, said in where.items():
+        values = said if isinstance(said, (list, tuple)) else [said]
+        nested = [value for value in values if isinstance(value, (list, tuple, dict))]
+        if not values: faults.append(f'`where.{column}` is an empty list; name the values to keep')
+        if nested: faults.append(f'`where.{column}` holds {_kind(nested[0])}; give values, or one list of them')
     return faults
 
-_SHARES, _TEXTS = ('fraction', 'entropy'), ('file', 'name', 'split', 'test')
-_LEAST = dict(seed=0, folds=2, fold=0, max_heldout=1, max_heldout_covariates=1, n=1, cells=1, perturbations=1, seen=0)
+# %% ../nbs/24_tasks.ipynb #b6821736
+_SHARES = ('fraction', 'entropy') # Options that are numbers from 0 to 1
+_TEXTS = ('file', 'name', 'split', 'test') # Options that are texts
+_LEAST = dict(seed=0, folds=2, fold=0, max_heldout=1, max_heldout_covariates=1,
+              n=1, cells=1, perturbations=1, seen=0) # Options that are whole numbers, and their least values
 
 def _is_number(value, least, most, kinds=(int,)): return type(value) in kinds and least <= value <= most
 
-def _option_fault(k, v):
-    "What is wrong with the option `k` of a split."
-    said = f"'{k}' of a split is"
-    if k in _SHARES and not _is_number(v, 0, 1, (int, float)): return [f'{said} {v!r}; give a number from 0 to 1']
-    if k in _LEAST and not _is_number(v, _LEAST[k], 2**63 - 1):
-        return [f'{said} {v!r}; give a whole number, {_LEAST[k]} or more']
-    if k in _TEXTS and not isinstance(v, str): return [f'{said} {_kind(v)}; give a text']
+def _option_faults(name, value):
+    "What is wrong with an option of a split."
+    said = f"'{name}' of a split is"
+    if name in _SHARES and not _is_number(value, 0, 1, (int, float)):
+        return [f'{said} {value!r}; give a number from 0 to 1']
+    if name in _LEAST and not _is_number(value, _LEAST[name], _LARGEST):
+        return [f'{said} {value!r}; give a whole number, {_LEAST[name]} or more']
+    if name in _TEXTS and not isinstance(value, str): return [f'{said} {_kind(value)}; give a text']
     return []
+
+# %% ../nbs/24_tasks.ipynb #788200a3
+_FILE_SPLIT = "a split of kind 'file' has one field more, `file`: the path of a CSV of two columns, cell name and part"
 
 def _split_faults(split):
     "What is wrong with the `split` of a task."
@@ -159,58 +193,61 @@ def _split_faults(split):
     if not isinstance(kind, str): return [f"a split is a recipe with a `kind`, one of: {', '.join(SPLITS)}"]
     if kind not in SPLITS: return [f"the split '{kind}' is not known{nearest(kind, SPLITS)}"]
     if kind == 'file' and set(split) != {'kind', 'file'}: return [_FILE_SPLIT]
-    options = inspect.signature(SPLITS[kind]).parameters
-    said = {k: v for k, v in split.items() if v is not None or k not in options or options[k].default is not None}
-    return [f for k, v in said.items() for f in _option_fault(k, v)]
+    return list(chain(*(_option_faults(name, value) for name, value in split.items())))
 
-_FILE_SPLIT = "a split of kind 'file' has one field more, `file`: the path of a CSV of two columns, cell name and part"
+# %% ../nbs/24_tasks.ipynb #9b52c2b0
+_GENES = dict(hvg=int, de=int, targets=bool, cells=str) # The options, and what each is
 
-# %% ../nbs/24_tasks.ipynb #eda32705
-def _entry_faults(entry):
-    "What is wrong with the mapping of a task, as far as the mapping alone says."
-    fields = list(TaskSpec.__dataclass_fields__)
-    given = {k: v for k, v in entry.items() if k != 'name' or v is not None}
-    if isinstance(given.get('screen'), str): given['screen'] = _as_text(given['screen'])
-    if faults := plain_faults(given, 'the task'): return faults
-    faults += [f"a task has no field '{k}'{nearest(k, fields)}" for k in entry if k not in fields]
-    if given.get('screen', '') == '': faults.append('a task needs `screen`: a built-in name or the path of an h5ad')
-    odd = [k for k in ('screen', 'name') if not isinstance(given.get(k, ''), str)]
-    faults += [f'`{k}` of a task is {_kind(given[k])}; put quotes around it' for k in odd]
-    for k, check in dict(where=_where_faults, split=_split_faults, genes=_genes_faults).items():
-        value = given.get(k, {})
-        faults += check(value) if isinstance(value, dict) else [f'`{k}` of a task is a mapping, such as {_EXAMPLES[k]}']
-    return faults
+def _genes_fault(name, value):
+    "What is wrong with an option of the genes of a task; None where nothing is."
+    if name not in _GENES: return f"`genes` of a task has no '{name}'{nearest(name, _GENES)}"
+    if name == 'cells':
+        if value in CELLS: return None
+        return f"`cells` of `genes` is {value!r}; give 'train', or 'all', where test cells have a say"
+    kind = _GENES[name]
+    if type(value) is kind and value >= 0: return None
+    wanted = 'true or false' if kind is bool else 'a whole number, 0 or more'
+    return f"'{name}' of `genes` is {value!r}; give {wanted}"
 
 def _genes_faults(genes):
     "What is wrong with the `genes` of a task."
-    known, faults = dict(hvg=int, de=int, targets=bool, cells=CELLS), []
-    for k, v in genes.items():
-        wanted = 'true or false' if known.get(k) is bool else 'a whole number, 0 or more'
-        if k not in known: faults.append(f"`genes` of a task has no '{k}'{nearest(k, known)}")
-        elif k == 'cells' and v not in CELLS:
-            faults.append(f"`cells` of `genes` is {v!r}; give 'train', or 'all', where test cells have a say")
-        elif k != 'cells' and (type(v) is not known[k] or v < 0):
-            faults.append(f"'{k}' of `genes` is {v!r}; give {wanted}")
-    return faults
+    faults = [_genes_fault(name, value) for name, value in genes.items()]
+    return [fault for fault in faults if fault]
 
+# %% ../nbs/24_tasks.ipynb #45ab20ed
+_CHECKS = dict(where=_where_faults, split=_split_faults, genes=_genes_faults)
 _EXAMPLES = dict(where='{cell_type: [k562]}', split='{kind: transfer, fraction: .3}', genes='{hvg: 4000, de: 25}')
 
-def listed(
-    faults:list, # One sentence each, at least one
-    what:str, # What has them
-) -> str:
-    "One message of all `faults`."
-    return faults[0] if len(faults) == 1 else f'{what} cannot be used:' + ''.join(f'\n- {f}' for f in faults)
+def _field_faults(name, value):
+    "What is wrong with a field of a task that has to be a mapping."
+    if isinstance(value, dict): return _CHECKS[name](value)
+    return [f'`{name}` of a task is a mapping, such as {_EXAMPLES[name]}']
 
-# %% ../nbs/24_tasks.ipynb #30d743c5
+def _entry_faults(entry):
+    "What is wrong with the mapping of a task, as far as the mapping alone says."
+    given = dict(entry)
+    if 'name' in given and given['name'] is None: del given['name']
+    if isinstance(given.get('screen'), str): given['screen'] = _as_text(given['screen'])
+    if faults := plain_faults(given, 'the task'): return faults
+    fields = list(TaskSpec.__dataclass_fields__)
+    faults = [f"a task has no field '{name}'{nearest(name, fields)}" for name in entry if name not in fields]
+    if given.get('screen', '') == '': faults.append('a task needs `screen`: a built-in name or the path of an h5ad')
+    for name in ('screen', 'name'):
+        if not isinstance(given.get(name, ''), str):
+            faults.append(f'`{name}` of a task is {_kind(given[name])}; put quotes around it')
+    for name in _CHECKS: faults += _field_faults(name, given.get(name, {}))
+    return faults
+
+# %% ../nbs/24_tasks.ipynb #f2aa4100
 def _as_mapping(entry):
     "The mapping that `entry` stands for; raises InputError for what is neither name, path nor mapping."
     if isinstance(entry, dict): return entry
     if not isinstance(entry, (str, Path)):
         raise InputError(f'a task is a name, the path of an h5ad or a mapping; this one is {_kind(entry)}')
-    if not str(entry).endswith('.h5ad'): TASKS[str(entry)]
+    if not str(entry).endswith('.h5ad'): TASKS[str(entry)]  # raises InputError, with the names that are near
     return dict(screen=str(entry))
 
+# %% ../nbs/24_tasks.ipynb #daf5fd8f
 def _split_at(split, base):
     "`split` with the path of its file, which has to be there."
     if split.get('kind') != 'file': return dict(split)
@@ -219,6 +256,7 @@ def _split_at(split, base):
     if path.is_dir(): raise InputError(f'the split {path} is a folder; give the path of a CSV: cell name, part')
     return dict(split, file=str(path))
 
+# %% ../nbs/24_tasks.ipynb #d3035120
 def read_task(
     entry, # A built-in name, the path of a prepared h5ad, or a mapping with the fields of `TaskSpec`
     base='.', # Paths start here
@@ -234,9 +272,10 @@ def read_task(
     name = entry.get('name')
     if name is None: name = str(read_card(path).get('name') or _as_text(path.stem))
     if faults := file_name_fault(name, 'task'): raise InputError(faults[0])
-    return TaskSpec(**{**entry, 'name': name, 'screen': screen, 'split': _split_at(entry.get('split', {}), base)})
+    split = _split_at(entry.get('split', {}), base)
+    return TaskSpec(**{**entry, 'name': name, 'screen': screen, 'split': split})
 
-# %% ../nbs/24_tasks.ipynb #a972bf68
+# %% ../nbs/24_tasks.ipynb #734a0536
 @dataclass
 class Task:
     "An opened task: its cells, its parts and what they mean."
@@ -263,75 +302,69 @@ class Task:
     @property
     def scale(self): return 1e4/self.target_sum if self.target_sum else 1.
 
-    def __repr__(self):
-        n = [f'{(self.parts[0] == i).sum():,} {p}' for i, p in enumerate(PARTS)]
-        folds = f', fold 0 of {self.n_folds}' if self.n_folds > 1 else ''
-        size = f'{self.store.n_cells:,} cells x {self.store.n_genes:,} genes'
-        return f'Task {self.name} ({self.task_id}): {size}; ' + ', '.join(n) + ' cells' + folds
+# %% ../nbs/24_tasks.ipynb #70c632dc
+@patch
+def __repr__(self:Task):
+    numbers = ', '.join(f'{(self.parts[0] == i).sum():,} {part}' for i, part in enumerate(PARTS))
+    folds = f', fold 0 of {self.n_folds}' if self.n_folds > 1 else ''
+    size = f'{self.store.n_cells:,} cells x {self.store.n_genes:,} genes'
+    return f'Task {self.name} ({self.task_id}): {size}; {numbers} cells{folds}'
 
-# %% ../nbs/24_tasks.ipynb #58f2201c
-MAX_GIVEN = 1000 # Control cells of a state that a model is given at most, as in the published protocol
-
+# %% ../nbs/24_tasks.ipynb #714b43e6
 @patch
 def cells(self:Task,
     part:str, # train, val, test or unused
-    fold:int=0,
+    fold:int=0, # Whose parts
 ) -> Cells: # Controls included, grouped by condition
     "The cells of `part`."
     return self.store.select(self.parts[fold] == PARTS.index(part))
 
+# %% ../nbs/24_tasks.ipynb #eebd49a0
 @patch
-def controls(self:Task,
-    part:str, # train, val or test
-    fold:int=0,
-    half:int=None, # Of the test controls: 0 = A, 1 = B; None = both
-) -> Cells:
-    "The control cells of `part`."
-    mask = (self.parts[fold] == PARTS.index(part)) & self.design.is_control[np.asarray(self.store.codes)]
-    if half is not None and self.protocol == 'default': mask &= self.half == half
-    return self.store.select(_capped(self, mask) if half == 0 and self.protocol == 'default' else mask)
-
-@patch
-def given(self:Task, fold:int=0) -> Cells:
-    "The control cells that models are given to predict the test conditions from: at most `MAX_GIVEN` a state."
-    cells = self.controls('test', fold, half=0)
-    mask = np.zeros(self.store.n_cells, bool)
-    mask[cells.rows] = True
-    return self.store.select(_capped(self, mask))
-
-def _capped(task, mask):
-    "`mask` with at most `MAX_GIVEN` cells a state, the same ones for every model and seed."
-    mask, rows = mask.copy(), np.flatnonzero(mask)
-    state = task.design.state[np.asarray(task.store.codes)[rows]]
-    for s in np.flatnonzero(np.bincount(state) > MAX_GIVEN):
-        values = task.conditions.loc[task.design.state == s, list(task.covariate_keys)].iloc[0]
-        mask[rng('given', *values).permutation(rows[state == s])[MAX_GIVEN:]] = False
-    return mask
-
-@patch
-def test_conditions(self:Task, fold:int=0) -> np.ndarray:
-    "The codes of the conditions that `fold` tests, controls excluded."
+def test_conditions(self:Task,
+    fold:int=0, # Whose parts
+) -> np.ndarray: # Codes, ascending
+    "The conditions that `fold` tests, controls excluded."
     codes = np.unique(np.asarray(self.store.codes)[self.parts[fold] == PARTS.index('test')])
     return codes[~self.design.is_control[codes]]
 
-# %% ../nbs/24_tasks.ipynb #01d3be4e
-def of_fold(name:str, fold:int, n_folds:int) -> str:
-    "The file of a fold: `split.csv` where there is one fold, else `split_2.csv`."
-    path = Path(name)
-    return name if n_folds == 1 else f'{path.stem}_{fold}{path.suffix}'
+# %% ../nbs/24_tasks.ipynb #978c609e
+MAX_GIVEN = 1000 # Control cells of a state that a model is given at most, as in the published protocol
+
+def _capped(task, mask, most):
+    "`mask` with at most `most` cells a state."
+    mask, rows = mask.copy(), np.flatnonzero(mask)
+    state = task.design.state[np.asarray(task.store.codes)[rows]]
+    for s in np.flatnonzero(np.bincount(state) > most):
+        names = task.conditions.loc[task.design.state == s, list(task.covariate_keys)].iloc[0]
+        shuffled = rng('given', *names).permutation(rows[state == s])
+        mask[shuffled[most:]] = False
+    return mask
+
+# %% ../nbs/24_tasks.ipynb #36f23b34
+@patch
+def controls(self:Task,
+    part:str, # train, val or test
+    fold:int=0, # Whose parts
+    half:int=None, # Of the test controls: 0 = A, 1 = B; None = both
+) -> Cells:
+    "The control cells of `part`; of half A as many as a model is given at most."
+    is_control = self.design.is_control[np.asarray(self.store.codes)]
+    mask = (self.parts[fold] == PARTS.index(part)) & is_control
+    if half is None or self.protocol != 'default': return self.store.select(mask)
+    mask &= self.half == half
+    return self.store.select(_capped(self, mask, MAX_GIVEN) if half == 0 else mask)
 
 @patch
-def picture(self:Task, fold:int=0):
-    "The parts of `fold`, as they were drawn when the task was opened."
-    from IPython.display import Image
-    return Image((self.folder/of_fold('split.png', fold, self.n_folds)).read_bytes())
+def given(self:Task,
+    fold:int=0, # Whose parts
+) -> Cells:
+    "The control cells that models are given to predict the test conditions from: at most `MAX_GIVEN` a state."
+    mask = np.zeros(self.store.n_cells, bool)
+    mask[self.controls('test', fold, half=0).rows] = True
+    return self.store.select(_capped(self, mask, MAX_GIVEN))
 
-@patch
-def leaks(self:Task, fold:int=0) -> pd.DataFrame:
-    "What training saw of each condition that `fold` tests."
-    return pd.read_csv(self.folder/of_fold('leaks.csv', fold, self.n_folds), keep_default_na=False)
-
-# %% ../nbs/24_tasks.ipynb #ea8c4b34
+# %% ../nbs/24_tasks.ipynb #2cda32ef
 def _content(screen) -> str:
     "A hash of the cells: values, genes, labels, embeddings and what perturbations act on."
     h = hashlib.sha256()
@@ -342,30 +375,115 @@ def _content(screen) -> str:
     extra = [o for o in (list(embeddings), screen.targets) if o]
     return digest([h.hexdigest(), screen.genes, screen.conditions.astype(str).values.tolist(), *extra])
 
+# %% ../nbs/24_tasks.ipynb #189a7b2a
 def _key(spec, protocol) -> str:
     "A hash of the question as asked: the file as it is now, and the version of this library."
     files = [Path(f).stat() for f in (screen_file(spec.screen), spec.split.get('file')) if f]
-    asked = {k: v for k, v in asdict(spec).items() if k != 'name'} | dict(screen=_as_text(spec.screen))
+    asked = asdict(spec) | dict(screen=_as_text(spec.screen))
+    del asked['name']
     return digest([asked, protocol, __version__, [[f.st_size, f.st_mtime_ns] for f in files]])
 
-def _scaled(screen, card, protocol):
-    "The screen on the scale of `protocol`, and its target sum; None, and the file's values, where that is not known."
-    given, median = card.get('target_sum'), card.get('median_total')
-    return (screen.scaled(median/given), median) if protocol == 'perturbench' and given and median else (screen, given)
+# %% ../nbs/24_tasks.ipynb #61559bb5
+class _Scaled(NamedTuple):
+    "A screen on the scale of a protocol."
+    screen:Screen
+    target_sum:float # The total that its cells were normalised to; None where that is not known
 
-# %% ../nbs/24_tasks.ipynb #de919959
+def _scaled(screen, card, protocol) -> _Scaled:
+    "The `screen` on the scale of `protocol`, as far as the `card` of its file allows."
+    given, median = card.get('target_sum'), card.get('median_total')
+    if protocol == 'perturbench' and given and median: return _Scaled(screen.scaled(median/given), median)
+    return _Scaled(screen, given)
+
+# %% ../nbs/24_tasks.ipynb #0d3b1b3d
+def _splits(spec, screen) -> list: # A Split for each fold
+    "How the task divides the cells of `screen`."
+    recipe = spec.split or getattr(screen, 'card', {}).get('split') or default_recipe(screen)
+    if recipe.get('kind') == 'file': return [read_split(recipe['file'], screen)]
+    return make_splits(screen, recipe)
+
+# %% ../nbs/24_tasks.ipynb #6c126057
+def _genes(spec, screen, splits, protocol) -> list:
+    "The genes that the task scores."
+    trains = np.all([split.mask('train') for split in splits], axis=0)
+    chosen_by = {'cells': 'all'} if protocol == 'perturbench' else {}
+    return select_genes(screen, trains, **(spec.genes | chosen_by))
+
+# %% ../nbs/24_tasks.ipynb #ef29ef1d
+@dataclass
+class _Question:
+    "A task as it was asked, and what was found for it."
+    spec:TaskSpec
+    protocol:str
+    key:str # What `_key` gives
+    screen:Screen # On the scale of the protocol
+    splits:list # A Split for each fold
+    genes:list # Selected
+    target_sum:float # None where it is not known
+
+    @property
+    def task_id(self):
+        return digest([_content(self.screen), [split.hash for split in self.splits], self.genes, self.protocol])
+
+def _found(spec, protocol, key) -> _Question:
+    "Read the screen, split it and select genes."
+    whole = simulated(spec.screen) if spec.screen in PRESETS else read_screen(screen_file(spec.screen))
+    screen = whole.subset(spec.where)
+    splits = _splits(spec, screen)
+    scaled = _scaled(screen, getattr(whole, 'card', {}), protocol)
+    genes = _genes(spec, scaled.screen, splits, protocol)
+    return _Question(spec, protocol, key, scaled.screen, splits, genes, scaled.target_sum)
+
+# %% ../nbs/24_tasks.ipynb #4ffdd72b
+def of_fold(
+    name:str, # Of the file of a task with one fold
+    fold:int, # From 0
+    n_folds:int, # How many there are
+) -> str: # `split.csv`, or `split_2.csv` where there are several folds
+    "The name of the file of a fold."
+    path = Path(name)
+    return name if n_folds == 1 else f'{path.stem}_{fold}{path.suffix}'
+
+# %% ../nbs/24_tasks.ipynb #c7b48dbe
+def _write_arrays(question, folder):
+    "Write the cells of a question, and what is known of each."
+    screen, splits = question.screen, question.splits
+    order = np.asarray(CellStore.from_screen(screen, question.genes, folder/'store').order)
+    parts = np.stack([split.parts.codes for split in splits]).astype(np.int8)
+    save_array(folder/'parts.npy', parts[:, order])
+    save_array(folder/'half.npy', splits[0].half[order])
+    if screen.replicate_key:
+        replicate, _ = pd.factorize(screen.adata.obs[screen.replicate_key].astype(str), sort=True)
+        save_array(folder/'replicate.npy', replicate[order])
+    screen.conditions.to_parquet(folder/'conditions.parquet')
+
+def _write_splits(question, folder):
+    "Write the parts of each fold, what training saw of what is tested, and a picture."
+    screen, splits = question.screen, question.splits
+    names = ('split.csv', 'leaks.csv', 'split.png')
+    for fold, split in enumerate(splits):
+        table, leaks, picture = (folder/of_fold(name, fold, len(splits)) for name in names)
+        split.write(table)
+        leak_check(screen, split).to_csv(leaks, index=False)
+        plot_split(screen, split).savefig(picture)
+
+# %% ../nbs/24_tasks.ipynb #0f7a741d
+def _about(question) -> dict:
+    "What `task.json` says of a question."
+    screen, spec = question.screen, question.spec
+    naming = dict(control=screen.control, sep=screen.sep, dose_key=screen.dose_key, targets=screen.targets)
+    return dict(task_id=question.task_id, name=spec.name, protocol=question.protocol, key=question.key,
+                version=__version__, spec=asdict(spec) | dict(screen=_as_text(spec.screen)), naming=naming,
+                target_sum=question.target_sum, covariate_keys=list(screen.covariate_keys),
+                splits=[split.recipe for split in question.splits])
+
+# %% ../nbs/24_tasks.ipynb #21639c87
 _ABOUT, _STAMP = 'task.json', 'stamp.json'
 
-class _NotWhole(InputError):
-    "A folder that is no task, or not as it was written."
-    def __init__(self, fault):
-        super().__init__(f'{fault}; start `perturbench run` again, it opens the tasks it needs')
-        self.fault = fault
-
 def _stamp(folder, files):
-    "Size and times of `files` as they are now; none for a file that is not there."
-    there = {k: (folder/k).stat() for k in files if (folder/k).is_file()}
-    return {k: [o.st_size, o.st_mtime_ns, o.st_ctime_ns] for k, o in there.items()}
+    "Size, time of change and time of its entry of each of `files` that is there, as JSON holds them."
+    there = {name: (folder/name).stat() for name in files if (folder/name).is_file()}
+    return {name: [o.st_size, o.st_mtime_ns, o.st_ctime_ns] for name, o in there.items()}
 
 def _keep_stamp(folder, stamp):
     "Write down which files were looked at; where that is not allowed they are looked at each time."
@@ -378,15 +496,27 @@ def _was_seen(folder, stamp) -> bool:
     try: return json.loads((folder/_STAMP).read_text(encoding='utf-8')) == stamp
     except (OSError, ValueError): return False
 
-# %% ../nbs/24_tasks.ipynb #c2d26558
+# %% ../nbs/24_tasks.ipynb #139e8619
+class _Written(NamedTuple):
+    "A file of a task as it was written."
+    size:int # Bytes
+    sha256:str # Of its content
+
 def _seal(folder, about):
     "Write `task.json` and the stamp of a folder that is otherwise complete."
-    files = sorted(str(p.relative_to(folder)) for p in folder.rglob('*') if p.is_file())
-    kept = {k: [(folder/k).stat().st_size, file_sha256(folder/k)] for k in files}
+    files = sorted(str(path.relative_to(folder)) for path in folder.rglob('*') if path.is_file())
+    kept = {name: _Written((folder/name).stat().st_size, file_sha256(folder/name)) for name in files}
     about = json.loads(json.dumps(about)) | dict(files=kept)
     text = json.dumps(about | dict(digest=digest(about)), indent=1, ensure_ascii=False)
     (folder/_ABOUT).write_text(text, encoding='utf-8')
     _keep_stamp(folder, _stamp(folder, files))
+
+# %% ../nbs/24_tasks.ipynb #c052f422
+class _NotWhole(InputError):
+    "A folder that is no task, or not as it was written."
+    def __init__(self, fault):
+        super().__init__(f'{fault}; start `perturbench run` again, it opens the tasks it needs')
+        self.fault = fault
 
 def _read_about(folder) -> dict:
     "What `task.json` says; raises InputError where it is not as it was written."
@@ -401,14 +531,16 @@ def _read_about(folder) -> dict:
     if digest(about) != known: raise _NotWhole(f'{path} was changed after it was written')
     return about
 
-# %% ../nbs/24_tasks.ipynb #6f06ed06
+# %% ../nbs/24_tasks.ipynb #1c6d9aaa
+_FAULTS = 5 # As many files are named in a message
+
 def _file_faults(folder, files, stamp):
     "Which of `files` are lost or of another size, and which arrays are none of them."
-    faults = [f'{k} is not there' for k in files if k not in stamp]
-    faults += [f'{k} has {stamp[k][0]:,} bytes instead of {size:,}'
-               for k, (size, _) in files.items() if k in stamp and stamp[k][0] != size]
-    found = (str(p.relative_to(folder)) for p in folder.glob('store/*.npy'))
-    return faults + [f'{k} does not belong to it' for k in sorted(found) if k not in files]
+    faults = [f'{name} is not there' for name in files if name not in stamp]
+    for name, (size, *_) in stamp.items():
+        if size != files[name].size: faults.append(f'{name} has {size:,} bytes instead of {files[name].size:,}')
+    arrays = sorted(str(path.relative_to(folder)) for path in folder.glob('store/*.npy'))
+    return faults + [f'{name} does not belong to it' for name in arrays if name not in files]
 
 def _look_at(folder, files) -> bool: # Whether something changed since files were last looked at
     "Raise InputError where the files of a task are not those that were written."
@@ -416,25 +548,27 @@ def _look_at(folder, files) -> bool: # Whether something changed since files wer
         stamp = _stamp(folder, files)
         is_new, faults = not _was_seen(folder, stamp), _file_faults(folder, files, stamp)
         if is_new and not faults:
-            faults = [f'{k} was changed' for k, (_, known) in files.items() if file_sha256(folder/k) != known]
+            faults = [f'{name} was changed' for name, o in files.items() if file_sha256(folder/name) != o.sha256]
     except OSError as e: raise InputError(os_fault(e, e.filename or folder, 'read')) from None
-    more = '; ...' if len(faults) > 5 else ''
-    if faults: raise _NotWhole(f"{folder} is not whole: {'; '.join(faults[:5])}{more}")
-    return is_new
+    if not faults: return is_new
+    more = '; ...' if len(faults) > _FAULTS else ''
+    raise _NotWhole(f"{folder} is not whole: {'; '.join(faults[:_FAULTS])}{more}")
 
-# %% ../nbs/24_tasks.ipynb #74084656
+# %% ../nbs/24_tasks.ipynb #b060621c
 def _is_within(a, least, most): return a.dtype.kind in 'iu' and (not a.size or least <= a.min() <= a.max() <= most)
 
 def _array_faults(task) -> list:
     "What is wrong with the numbers of a task beside its store."
-    n, table, replicate = task.store.n_cells, task.conditions, task.replicate
-    rules = dict(
-        parts=task.parts.ndim == 2 and task.parts.shape[1] == n and _is_within(task.parts, 0, len(PARTS) - 1),
+    n, parts, replicate = task.store.n_cells, task.parts, task.replicate
+    same_columns = [np.array_equal(task.conditions[k], getattr(task.design, k)) for k in ('state', 'is_control')]
+    fits = dict(
+        parts=parts.ndim == 2 and parts.shape[1] == n and _is_within(parts, 0, len(PARTS) - 1),
         half=task.half.shape == (n,) and _is_within(task.half, -1, 1),
         replicate=replicate is None or replicate.shape == (n,) and _is_within(replicate, 0, n - 1),
-        conditions=all(np.array_equal(table[k], getattr(task.design, k)) for k in ('state', 'is_control')))
-    return [f'`{k}` does not fit the cells' for k, is_right in rules.items() if not is_right]
+        conditions=all(same_columns))
+    return [f'`{name}` does not fit the cells' for name, is_right in fits.items() if not is_right]
 
+# %% ../nbs/24_tasks.ipynb #42d1f5fe
 def _loaded(folder, about, name, check):
     "The task in a folder whose files are those that were written; whatever else they hold may be raised."
     kept = [k for k in ('parts', 'half', 'replicate') if f'{k}.npy' in about['files']]
@@ -446,7 +580,7 @@ def _loaded(folder, about, name, check):
     if check and (faults := _array_faults(task)): raise InputError('; '.join(faults))
     return task
 
-# %% ../nbs/24_tasks.ipynb #ffcdeec0
+# %% ../nbs/24_tasks.ipynb #a7cc80c0
 def load_task(
     folder, # OUT/tasks/<task_id>
     name:str=None, # What it is called here; by default as when it was opened
@@ -454,75 +588,19 @@ def load_task(
     "A task that was opened before; its cells are mapped into memory, not read."
     folder = Path(folder)
     about = _read_about(folder)
-    try: has_changed = _look_at(folder, {k: (size, known) for k, (size, known) in about['files'].items()})
-    except (KeyError, TypeError, AttributeError, ValueError) as e:
-        if isinstance(e, InputError): raise
+    try: has_changed = _look_at(folder, {path: _Written(*o) for path, o in about['files'].items()})
+    except InputError: raise
+    except (KeyError, TypeError, AttributeError, ValueError):
         raise _NotWhole(f'{folder/_ABOUT} is that of another version') from None
     try: task = _loaded(folder, about, name, has_changed)
-    except Exception as e:  # the files are those that were written, by another version or by hand
+    except Exception as e:  # another version, or somebody's hand, may have written anything
         raise _NotWhole(f'{folder} cannot be used ({e if isinstance(e, InputError) else repr(e)})') from None
     if re.fullmatch('[0-9a-f]{12}', folder.name) and folder.name != task.task_id:
         raise _NotWhole(f'{folder} holds the task {task.task_id} under the name of another')
     if has_changed: _keep_stamp(folder, _stamp(folder, about['files']))
     return task
 
-# %% ../nbs/24_tasks.ipynb #46267315
-@dataclass
-class _Question:
-    "A task as it was asked, and what was found for it."
-    spec:TaskSpec
-    protocol:str
-    key:str # What `_key` gives
-    screen:object # A Screen, on the scale of the protocol
-    splits:list # A Split for each fold
-    genes:list # Selected
-    target_sum:float # None where it is not known
-
-    @property
-    def task_id(self): return digest([_content(self.screen), [s.hash for s in self.splits], self.genes, self.protocol])
-
-def _found(spec, protocol, key) -> _Question:
-    "Read the screen, split it and select genes."
-    whole = simulated(spec.screen) if spec.screen in PRESETS else read_screen(screen_file(spec.screen))
-    screen = whole.subset(spec.where)
-    recipe = spec.split or getattr(screen, 'card', {}).get('split') or default_recipe(screen)
-    splits = [read_split(recipe['file'], screen)] if recipe.get('kind') == 'file' else make_splits(screen, recipe)
-    screen, target_sum = _scaled(screen, getattr(whole, 'card', {}), protocol)
-    options = spec.genes | ({'cells': 'all'} if protocol == 'perturbench' else {})
-    genes = select_genes(screen, np.all([s.mask('train') for s in splits], axis=0), **options)
-    return _Question(spec, protocol, key, screen, splits, genes, target_sum)
-
-# %% ../nbs/24_tasks.ipynb #36bd3761
-def _write_arrays(q, folder):
-    "Write the cells of a question, and what is known of each."
-    order = np.asarray(CellStore.from_screen(q.screen, q.genes, folder/'store').order)
-    save_array(folder/'parts.npy', np.stack([s.parts.codes for s in q.splits]).astype(np.int8)[:, order])
-    save_array(folder/'half.npy', q.splits[0].half[order])
-    if q.screen.replicate_key:
-        replicate = pd.factorize(q.screen.adata.obs[q.screen.replicate_key].astype(str), sort=True)[0]
-        save_array(folder/'replicate.npy', replicate[order])
-    q.screen.conditions.to_parquet(folder/'conditions.parquet')
-
-def _write_splits(q, folder):
-    "Write the parts of each fold, what training saw of what is tested, and a picture."
-    for i, s in enumerate(q.splits):
-        of = lambda name: folder/of_fold(name, i, len(q.splits))
-        s.write(of('split.csv'))
-        leak_check(q.screen, s).to_csv(of('leaks.csv'), index=False)
-        plot_split(q.screen, s).savefig(of('split.png'))
-
-def _about(q) -> dict:
-    "What `task.json` says of a question."
-    naming = dict(control=q.screen.control, sep=q.screen.sep, dose_key=q.screen.dose_key, targets=q.screen.targets)
-    spec = asdict(q.spec) | dict(screen=_as_text(q.spec.screen))
-    return dict(task_id=q.task_id, name=q.spec.name, protocol=q.protocol, key=q.key, version=__version__, spec=spec,
-                naming=naming, target_sum=q.target_sum, covariate_keys=list(q.screen.covariate_keys),
-                splits=[s.recipe for s in q.splits])
-
-# %% ../nbs/24_tasks.ipynb #9c94a3cd
-_OURS = re.compile(r'store|(parts|half|replicate)\.npy|conditions\.parquet|stamp\.json|'
-                   r'(split|leaks)(_\d+)?\.(csv|png|csv\.json)')
-
+# %% ../nbs/24_tasks.ipynb #168a8a56
 def _answer(folder, name, key, is_told=False):
     "The task in `folder` where it answers `key` and is whole, else None; whether damage `is_told` is asked for."
     try: return load_task(folder, name) if _read_about(folder).get('key') == key else None
@@ -531,20 +609,24 @@ def _answer(folder, name, key, is_told=False):
     except InputError:
         if is_told: raise
 
-def _write_task(q, tasks) -> Task:
+# %% ../nbs/24_tasks.ipynb #a5f97866
+_OURS = re.compile(r'store|(parts|half|replicate)\.npy|conditions\.parquet|stamp\.json|'
+                   r'(split|leaks)(_\d+)?\.(csv|png|csv\.json)') # Names that a task without `task.json` may hold
+
+def _write_task(question, tasks) -> Task:
     "The task of a question in the folder `tasks`, written whole or not at all."
-    about = _about(q)
+    about, name = _about(question), question.spec.name
     folder = tasks/about['task_id']
     if folder.is_dir():
-        if task := _answer(folder, q.spec.name, q.key, is_told=True): return task
-        if all(_OURS.fullmatch(p.name) for p in folder.iterdir()): remove(folder)  # only `task.json` is lost
+        if task := _answer(folder, name, question.key, is_told=True): return task
+        if all(_OURS.fullmatch(path.name) for path in folder.iterdir()): remove(folder)  # only `task.json` is lost
     with atomic_path(folder, folder=_ABOUT, gives_way=True) as part:
-        _write_arrays(q, part)
-        _write_splits(q, part)
+        _write_arrays(question, part)
+        _write_splits(question, part)
         _seal(part, about)
-    return load_task(folder, q.spec.name)
+    return load_task(folder, name)
 
-# %% ../nbs/24_tasks.ipynb #c43c4cda
+# %% ../nbs/24_tasks.ipynb #3adde9f8
 def open_task(
     spec, # A TaskSpec, or what `read_task` takes
     out, # The folder of results
@@ -555,6 +637,22 @@ def open_task(
     if protocol not in PROTOCOLS:
         raise InputError(f"the protocol '{protocol}' is not known{nearest(protocol, PROTOCOLS)}")
     key = _key(spec, protocol)
-    for folder in sorted(p.parent for p in tasks.glob('*/task.json')):
+    for folder in sorted(path.parent for path in tasks.glob('*/task.json')):
         if task := _answer(folder, spec.name, key): return task
     return _write_task(_found(spec, protocol, key), tasks)
+
+# %% ../nbs/24_tasks.ipynb #06be3900
+@patch
+def picture(self:Task,
+    fold:int=0, # Which split
+): # An image, as a notebook shows it
+    "The parts of `fold`, as they were drawn when the task was opened."
+    from IPython.display import Image
+    return Image((self.folder/of_fold('split.png', fold, self.n_folds)).read_bytes())
+
+@patch
+def leaks(self:Task,
+    fold:int=0, # Which split
+) -> pd.DataFrame: # One row a condition, as `leak_check` makes it
+    "What training saw of each condition that `fold` tests."
+    return pd.read_csv(self.folder/of_fold('leaks.csv', fold, self.n_folds), keep_default_na=False)
