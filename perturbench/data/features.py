@@ -7,66 +7,108 @@ __all__ = ['DOMAINS', 'read_table', 'Graph', 'read_annotations', 'annotation_gra
            'Features', 'table_features', 'target_names', 'perturbation_features', 'read_smiles', 'fingerprints',
            'cell_embedding', 'cell_embeddings']
 
-# %% ../../nbs/15_data.features.ipynb #b9068783
+# %% ../../nbs/15_data.features.ipynb #45e83a0e
 import csv, gzip
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from fastcore.basics import patch
 from scipy import sparse
 from ..core import InputError, nearest, os_fault, progress
 from .blocks import to_csr
 from .labels import split_name
 
-# %% ../../nbs/15_data.features.ipynb #362db001
-def _some(names, n=5): return ', '.join(map(str, names[:n])) + (', ...' if len(names) > n else '')
+# %% ../../nbs/15_data.features.ipynb #229490ff
+def _some(names, n=5):
+    "The first of `names`, for a message."
+    return ', '.join(map(str, names[:n])) + (', ...' if len(names) > n else '')
 
 def _asked(names):
     "`names` as a list of text; raises InputError where there is none, or one twice."
     names = pd.Index([str(o) for o in names], dtype=object)
     if not len(names): raise InputError('no name is asked for; give those of the genes or drugs of the screen')
     twice = names[names.duplicated()].unique()
-    if len(twice): raise InputError(f'these names are asked for more than once: {_some(twice)}; give each name once')
+    if len(twice):
+        raise InputError(f'these names are asked for more than once: {_some(twice)}; give each name once')
     return list(names)
 
+# %% ../../nbs/15_data.features.ipynb #040e569a
 def _known(names, there, source):
     "Whether each of `names` is among those `there` [N, bool]; raises InputError when none is."
     there = pd.Index(there, dtype=object).unique()
     known = np.array([o in there for o in names], bool)
     if known.any(): return known
-    raise InputError(f'none of the {len(names):,} names asked for ({_some(names)}) is in {source}, whose names are such as {_some(sorted(there), 3)}; '
-                     'give names of the same kind (symbols, identifiers), or another table')
+    raise InputError(f'none of the {len(names):,} names asked for ({_some(names)}) is in {source}, whose names are '
+                     f'such as {_some(sorted(there), 3)}; give names of the same kind (symbols, identifiers), '
+                     'or another table')
 
-# %% ../../nbs/15_data.features.ipynb #32211c61
-@contextmanager
-def _opened(path):
-    "Yield the text of the file at `path`, unzipped where it is zipped; any failure to read it becomes an InputError."
+def _unknown(names, known):
+    "Those of `names` that are not `known`."
+    return [name for name, k in zip(names, known) if not k]
+
+def _found(o):
+    "How many names were found for a graph or features, and which were not."
+    n, missing = len(o.names), o.missing
+    found = f'{n - len(missing):,} of {n:,} names found'
+    return found + (f', {len(missing):,} missing ({_some(missing)})' if missing else '')
+
+# %% ../../nbs/15_data.features.ipynb #b6e987e2
+_UTF16 = (b'\xff\xfe', b'\xfe\xff')
+_GZIP = b'\x1f\x8b'
+
+def _first_bytes(path):
+    "What the file at `path` begins with; raises InputError where it cannot be read."
     try:
-        with open(path, 'rb') as f: start = f.read(4096)
+        with open(path, 'rb') as f: return f.read(4096)
     except FileNotFoundError: raise InputError(f'{path} is not a file; check the path') from None
     except OSError as e: raise InputError(os_fault(e, path, 'read')) from None
     except ValueError: raise InputError(f'{ascii(str(path))} cannot be the path of a file; check it') from None
-    if start[:2] in (b'\xff\xfe', b'\xfe\xff'): raise InputError(f'{path} is in UTF-16; save it as UTF-8')
-    is_zipped = start[:2] == b'\x1f\x8b'
-    if b'\0' in start and not is_zipped: raise InputError(f'{path} cannot be read as a table, it is binary; give a text in UTF-8')
+
+@contextmanager
+def _opened(path):
+    "Yield the text of the file at `path`, unzipped where it is zipped; any failure to read it becomes an InputError."
+    start = _first_bytes(path)
+    if start.startswith(_UTF16): raise InputError(f'{path} is in UTF-16; save it as UTF-8')
+    is_zipped = start.startswith(_GZIP)
+    fault = f'{path} cannot be read as a table'
+    if b'\0' in start and not is_zipped: raise InputError(f'{fault}, it is binary; give a text in UTF-8')
     try:
         with (gzip.open if is_zipped else open)(path, 'rt', encoding='utf-8-sig') as f: yield f
     except InputError: raise
-    except UnicodeDecodeError: raise InputError(f'{path} cannot be read as a table, it is not in UTF-8; save it as UTF-8') from None
+    except UnicodeDecodeError: raise InputError(f'{fault}, it is not in UTF-8; save it as UTF-8') from None
     except (OSError, EOFError, ValueError) as e:
         why = (str(e).splitlines() or [type(e).__name__])[0]
-        raise InputError(f'{path} cannot be read as a table ({why}); it is of another kind, or damaged') from None
+        raise InputError(f'{fault} ({why}); it is of another kind, or damaged') from None
 
+# %% ../../nbs/15_data.features.ipynb #e9f8bff2
 def _first_line(path):
+    "The first line of the file at `path`."
     with _opened(path) as f: return f.readline().rstrip('\n')
 
+def _separator(line):
+    "What separates the columns of a table with this first line, as pandas takes it."
+    for sep in '\t,;':
+        if sep in line: return sep
+    return r'\s+'
+
 def _check_header(line, sep, path):
-    "Raise InputError where a column is named twice; pandas would call the second one something else."
-    names = line.split() if len(sep) > 1 else next(csv.reader([line], delimiter=sep), [])
+    "Raise InputError where two columns have one name."
+    names = line.split() if sep == r'\s+' else next(csv.reader([line], delimiter=sep), [])
     twice = [o for o in dict.fromkeys(names) if o and names.count(o) > 1]
     if twice: raise InputError(f"{path} has more than one column '{twice[0]}'; give each its name")
+
+# %% ../../nbs/15_data.features.ipynb #5f84c28c
+_BLANK = ['', 'NA', 'NaN', 'nan'] # What stands for a missing number
+
+def _number_kinds(path, layout):
+    "How pandas is to read a table of numbers whose names are in the index, or else in the first column."
+    with _opened(path) as f: start = pd.read_csv(f, nrows=1, dtype=str, **layout)
+    names = list(start.columns[:1]) if isinstance(start.index, pd.RangeIndex) else []
+    return dict(dtype=dict.fromkeys(names, str), na_values={c: _BLANK for c in start.columns if c not in names})
 
 def read_table(
     path, # A text file with one row a line, gzipped or not, or a parquet file
@@ -76,27 +118,28 @@ def read_table(
     "The table at `path`."
     if str(path).endswith('.parquet'):
         try: return pd.read_parquet(path)
-        except Exception as e: raise InputError(f'{path} cannot be read as parquet ({type(e).__name__}); check the path, or write it again') from None
+        except Exception as e:
+            raise InputError(f'{path} cannot be read as parquet ({type(e).__name__}); check the path, '
+                             'or write it again') from None
     line = _first_line(path)
-    sep = next((o for o in '\t,;' if o in line), r'\s+')
+    sep = _separator(line)
     if header: _check_header(line, sep, path)
-    head = dict(sep=sep, header=0 if header else None, keep_default_na=False)
-    with _opened(path) as f: start = pd.read_csv(f, nrows=1, dtype=str, **head)
-    names = list(start.columns[:1]) if isinstance(start.index, pd.RangeIndex) else []
-    blank = {c: ['', 'NA', 'NaN', 'nan'] for c in start.columns if c not in names}
-    kinds = dict(dtype=dict.fromkeys(names, str), na_values=blank) if numbers else dict(dtype=str)
-    with _opened(path) as f: return pd.read_csv(f, **kinds, **head)
+    layout = dict(sep=sep, header=0 if header else None, keep_default_na=False)
+    kinds = _number_kinds(path, layout) if numbers else dict(dtype=str)
+    with _opened(path) as f: return pd.read_csv(f, **kinds, **layout)
 
+# %% ../../nbs/15_data.features.ipynb #4843587a
 def _table(table, **options):
     "`table` itself, or the one read from the file it names; and how messages call it."
-    return (table, 'the table') if isinstance(table, pd.DataFrame) else (read_table(table, **options), Path(table).name)
+    if isinstance(table, pd.DataFrame): return table, 'the table'
+    return read_table(table, **options), Path(table).name
 
 def _column(table, column, source):
     "A column of `table` as text."
     if column in table: return table[column].astype(str).str.strip()
     raise InputError(f"{source} has no column '{column}'{nearest(column, table.columns)}")
 
-# %% ../../nbs/15_data.features.ipynb #5f964172
+# %% ../../nbs/15_data.features.ipynb #ebbe970a
 @dataclass(eq=False)
 class Graph:
     "A weighted graph over N names; row i of `edges` holds the neighbours of name i."
@@ -107,34 +150,39 @@ class Graph:
 
     def __repr__(self):
         lonely = int((np.diff(self.edges.indptr) == 0).sum()) - len(self.missing)
-        return (f'Graph of {self.source}: {_found(self)}; {self.edges.nnz:,} edges' + (f', {lonely:,} found names without a neighbour' if lonely else ''))
+        alone = f', {lonely:,} found names without a neighbour' if lonely else ''
+        return f'Graph of {self.source}: {_found(self)}; {self.edges.nnz:,} edges{alone}'
 
-    def neighbours(self, name:str) -> pd.Series: # Weights by name; raises InputError for an unknown name
-        "The neighbours of `name`, the strongest first."
-        if name not in self.names: raise InputError(f"'{name}' is not in the graph{nearest(name, self.names)}")
-        row = self.edges[self.names.index(name)]
-        weights = pd.Series(row.data, [self.names[i] for i in row.indices], name=name)
-        return weights.sort_index().sort_values(ascending=False, kind='stable')
+# %% ../../nbs/15_data.features.ipynb #a6f865f0
+@patch
+def neighbours(self:Graph,
+    name:str, # One of the names
+) -> pd.Series: # Weights by name; raises InputError for an unknown name
+    "The neighbours of `name`, the strongest first."
+    if name not in self.names: raise InputError(f"'{name}' is not in the graph{nearest(name, self.names)}")
+    row = self.edges[self.names.index(name)]
+    weights = pd.Series(row.data, [self.names[i] for i in row.indices], name=name)
+    return weights.sort_index().sort_values(ascending=False, kind='stable')
 
-    def adjacency(self,
-        self_loops:bool=True, # Whether each name is its own neighbour, with weight 1
-    ) -> torch.Tensor: # Sparse, N x N, float32; rows sum to 1, or to 0 without neighbours
-        "The matrix of a graph convolution."
-        A = self.edges + sparse.identity(len(self.names), np.float32, 'csr') if self_loops else self.edges
-        total = np.asarray(A.sum(1, dtype=np.float64)).ravel()
-        A = (sparse.diags(1/np.where(total > 0, total, 1)) @ A).tocoo().astype(np.float32)
-        return torch.sparse_coo_tensor(np.stack([A.row, A.col]), A.data, A.shape, check_invariants=True).coalesce()
+# %% ../../nbs/15_data.features.ipynb #0da21345
+@patch
+def adjacency(self:Graph,
+    self_loops:bool=True, # Whether each name is its own neighbour, with weight 1
+) -> torch.Tensor: # Sparse, N x N, float32; rows sum to 1, or to 0 without neighbours
+    "The matrix of a graph convolution."
+    A = self.edges + sparse.identity(len(self.names), np.float32, 'csr') if self_loops else self.edges
+    total = np.asarray(A.sum(1, dtype=np.float64)).ravel()
+    A = (sparse.diags(1/np.where(total > 0, total, 1)) @ A).tocoo().astype(np.float32)
+    return torch.sparse_coo_tensor(np.stack([A.row, A.col]), A.data, A.shape, check_invariants=True).coalesce()
 
-def _found(o):
-    "How many names were found, and which were not."
-    n = len(o.names)
-    return f'{n - len(o.missing):,} of {n:,} names found' + (f', {len(o.missing):,} missing ({_some(o.missing)})' if o.missing else '')
-
-# %% ../../nbs/15_data.features.ipynb #7c38bddb
-_BLOCK = 1 << 22
-
-def _strongest(block, first, n_neighbours, min_weight):
-    "Rows, columns and weights of the largest values above `min_weight` of each row; `block[i, first + i]` does not count, left wins ties."
+# %% ../../nbs/15_data.features.ipynb #33c575f3
+def _strongest(
+    block, # Some rows of a matrix of similarities; it is changed
+    first, # Which row of the matrix its first one is
+    n_neighbours, # How many values of a row to keep, at most
+    min_weight, # Values to keep are larger
+):
+    "Rows, columns and weights of the largest values of each row; the diagonal does not count, and left wins ties."
     n = len(block)
     block[np.arange(n), first + np.arange(n)] = -np.inf
     k = min(n_neighbours, block.shape[1])
@@ -142,52 +190,96 @@ def _strongest(block, first, n_neighbours, min_weight):
     row, column = np.nonzero((block >= kth[:, None]) & (block > min_weight))
     order = np.lexsort((column, -block[row, column], row))
     row, column = row[order], column[order]
-    keep = np.arange(len(row)) - np.searchsorted(row, row) < k
-    return first + row[keep], column[keep], block[row[keep], column[keep]]
+    rank = np.arange(len(row)) - np.searchsorted(row, row) # Within its row
+    row, column = row[rank < k], column[rank < k]
+    return first + row, column, block[row, column]
 
-def _nearest_graph(names, similarity, missing, source, n_neighbours, min_weight):
-    "The graph of the nearest names by `similarity(first, last)`, the rows of the similarity matrix of the sorted names."
+# %% ../../nbs/15_data.features.ipynb #5799c0e7
+_BLOCK = 1 << 22 # Similarities held at a time; 32 MiB
+
+def _nearest_graph(
+    names, # Of the graph, in any order
+    similarity, # A function of `first` and `last`: those rows of the similarity matrix of the *sorted* names
+    missing, # Names that the source does not know
+    source, # What the edges mean
+    n_neighbours, min_weight, # As for `_strongest`
+):
+    "The graph of the nearest names."
     if n_neighbours < 1: raise InputError(f'n_neighbours is {n_neighbours}; give at least 1')
     n = len(names)
     step = max(1, _BLOCK//n)
-    parts = [_strongest(similarity(i, min(i + step, n)), i, n_neighbours, min_weight) for i in progress(range(0, n, step), source)]
+    parts = []
+    for first in progress(range(0, n, step), source):
+        block = similarity(first, min(first + step, n))
+        parts.append(_strongest(block, first, n_neighbours, min_weight))
     row, column, weight = (np.concatenate(o) for o in zip(*parts))
-    place = np.array(sorted(range(n), key=names.__getitem__))
+    place = np.array(sorted(range(n), key=names.__getitem__)) # Where each of the sorted names is in `names`
     edges = sparse.csr_matrix((weight.astype(np.float32), (place[row], place[column])), shape=(n, n))
     edges.sort_indices()
     return Graph(names, edges, missing, source)
 
-# %% ../../nbs/15_data.features.ipynb #87e41ab7
+# %% ../../nbs/15_data.features.ipynb #a0aa7934
 DOMAINS = {'P': 'biological_process', 'F': 'molecular_function', 'C': 'cellular_component'}
-_ROOTS = ('GO:0008150', 'GO:0003674', 'GO:0005575')
+_GAF_COLUMNS = {0: 'database', 2: 'gene', 3: 'qualifier', 4: 'term', 8: 'domain'} # Those of the 17 that are read
 
 def _read_gaf(path):
     "Gene, term and domain of the annotations in a GAF 2 file."
-    columns = {0: 'database', 2: 'gene', 3: 'qualifier', 4: 'term', 8: 'domain'}
-    with _opened(path) as f: table = pd.read_csv(f, sep='\t', header=None, names=range(17), usecols=list(columns), index_col=False, dtype=str,
-                                                 keep_default_na=False, quoting=csv.QUOTE_NONE).rename(columns=columns)
-    negated = table.qualifier.str.split('|').map(lambda o: 'NOT' in o)
-    table = table[~table.database.str.startswith('!') & ~negated]
+    layout = dict(sep='\t', header=None, names=range(17), usecols=list(_GAF_COLUMNS), index_col=False, dtype=str,
+                  keep_default_na=False, quoting=csv.QUOTE_NONE)
+    with _opened(path) as f: table = pd.read_csv(f, **layout).rename(columns=_GAF_COLUMNS)
+    is_negated = table.qualifier.str.split('|').map(lambda qualifiers: 'NOT' in qualifiers)
+    is_comment = table.database.str.startswith('!')
+    table = table[~is_comment & ~is_negated]
     return table.assign(domain=table.domain.map(DOMAINS))
+
+# %% ../../nbs/15_data.features.ipynb #65d6a3d7
+_TABLE_COLUMNS = dict(gene='gene_symbols', term='go_id', domain='go_domain')
+
+def _read_term_table(path):
+    "Gene, term and domain of the annotations in a table of terms."
+    table, source = _table(path)
+    table = pd.DataFrame({k: _column(table, column, source) for k, column in _TABLE_COLUMNS.items()})
+    return table.assign(gene=table.gene.str.split('|')).explode('gene')
+
+# %% ../../nbs/15_data.features.ipynb #9b28249c
+_ROOTS = ('GO:0008150', 'GO:0003674', 'GO:0005575')
+
+def _asked_domains(domain):
+    "The domains that are asked for, as a list; raises InputError for an unknown one."
+    domains = [domain] if isinstance(domain, str) else list(domain or DOMAINS.values())
+    for o in domains:
+        if o not in DOMAINS.values(): raise InputError(f"the domain '{o}' is not known{nearest(o, DOMAINS.values())}")
+    return domains
 
 def read_annotations(
     path, # A GAF 2 file, or a table with the columns go_id, go_domain and gene_symbols; gzipped or not
     domain=None, # One of `DOMAINS`' values, or several; all three by default
 ) -> pd.DataFrame: # Columns gene and term, each pair once; raises InputError for a file of another kind
     "The annotations of a gene ontology file."
-    for o in (wanted := [domain] if isinstance(domain, str) else list(domain or DOMAINS.values())):
-        if o not in DOMAINS.values(): raise InputError(f"the domain '{o}' is not known{nearest(o, DOMAINS.values())}")
-    first = _first_line(path)
-    if first.startswith('!') or first.count('\t') >= 14: table = _read_gaf(path)
-    else:
-        table, source = _table(path)
-        table = pd.DataFrame({k: _column(table, c, source) for k, c in dict(gene='gene_symbols', term='go_id', domain='go_domain').items()})
-        table = table.assign(gene=table.gene.str.split('|')).explode('gene')
-    table = table[table.domain.isin(wanted) & ~table.term.isin(_ROOTS) & (table.gene != '')]
-    if not len(table): raise InputError(f'{Path(path).name} has no annotation of the domain {" or ".join(wanted)}; give another domain, or a complete file')
+    domains, line = _asked_domains(domain), _first_line(path)
+    is_gaf = line.startswith('!') or line.count('\t') >= 14
+    table = _read_gaf(path) if is_gaf else _read_term_table(path)
+    table = table[table.domain.isin(domains) & ~table.term.isin(_ROOTS) & (table.gene != '')]
+    if not len(table):
+        raise InputError(f'{Path(path).name} has no annotation of the domain {" or ".join(domains)}; '
+                         'give another domain, or a complete file')
     return table[['gene', 'term']].drop_duplicates().sort_values(['gene', 'term'], ignore_index=True)
 
-# %% ../../nbs/15_data.features.ipynb #bd38b901
+# %% ../../nbs/15_data.features.ipynb #fd8e3f30
+def _term_matrix(pairs, genes):
+    "Genes x terms: 1 where a gene of `genes` has the term."
+    place = {gene: i for i, gene in enumerate(genes)}
+    pairs = pairs[pairs.gene.isin(place)]
+    term = pairs.term.astype('category').cat.codes
+    return sparse.csr_matrix((np.ones(len(pairs)), (pairs.gene.map(place), term)),
+                             shape=(len(genes), term.max() + 1))
+
+def _jaccard(M, across, n_terms, first, last):
+    "The Jaccard index of some genes with all; `across` is the matrix `M` by terms, `n_terms` what each gene has."
+    shared = (M[first:last] @ across).toarray()
+    return shared/np.maximum(n_terms[first:last, None] + n_terms - shared, 1)
+
+# %% ../../nbs/15_data.features.ipynb #b9c58258
 def annotation_graph(
     annotations:pd.DataFrame, # Columns gene and term, from `read_annotations` or any other source of gene sets
     genes, # The genes the graph is over
@@ -195,21 +287,31 @@ def annotation_graph(
     min_weight:float=0., # Neighbours are more similar than this
 ) -> Graph: # Weights above 0 up to 1, or InputError when no gene is annotated
     "The graph of genes that are annotated alike."
-    genes = _asked(genes)
-    pairs = pd.DataFrame({c: _column(annotations, c, 'the table of annotations') for c in ('gene', 'term')}).drop_duplicates()
-    known = _known(genes, pairs.gene, 'the table of annotations')
-    place = {g: i for i, g in enumerate(sorted(genes))}
-    pairs = pairs[pairs.gene.isin(place)]
-    term = pairs.term.astype('category').cat.codes
-    M = sparse.csr_matrix((np.ones(len(pairs)), (pairs.gene.map(place), term)), shape=(len(genes), term.max() + 1))
-    n_terms, across = np.asarray(M.sum(1)).ravel(), M.T.tocsr()
-    def jaccard(first, last):
-        shared = (M[first:last] @ across).toarray()
-        return shared/np.maximum(n_terms[first:last, None] + n_terms - shared, 1)
-    missing = [g for g, k in zip(genes, known) if not k]
-    return _nearest_graph(genes, jaccard, missing, 'shared annotations', n_neighbours, min_weight)
+    genes, source = _asked(genes), 'the table of annotations'
+    pairs = pd.DataFrame({c: _column(annotations, c, source) for c in ('gene', 'term')}).drop_duplicates()
+    known = _known(genes, pairs.gene, source)
+    M = _term_matrix(pairs, sorted(genes))
+    similarity = partial(_jaccard, M, M.T.tocsr(), np.asarray(M.sum(1)).ravel())
+    return _nearest_graph(genes, similarity, _unknown(genes, known), 'shared annotations', n_neighbours, min_weight)
 
-# %% ../../nbs/15_data.features.ipynb #ff7e60c2
+# %% ../../nbs/15_data.features.ipynb #d4fd48b7
+def _weights(table, column, source):
+    "The weights in a column of `table`, or 1 without one; raises InputError where one is no number of at least 0."
+    if column is None: return np.ones(len(table))
+    weights = pd.to_numeric(_column(table, column, source), errors='coerce').to_numpy(float)
+    n_wrong = int((~np.isfinite(weights) | (weights < 0)).sum())
+    if not n_wrong: return weights
+    raise InputError(f"the weight '{column}' of {n_wrong:,} interactions in {source} is missing, not a number, "
+                     'or below 0; drop or mend these rows')
+
+# %% ../../nbs/15_data.features.ipynb #6fbc7663
+def _both_ways(pairs, n):
+    "The symmetric n x n matrix of `pairs`, whose columns are a and b (places) and w (weights)."
+    pairs = pairs[(pairs.a != pairs.b) & (pairs.w > 0)]
+    back = pairs.rename(columns={'a': 'b', 'b': 'a'})
+    both = pd.concat([pairs, back]).groupby(['a', 'b'], as_index=False).w.max()
+    return sparse.csr_matrix((both.w.astype(np.float32), (both.a.astype(int), both.b.astype(int))), shape=(n, n))
+
 def interaction_graph(
     table, # A file or a DataFrame, a row for each interaction
     genes, # The genes the graph is over
@@ -218,20 +320,55 @@ def interaction_graph(
 ) -> Graph: # Symmetric; raises InputError for unknown columns, weights that are not numbers, or when no gene is found
     "The graph of genes that interact."
     genes, (table, source) = _asked(genes), _table(table)
-    if isinstance(columns, str) or len(columns) != 2: raise InputError(f'two columns name the genes of an interaction, and {columns!r} is given; give two')
-    a, b = (_column(table, c, source) for c in columns)
+    if isinstance(columns, str) or len(columns) != 2:
+        raise InputError(f'two columns name the genes of an interaction, and {columns!r} is given; give two')
+    a, b = (_column(table, column, source) for column in columns)
     known = _known(genes, pd.concat([a, b]), source)
-    w = np.ones(len(table)) if weight is None else pd.to_numeric(_column(table, weight, source), errors='coerce').to_numpy(float)
-    wrong = int((~np.isfinite(w) | (w < 0)).sum())
-    if wrong: raise InputError(f"the weight '{weight}' of {wrong:,} interactions in {source} is missing, not a number, or below 0; drop or mend these rows")
-    place = {g: i for i, g in enumerate(genes)}
-    pairs = pd.DataFrame({'a': a.map(place), 'b': b.map(place), 'w': w}).dropna()
-    pairs = pairs[(pairs.a != pairs.b) & (pairs.w > 0)]
-    both = pd.concat([pairs, pairs.rename(columns={'a': 'b', 'b': 'a'})]).groupby(['a', 'b'], as_index=False).w.max()
-    edges = sparse.csr_matrix((both.w.astype(np.float32), (both.a.astype(int), both.b.astype(int))), shape=(len(genes),)*2)
-    return Graph(genes, edges, [g for g, k in zip(genes, known) if not k], f'interactions in {source}')
+    place = {gene: i for i, gene in enumerate(genes)}
+    pairs = pd.DataFrame({'a': a.map(place), 'b': b.map(place), 'w': _weights(table, weight, source)}).dropna()
+    return Graph(genes, _both_ways(pairs, len(genes)), _unknown(genes, known), f'interactions in {source}')
 
-# %% ../../nbs/15_data.features.ipynb #7c4d8221
+# %% ../../nbs/15_data.features.ipynb #d3d5cc87
+def _state_codes(states, n_cells):
+    "The number of the state of each cell, 0 for all without `states`; raises InputError unless each cell has one."
+    codes = pd.factorize(np.zeros(n_cells) if states is None else np.asarray(states))[0]
+    if len(codes) == n_cells and codes.min() >= 0: return codes
+    raise InputError(f'there are {n_cells:,} cells and states of {(codes >= 0).sum():,}; give a state for each cell')
+
+def _state_means(X, codes):
+    "The number of cells of each state, as a column; and the means of the genes in each, states x genes."
+    n = np.bincount(codes)[:, None]
+    cells = np.arange(len(codes))
+    total = sparse.csr_matrix((np.ones(len(codes)), (codes, cells)), shape=(len(n), len(codes))) @ X
+    return n, (total/n).toarray()
+
+# %% ../../nbs/15_data.features.ipynb #095ef3dd
+_ROUNDING = 1e-10 # A spread that is a smaller share of the squares is what rounding left
+_DIGITS = 9 # Of a correlation
+
+def _scales(X, n, mean):
+    "The root of each gene's sum of squares about the means of the states; infinite where it does not vary."
+    square = np.asarray(X.multiply(X).sum(0)).ravel()
+    spread = square - (n*mean**2).sum(0)
+    return np.where(spread > _ROUNDING*square, np.sqrt(np.maximum(spread, 0)), np.inf)
+
+def _correlation(X, across, n, mean, scale, first, last):
+    "The absolute correlation of some genes with all; `across` is the matrix `X` by genes."
+    products = (across[first:last] @ X).toarray() - (n*mean[:, first:last]).T @ mean
+    return np.abs(products/scale[first:last, None]/scale).round(_DIGITS)
+
+# %% ../../nbs/15_data.features.ipynb #1ceb7112
+def _check_cells(X, genes):
+    "Raise InputError where cells x genes cannot be correlated."
+    n_cells, n_genes = X.shape
+    if n_genes != len(genes):
+        raise InputError(f'there are {n_genes:,} columns and {len(genes):,} names of genes; '
+                         'give a name for each column')
+    if n_cells < 3:
+        raise InputError(f'a correlation needs 3 cells, and there are {n_cells}; give the control cells of all states')
+    if not np.isfinite(X.data).all():
+        raise InputError('the control cells hold NaN or infinite values; drop these cells')
+
 def coexpression_graph(
     X, # Log-normalised control cells x genes, sparse or dense
     genes, # Names of the columns
@@ -241,24 +378,14 @@ def coexpression_graph(
 ) -> Graph: # Weights up to 1; raises InputError for fewer than 3 cells or values that are not finite
     "The graph of genes that vary together."
     X, genes = to_csr(X), _asked(genes)
-    if X.shape[1] != len(genes): raise InputError(f'there are {X.shape[1]:,} columns and {len(genes):,} names of genes; give a name for each column')
-    if X.shape[0] < 3: raise InputError(f'a correlation needs 3 cells, and there are {X.shape[0]}; give the control cells of all states')
-    if not np.isfinite(X.data).all(): raise InputError('the control cells hold NaN or infinite values; drop these cells')
+    _check_cells(X, genes)
     X = X[:, sorted(range(len(genes)), key=genes.__getitem__)].astype(np.float64)
-    codes = pd.factorize(np.zeros(X.shape[0]) if states is None else np.asarray(states))[0]
-    if len(codes) != X.shape[0] or codes.min() < 0:
-        raise InputError(f'there are {X.shape[0]:,} cells and states of {(codes >= 0).sum():,}; give a state for each cell')
-    n = np.bincount(codes)[:, None]
-    mean = sparse.csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes)))), shape=(len(n), len(codes))) @ X/n
-    mean, across, square = mean.toarray(), X.T.tocsr(), np.asarray(X.multiply(X).sum(0)).ravel()
-    spread = square - (n*mean**2).sum(0)
-    scale = np.where(spread > 1e-10*square, np.sqrt(np.maximum(spread, 0)), np.inf)
-    def correlation(first, last):
-        products = (across[first:last] @ X).toarray() - (n*mean[:, first:last]).T @ mean
-        return np.abs(products/scale[first:last, None]/scale).round(9)
-    return _nearest_graph(genes, correlation, [], f'co-expression in {len(codes):,} cells', n_neighbours, min_weight)
+    codes = _state_codes(states, X.shape[0])
+    n, mean = _state_means(X, codes)
+    similarity = partial(_correlation, X, X.T.tocsr(), n, mean, _scales(X, n, mean))
+    return _nearest_graph(genes, similarity, [], f'co-expression in {len(codes):,} cells', n_neighbours, min_weight)
 
-# %% ../../nbs/15_data.features.ipynb #bd0ee67c
+# %% ../../nbs/15_data.features.ipynb #883f15fc
 @dataclass(eq=False)
 class Features:
     "A row of numbers for each of N names."
@@ -267,27 +394,44 @@ class Features:
     missing: list # Those of `names` that the source does not know; their rows are the mean of the others
     source: str # What the numbers are
 
-    def __repr__(self): return f'Features from {self.source}: {self.values.shape[1]:,} numbers a name, {_found(self)}'
+    def __repr__(self):
+        return f'Features from {self.source}: {self.values.shape[1]:,} numbers a name, {_found(self)}'
 
     @property
     def known(self) -> np.ndarray: # bool [N]
         "Which names the source knows."
         return ~pd.Index(self.names, dtype=object).isin(self.missing)
 
+# %% ../../nbs/15_data.features.ipynb #c83b4b45
 def _features(names, known, rows, source):
     "Features of `names`, where `rows` are those of the known ones."
     values = np.empty((len(names), rows.shape[1]), np.float32)
     values[known] = rows
     values[~known] = np.asarray(rows, np.float64).mean(0)
-    return Features(names, values, [o for o, k in zip(names, known) if not k], source)
+    return Features(names, values, _unknown(names, known), source)
 
-# %% ../../nbs/15_data.features.ipynb #4a523396
+# %% ../../nbs/15_data.features.ipynb #25490789
 def _keyed(table, source):
     "`table` with names as its index."
     if isinstance(table.index, pd.RangeIndex):
-        if table.shape[1] < 2: raise InputError(f'{source} has {table.shape[1]} columns; give names in the first and numbers in the others')
+        if table.shape[1] < 2:
+            raise InputError(f'{source} has {table.shape[1]} columns; '
+                             'give names in the first and numbers in the others')
         table = table.set_index(table.columns[0])
     return table.set_axis(table.index.astype(str).str.strip())
+
+def _numeric_rows(table, names, source):
+    "The rows of `names` as float32; raises InputError where one is there twice, is text, or is not finite."
+    table = table[table.index.isin(names)]
+    twice = table.index[table.index.duplicated()].unique()
+    if len(twice): raise InputError(f'{source} has more than one row for {_some(twice)}; keep one of each')
+    is_number = [pd.api.types.is_numeric_dtype(t) or pd.api.types.is_bool_dtype(t) for t in table.dtypes]
+    text = _unknown(table.columns, is_number)
+    if text: raise InputError(f'{source} holds text in {_some(text)}; drop these columns, or turn them into numbers')
+    rows = table.loc[names].to_numpy(np.float32)
+    wrong = _unknown(names, np.isfinite(rows).all(1))
+    if not wrong: return rows
+    raise InputError(f'{source} has missing or infinite values for {_some(wrong)}; fill them in, or drop these rows')
 
 def table_features(
     table, # A file (csv, tsv, parquet) or a DataFrame: names in the index or in the first column, numbers in the others
@@ -297,45 +441,60 @@ def table_features(
     names, (table, source) = _asked(names), _table(table, numbers=True)
     table = _keyed(table, source)
     known = _known(names, table.index, source)
-    table = table[table.index.isin(names)]
-    twice = table.index[table.index.duplicated()].unique()
-    if len(twice): raise InputError(f'{source} has more than one row for {_some(twice)}; keep one of each')
-    text = [c for c, t in table.dtypes.items() if not (pd.api.types.is_numeric_dtype(t) or pd.api.types.is_bool_dtype(t))]
-    if text: raise InputError(f'{source} holds text in {_some(text)}; drop these columns, or turn them into numbers')
-    rows = table.loc[[o for o, k in zip(names, known) if k]].to_numpy(np.float32)
-    wrong = [o for o, r in zip((o for o, k in zip(names, known) if k), rows) if not np.isfinite(r).all()]
-    if wrong: raise InputError(f'{source} has missing or infinite values for {_some(wrong)}; fill them in, or drop these rows')
+    rows = _numeric_rows(table, [name for name, k in zip(names, known) if k], source)
     return _features(names, known, rows, source)
 
-# %% ../../nbs/15_data.features.ipynb #72279f18
+# %% ../../nbs/15_data.features.ipynb #a2b6bb5e
+def _targets_of(screen, name):
+    "The targets of one perturbation, each once."
+    parts = split_name(name, screen.control, screen.sep)
+    return list(dict.fromkeys(gene for part in parts for gene in screen.targets.get(part, [part])))
+
 def target_names(
     screen, # A Screen
     perturbations=None, # Single perturbations or combinations; the single ones of the screen by default
 ) -> dict: # The targets of each perturbation; none for the control
     "The genes that perturbations act on, measured or not."
-    parts = {p: split_name(p, screen.control, screen.sep) for p in (screen.perturbations if perturbations is None else perturbations)}
-    return {p: list(dict.fromkeys(g for o in parts[p] for g in screen.targets.get(o, [o]))) for p in parts}
+    names = screen.perturbations if perturbations is None else perturbations
+    return {name: _targets_of(screen, name) for name in names}
+
+# %% ../../nbs/15_data.features.ipynb #b4d35849
+def _target_weights(sets, n_genes, reduce):
+    "Perturbations x genes: the weight of each target. `sets` holds, for each perturbation, the places of its targets."
+    n = [len(o) for o in sets]
+    weight = np.repeat([1/max(k, 1) if reduce == 'mean' else 1. for k in n], n)
+    places = np.concatenate([*sets, []]).astype(int)
+    return sparse.csr_matrix((weight, places, np.cumsum([0, *n])), shape=(len(sets), n_genes))
+
+# %% ../../nbs/15_data.features.ipynb #9be8356d
+def _places(features, targets):
+    "For each perturbation, where its targets are in `features`; raises InputError for one that was not asked for."
+    place = {gene: i for i, gene in enumerate(features.names)}
+    absent = sorted({gene for o in targets.values() for gene in o} - set(place))
+    if absent:
+        raise InputError(f'{len(absent):,} target genes have no features ({_some(absent)}); '
+                         'ask for features of all targets, known or not')
+    return [[place[gene] for gene in o] for o in targets.values()]
 
 def perturbation_features(
     features:Features, # Of genes, among them all targets
     targets:dict, # The targets of each perturbation, from `target_names`
     reduce:str='sum', # 'sum' or 'mean' over the targets of a perturbation
-) -> Features: # Missing are perturbations none of whose targets is known; raises InputError for a target that was not asked for
+) -> Features: # Missing are perturbations none of whose targets is known; raises InputError for one not asked for
     "Features of perturbations from those of the genes they act on."
-    if reduce not in ('sum', 'mean'): raise InputError(f"'{reduce}' over targets is not known{nearest(reduce, ['sum', 'mean'])}")
-    place, known = {g: i for i, g in enumerate(features.names)}, features.known
-    absent = sorted({g for o in targets.values() for g in o} - set(place))
-    if absent: raise InputError(f'{len(absent):,} target genes have no features ({_some(absent)}); ask for features of all targets, known or not')
-    sets = [[place[g] for g in o] for o in targets.values()]
-    n = [len(o) for o in sets]
-    weight = np.repeat([1/max(k, 1) if reduce == 'mean' else 1. for k in n], n)
-    M = sparse.csr_matrix((weight, np.concatenate([*sets, []]).astype(int), np.cumsum([0, *n])), shape=(len(sets), len(place)))
+    if reduce not in ('sum', 'mean'):
+        raise InputError(f"'{reduce}' over targets is not known{nearest(reduce, ['sum', 'mean'])}")
+    sets, known = _places(features, targets), features.known
     missing = [p for p, o in zip(targets, sets) if o and not known[o].any()]
     partly = [p for p, o in zip(targets, sets) if known[o].any() and not known[o].all()]
-    source = f'{features.source}, {reduce} over targets' + (f' ({len(partly):,} with a target missing: {_some(partly)})' if partly else '')
-    return Features(list(targets), (M @ features.values.astype(np.float64)).astype(np.float32), missing, source)
+    source = f'{features.source}, {reduce} over targets'
+    if partly: source += f' ({len(partly):,} with a target missing: {_some(partly)})'
+    values = _target_weights(sets, len(features.names), reduce) @ features.values.astype(np.float64)
+    return Features(list(targets), values.astype(np.float32), missing, source)
 
-# %% ../../nbs/15_data.features.ipynb #e8e66343
+# %% ../../nbs/15_data.features.ipynb #97ef605f
+_NO_SMILES = ('', 'nan', 'none', '<na>')
+
 def read_smiles(
     table, # A file or a DataFrame with a row for each drug
     name=0, # The column of names; a number when the file has no header
@@ -344,22 +503,30 @@ def read_smiles(
     "The SMILES of named drugs."
     table, source = _table(table, header=not isinstance(name, int))
     pairs = pd.DataFrame({'name': _column(table, name, source), 'smiles': _column(table, smiles, source)})
-    pairs = pairs[~pairs.smiles.str.lower().isin(['', 'nan', 'none', '<na>'])].drop_duplicates()
+    pairs = pairs[~pairs.smiles.str.lower().isin(_NO_SMILES)].drop_duplicates()
     twice = pairs.name[pairs.name.duplicated()].unique()
     if len(twice): raise InputError(f'{source} has more than one SMILES for {_some(twice)}; keep one of each')
     return dict(zip(pairs.name, pairs.smiles))
 
+# %% ../../nbs/15_data.features.ipynb #0ed2b701
 def _molecules(smiles):
     "RDKit molecules by name; raises InputError without RDKit, or naming all SMILES that cannot be read."
-    try:
-        from rdkit import Chem, rdBase
-    except ImportError: raise InputError("drug fingerprints need RDKit, which is not installed; pip install 'perturbench[chem]'") from None
-    with rdBase.BlockLogs(): molecules = {o: Chem.MolFromSmiles(s) for o, s in smiles.items()}
-    wrong = [f'{o} ({smiles[o]})' if o != smiles[o] else o for o, m in molecules.items() if m is None or not m.GetNumAtoms()]
-    if wrong: raise InputError(f'{len(wrong):,} SMILES cannot be read: {"; ".join(wrong)}; mend them, or leave these drugs out')
-    return molecules
+    try: from rdkit import Chem, rdBase
+    except ImportError:
+        raise InputError('drug fingerprints need RDKit, which is not installed; '
+                         "pip install 'perturbench[chem]'") from None
+    with rdBase.BlockLogs(): molecules = {name: Chem.MolFromSmiles(s) for name, s in smiles.items()}
+    wrong = [name for name, molecule in molecules.items() if molecule is None or not molecule.GetNumAtoms()]
+    if not wrong: return molecules
+    shown = [name if name == smiles[name] else f'{name} ({smiles[name]})' for name in wrong]
+    raise InputError(f'{len(wrong):,} SMILES cannot be read: {"; ".join(shown)}; mend them, or leave these drugs out')
 
-# %% ../../nbs/15_data.features.ipynb #e78a9ce2
+# %% ../../nbs/15_data.features.ipynb #20fdc62f
+def _alike(names, rows):
+    "The groups of names whose rows are the same, as text."
+    groups = pd.Series(names).groupby([row.tobytes() for row in rows], sort=False).agg(list)
+    return [' = '.join(group) for group in groups if len(group) > 1]
+
 def fingerprints(
     names, # Of the drugs that features are wanted for
     smiles:dict=None, # SMILES by name; without it the names are SMILES themselves
@@ -370,34 +537,38 @@ def fingerprints(
 ) -> Features: # Raises InputError without RDKit, for SMILES that cannot be read, or when no name is found
     "Morgan fingerprints of drugs."
     names = _asked(names)
-    smiles = {o: o for o in names} if smiles is None else smiles
+    smiles = {name: name for name in names} if smiles is None else smiles
     known = _known(names, list(smiles), 'the table of SMILES')
-    molecules = _molecules({o: smiles[o] for o, k in zip(names, known) if k})
+    molecules = _molecules({name: smiles[name] for name, k in zip(names, known) if k})
     from rdkit.Chem.rdFingerprintGenerator import GetMorganGenerator
     generator = GetMorganGenerator(radius=radius, fpSize=n_bits, includeChirality=chirality)
-    of = generator.GetCountFingerprintAsNumPy if counts else generator.GetFingerprintAsNumPy
-    rows = np.stack([of(m) for m in molecules.values()])
-    same = pd.Series(list(molecules)).groupby([r.tobytes() for r in rows], sort=False).agg(list)
-    alike = [' = '.join(o) for o in same if len(o) > 1]
-    return _features(names, known, rows, f'Morgan fingerprints of radius {radius}' + (f' (alike: {_some(alike)})' if alike else ''))
+    fingerprint = generator.GetCountFingerprintAsNumPy if counts else generator.GetFingerprintAsNumPy
+    rows = np.stack([fingerprint(molecule) for molecule in molecules.values()])
+    alike = _alike(list(molecules), rows)
+    said = f' (alike: {_some(alike)})' if alike else ''
+    return _features(names, known, rows, f'Morgan fingerprints of radius {radius}{said}')
 
-# %% ../../nbs/15_data.features.ipynb #a83fc67a
+# %% ../../nbs/15_data.features.ipynb #2d824c0c
 def cell_embedding(
     screen, # A Screen
     key:str, # The entry of obsm
-) -> np.ndarray: # cells x d, float32; raises InputError when there is none, or it is not a dense table of finite numbers
+) -> np.ndarray: # cells x d, float32; raises InputError when there is none, or no dense table of finite numbers
     "An embedding of the cells of a screen."
-    obsm = screen.adata.obsm
+    obsm, named = screen.adata.obsm, f"obsm['{key}']"
     if key not in obsm: raise InputError(f"obsm has no '{key}'{nearest(key, list(obsm))}")
-    if sparse.issparse(obsm[key]): raise InputError(f"obsm['{key}'] is sparse, like expression and unlike an embedding; give a dense one (.toarray())")
+    if sparse.issparse(obsm[key]):
+        raise InputError(f'{named} is sparse, like expression and unlike an embedding; give a dense one (.toarray())')
     try: values = np.asarray(obsm[key]).astype(np.float32)
-    except (TypeError, ValueError): raise InputError(f"obsm['{key}'] holds values that are no numbers; keep numeric columns only") from None
+    except (TypeError, ValueError):
+        raise InputError(f'{named} holds values that are no numbers; keep numeric columns only') from None
     if values.ndim != 2 or len(values) != screen.n_cells or not values.size:
-        raise InputError(f"obsm['{key}'] has the shape {values.shape}; give a row of numbers for each of the {screen.n_cells:,} cells")
+        raise InputError(f'{named} has the shape {values.shape}; give a row of numbers for each of the '
+                         f'{screen.n_cells:,} cells')
     n = int((~np.isfinite(values).all(1)).sum())
-    if n: raise InputError(f"obsm['{key}'] has missing or infinite values in {n:,} cells; drop these cells, or embed them again")
-    return values
+    if not n: return values
+    raise InputError(f'{named} has missing or infinite values in {n:,} cells; drop these cells, or embed them again')
 
+# %% ../../nbs/15_data.features.ipynb #082e284d
 def cell_embeddings(
     screen, # A Screen
 ) -> dict: # cells x d, float32, by name; what is no embedding is left out
