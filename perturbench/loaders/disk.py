@@ -361,7 +361,7 @@ class DiskBatches(Batches):
         self.block = max(1, (block or _block(cells.store)) // size)
         self.ahead = max(1, ahead // size // self.n) * self.n
 
-    def _mine(self, total):
+    def share(self, total):
         "Neighbours, so that no two processes read the same blocks."
         if self.shuffle: total -= total % self.world
         return slice(self.rank * total // self.world, (self.rank + 1) * total // self.world)
@@ -380,7 +380,7 @@ def plan(self:DiskBatches) -> tuple: # As in `Batches`
     if size: rows = visits_of_sets(self.cells, sampler, order, size, mix=False)
     elif self.shuffle: rows = in_blocks(np.sort(visits(self.cells, sampler, order)), self.block, order)
     else: rows = np.sort(self.cells.rows)
-    rows = rows[self._mine(len(rows))]
+    rows = rows[self.share(len(rows))]
     if self.shuffle: rows = mixed(rows, self.ahead, rng('mix', self.seed, epoch, self.rank))
     if self.given is None: return rows, None
     state = self.cells.store.design.state[self.given.codes]
