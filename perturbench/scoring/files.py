@@ -8,12 +8,11 @@ __all__ = ['BASELINES', 'DOSE', 'SURE', 'SHARE', 'SAME', 'AT_ONCE', 'OF_CELLS', 
            'see', 'hold', 'logged', 'Values', 'look_through', 'no_chance', 'Judged', 'judge_copies', 'some_rows',
            'judge', 'Controls', 'see_controls', 'control_means', 'is_their_mean', 'Used', 'judge_controls', 'Placed',
            'place', 'Predicted', 'judged_cells', 'look', 'look_at_all', 'read_again', 'pieces', 'by_condition',
-           'stream', 'tested_codes', 'with_controls', 'of_cells', 'without_cells', 'lone_controls', 'of_own_tests',
-           'without_lone_tests', 'task_id_of', 'Scored', 'scored', 'unscored', 'predicted_baselines', 'shared_task',
-           'FileScores', 'given_halves', 'score_all', 'challenge_on', 'evaluate_files']
+           'stream', 'tested_codes', 'with_controls', 'of_cells', 'without_cells', 'task_id_of', 'Scored', 'scored',
+           'unscored', 'predicted_baselines', 'shared_task', 'FileScores', 'given_halves', 'score_all', 'challenge_on',
+           'evaluate_files']
 
 # %% ../../nbs/68_scoring.files.ipynb #0e9a167e
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,6 +35,7 @@ from ..models.baselines import Additive, ConditionMean, ControlMean, PerturbedMe
 from ..predict import Prediction, predict_task
 from .asked import Asked, ask, hint_for, listed, read_cells, some, terms_of
 from .challenge import Challenge, absent, said_of, scores_of, to_counts
+from .collect import hash_of
 from .evaluation import Evaluation
 from .measured import label_columns, state_names
 from .profiles import metrics_of
@@ -637,36 +637,7 @@ def without_cells(
     return table.assign(value=table.value.mask(these), value_half=table.value_half.mask(these),
                         status=table.status.mask(these, 'means'))
 
-# %% ../../nbs/68_scoring.files.ipynb #2c53c153
-def lone_controls(
-    task,
-    own:np.ndarray, # Of each predicted control the code of the controls of its state; -1 for others
-) -> np.ndarray:
-    "The states of which a single control cell is predicted."
-    codes, n = np.unique(own[own >= 0], return_counts=True)
-    return task.design.state[codes[n == 1]]
-
-def of_own_tests(metric) -> bool:
-    "Whether a metric tests predicted controls, or against them."
-    return metric.space == 'de_own' or (metric.kind, metric.space) == ('control', 'de')
-
-def without_lone_tests(
-    table:pd.DataFrame, # Scores
-    states, # Of which a single control cell is predicted
-) -> pd.DataFrame:
-    "Scores without tests that rest on a single predicted control cell."
-    these = table.metric.map(lambda m: of_own_tests(METRICS[m])) & table.state.isin(states)
-    these &= table.status.isin(['ok', 'few_controls', 'no_difference'])
-    return table.assign(value=table.value.mask(these), value_half=table.value_half.mask(these),
-                        status=table.status.mask(these, 'few_cells'))
-
 # %% ../../nbs/68_scoring.files.ipynb #b594a76e
-def _bits(*arrays):
-    "A hash of the values of `arrays`."
-    h = hashlib.sha256()
-    for a in arrays: h.update(np.ascontiguousarray(a))
-    return h.hexdigest()
-
 def task_id_of(
     evaluation:Evaluation,
 ) -> str:
@@ -674,8 +645,8 @@ def task_id_of(
     measured = evaluation.measured
     task, true, trained = evaluation.task, measured.true(), evaluation.task.cells('train')
     conditions = task.conditions.loc[measured.condition, label_columns(task.conditions)].values.tolist()
-    known = [_bits(true.mean, true.control[:], measured.controls(0).mean[:])]
-    if len(trained): known.append(_bits(trained.means(), trained.n))
+    known = [hash_of(true.mean, true.control[:], measured.controls(0).mean[:])]
+    if len(trained): known.append(hash_of(trained.means(), trained.n))
     return digest([task.protocol, task.genes, conditions, *known])
 
 # %% ../../nbs/68_scoring.files.ipynb #031403f4
@@ -694,7 +665,7 @@ def scored(
 ) -> Scored:
     "The scores of predictions, whichever conditions they are for."
     found = evaluation.collect(predictions, partial=True)
-    run_id = digest([task_id, label, _bits(found.pred.mean)])
+    run_id = digest([task_id, label, hash_of(found.pred.mean)])
     about = dict(task=evaluation.task.name, task_id=task_id, model=label, seed=0, run_id=run_id)
     table = evaluation.table(found)
     for i, (k, v) in enumerate(about.items()): table.insert(i, k, v)
@@ -758,8 +729,8 @@ def _score_file(evaluation, task_id, name, source, p, asked, challenge):
     if challenge is not None:
         counts = ((code, to_counts(cells, values)) for code, cells in by_condition(X, tested_codes(task, p.codes)))
         found = found._replace(challenge=challenge.table(counts))
-    if asked.terms.predicted == 'means': return found._replace(table=without_cells(found.table))
-    return found._replace(table=without_lone_tests(found.table, lone_controls(task, p.own)))
+    if asked.terms.predicted == 'means': found = found._replace(table=without_cells(found.table))
+    return found
 
 def _in_challenge(challenge, files, notes):
     "The scores of all files in the challenge; None where it is not scored."
