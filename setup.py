@@ -28,6 +28,7 @@ setup(version=cfg['version'], description=cfg['description'], keywords=cfg['keyw
       author=cfg['author'], author_email=cfg['author_email'],
       project_urls={'Repository': cfg['git_url'], 'Documentation': cfg['doc_host'] + cfg['doc_baseurl']},
       package_dir={'': '.'}, # makes an editable install a plain path, which a folder of our name where python starts cannot hide
-      package_data={f'{lib}.models': ['presets.json']}, cmdclass={'build_py': WithNotebooks},
+      package_data={f'{lib}.models': ['presets.json'], f'{lib}.bench': ['page.html']},
+      cmdclass={'build_py': WithNotebooks},
       install_requires=words('requirements'), extras_require=extras,
       entry_points={'console_scripts': words('console_scripts'), 'nbdev': [f'{lib}={lib}._modidx:d']})

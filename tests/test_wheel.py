@@ -51,7 +51,8 @@ def test_the_wheel_holds_the_notebooks_and_nothing_of_the_project_around(wheel):
         names = {n for n in z.namelist() if '.dist-info/' not in n}
         assert {n: z.read(n) for n in names if n.endswith('.ipynb')} == {f'perturbench/notebooks/{p.name}': p.read_bytes() for p in NOTEBOOKS}
         modules = {str(p.relative_to(ROOT)) for p in (ROOT/'perturbench').rglob('*.py')}
-        assert NOTEBOOKS and names == modules | {'perturbench/models/presets.json', *(f'perturbench/notebooks/{p.name}' for p in NOTEBOOKS)}
+        notebooks = {f'perturbench/notebooks/{p.name}' for p in NOTEBOOKS}
+        assert notebooks and names == modules | notebooks | {'perturbench/models/presets.json', 'perturbench/bench/page.html'}
 
 def test_the_sdist_builds_the_same_wheel(copy, wheel, tmp_path):
     sh(sys.executable, '-c', f'from setuptools.build_meta import build_sdist; build_sdist({str(tmp_path)!r})', cwd=copy)
