@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VALUES', 'ESTIMATED', 'SUMS', 'AT_ONCE', 'NO_MEAN', 'BINS', 'MIN_CELLS', 'MIN_GENES', 'CELLS', 'Scaled', 'normalise',
-           'Pass', 'Checked', 'Tables', 'Looked', 'first_pass', 'Normalised', 'Made', 'screen_notes', 'prepare', 'Sums',
+           'Pass', 'Checked', 'Bare', 'Looked', 'first_pass', 'Normalised', 'Made', 'screen_notes', 'prepare', 'Sums',
            'Moments', 'group_moments', 'welch_t', 'changed_genes', 'variable_genes', 'select_genes']
 
 # %% ../../nbs/11_data.preprocess.ipynb #71725a45
@@ -118,20 +118,20 @@ def _checked(X, layer, values):
     return Checked(faults, notes, shown)
 
 # %% ../../nbs/11_data.preprocess.ipynb #7040638b
-class Tables(NamedTuple):
+class Bare(NamedTuple):
     "All of an input that is no matrix."
     adata: ad.AnnData # Without matrices, as a file can hold it
     notes: list # What was changed
     faults: list # What no file can hold
 
-def _tables(adata, values):
+def _bare(adata, values):
     "The tables of `adata`."
     with own_words():
         uns = dict(adata.uns) if values == 'lognorm' else {}
         whole = ad.AnnData(obs=adata.obs, var=adata.var, obsm=dict(adata.obsm), uns=uns)
         parts = tidy_tables(whole)
-        if parts.faults: return Tables(whole, [], parts.faults)
-        return Tables(ad.AnnData(obs=parts.obs, var=parts.var, obsm=parts.obsm, uns=parts.uns), parts.notes, [])
+        if parts.faults: return Bare(whole, [], parts.faults)
+        return Bare(ad.AnnData(obs=parts.obs, var=parts.var, obsm=parts.obsm, uns=parts.uns), parts.notes, [])
 
 # %% ../../nbs/11_data.preprocess.ipynb #a50b7220
 def _described(table, control, options):
@@ -161,7 +161,7 @@ def first_pass(
     options:dict, # What the columns mean, as for a `Screen`
 ) -> Looked:
     "What `adata` holds; raises one InputError for all faults."
-    table, notes, faults = _tables(adata, values)
+    table, notes, faults = _bare(adata, values)
     refuse(faults, hint)
     masks = _without_name(table.obs, cells, options['perturbation_key'], control, options['sep'], keep)
     for mask in masks.values(): cells = cells & ~mask
