@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['DEFAULTS', 'MANY_DOSES', 'POOLED', 'card_of', 'listed', 'fits', 'meaning', 'dose_columns', 'find_dose', 'Terms',
            'terms_of', 'read_cells', 'location', 'hint_for', 'some', 'screen_in', 'read_truth', 'control_patterns',
-           'Originals', 'aligned_codes', 'check_training', 'read_training', 'both', 'file_task', 'Asked', 'ask']
+           'Originals', 'in_genes', 'aligned_codes', 'check_training', 'read_training', 'both', 'taken_out',
+           'rows_in_order', 'store_of', 'file_task', 'StoredCells', 'Asked', 'ask']
 
 # %% ../../nbs/67_scoring.asked.ipynb #359a1bb7
 import json, re
@@ -19,13 +20,15 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 from ..core import InputError
+from ..data.blocks import canonical, place_rows
 from ..data.copies import copies, keys_of, repeated
 from ..data.h5ad import CARD, read_card, read_h5ad
 from ..data.labels import relabel
 from ..data.preprocess import prepare
 from ..data.scale import Sample, compare, measure, sample, scale_faults, scale_notes
 from ..data.screen import OPTIONS, Screen, doses, obs_key
-from ..loaders.store import CellStore
+from ..loaders.store import CellStore, technical_batches
+from .cells import compressed
 from .measured import label_columns
 from ..splits.parts import TEST, TRAIN, halve_controls
 from ..tasks import Task, TaskSpec
@@ -255,7 +258,7 @@ def control_patterns(
 class Originals:
     "Measured cells, to be recognised in other files."
     def __init__(self,
-        X:sparse.csr_matrix, # cells x genes, log-normalised
+        X, # cells x genes, log-normalised: CSR, or what gives such rows by their places
     ):
         self.X = X
 
@@ -273,6 +276,10 @@ class Originals:
         "Which measured cells the rows of `block` are."
         return copies(block, self.X, self.keys)
 
+    def leave(self):
+        "Let the cells go, with what they are known by kept; whoever has them elsewhere gives `X` again."
+        self.keys, self.once, self.X = self.keys, self.once, None
+
 # %% ../../nbs/67_scoring.asked.ipynb #b05a7cd1
 def _leaked(originals, X):
     "The fault of training cells that are cells of the truth, as a list of none or one."
@@ -280,6 +287,16 @@ def _leaked(originals, X):
     n = int(originals.once[found[found >= 0]].sum())
     remedy = 'leave them out of the training file, and divide the controls between the two'
     return [f'{n:,} of the training cells are cells of the truth; {remedy}'] if n else []
+
+# %% ../../nbs/67_scoring.asked.ipynb #12c0ad9f
+def in_genes(
+    X, # CSR of a screen
+    screen:Screen,
+    genes, # Names, all of them in the screen
+): # CSR; `X` itself where these are its columns
+    "The columns of some genes."
+    at = screen.adata.var_names.get_indexer(genes)
+    return X if np.array_equal(at, np.arange(X.shape[1])) else canonical(X[:, at])
 
 # %% ../../nbs/67_scoring.asked.ipynb #956761c9
 def aligned_codes(
@@ -307,7 +324,7 @@ def check_training(
     values:str, # What X of the files holds
 ) -> list: # Notes; raises InputError where they cannot be used
     "Whether training cells may be used."
-    X = train.adata.X[:, train.adata.var_names.get_indexer(screen.genes)]
+    X = in_genes(train.adata.X, train, screen.genes)
     faults, notes = _leaked(originals, X), []
     if values == 'lognorm':
         verdict = _scale_of_training(screen, X, aligned_codes(screen, train))
@@ -353,20 +370,58 @@ def _rows_of(screen, other):
         if k: obs[k] = screen.adata.obs[k].astype(str) if other is screen else 'train'
     return obs
 
-def _counted(screen): return ['counts'] if screen.card['values'] == 'counts' else []
-
 def both(
     screen:Screen, # The truth
     train:Screen, # With all genes of the truth
-) -> Screen: # The cells of the truth first
+) -> Screen: # The cells of the truth first; without their values
     "One screen of two."
-    a, b = screen.adata, train.adata
-    at = b.var_names.get_indexer(screen.genes)
-    X = sparse.vstack([a.X, b.X[:, at]], 'csr')
-    layers = {k: sparse.vstack([a.layers[k], b.layers[k][:, at]], 'csr') for k in _counted(screen)}
     obs = pd.concat([_rows_of(screen, o) for o in (screen, train)])
-    obs.index = [*a.obs_names, *('train: ' + b.obs_names)]
-    return Screen(ad.AnnData(X, obs=obs, var=a.var[[]], layers=layers), **screen.options, check_values=False)
+    obs.index = [*screen.adata.obs_names, *('train: ' + train.adata.obs_names)]
+    return Screen(ad.AnnData(obs=obs, var=screen.adata.var[[]]), **screen.options, check_values=False)
+
+# %% ../../nbs/67_scoring.asked.ipynb #99da096f
+def taken_out(
+    screen:Screen, # Loses its values
+    genes, # Names
+) -> list: # CSR: log-normalised values, and counts where files hold these
+    "The values of a screen."
+    counted = [screen.adata.layers.pop('counts')] if screen.card['values'] == 'counts' else []
+    found = [in_genes(X, screen, genes) for X in (screen.adata.X, *counted)]
+    del screen.adata.X
+    return found
+
+def rows_in_order(
+    parts:list, # From `taken_out`: the layers of some files, their cells one behind the other; empty afterwards
+    order, # Positions of the cells
+) -> dict: # The arrays of a `CellStore` that take memory
+    "The values of some files in another order of their cells."
+    ends = np.cumsum(np.concatenate([np.diff(layers[0].indptr) for layers in parts])[order], dtype=np.int64)
+    start = np.empty(len(order), np.int64)
+    start[order] = np.r_[0, ends[:-1]]
+    kinds = dict(indices=np.int32, values=np.float32, counts=np.float32)
+    out = {name: np.empty(ends[-1], kinds[name]) for name in list(kinds)[:1 + len(parts[0])]}
+    first, totals = 0, []
+    while parts:
+        layers = parts.pop(0)
+        X = layers[0]
+        here = start[first:first + X.shape[0]]
+        for values, array in zip([X.indices, *(layer.data for layer in layers)], out.values()):
+            place_rows(X.indptr.astype(np.int64), values, here, array)
+        totals.append(np.asarray(layers[-1].sum(1, dtype=np.float64)).ravel())
+        first += X.shape[0]
+    library = dict(library=np.concatenate(totals)[order]) if 'counts' in out else {}
+    return dict(indptr=np.r_[0, ends]) | out | library
+
+def store_of(
+    whole:Screen, # The cells, without their values
+    parts:list, # Their values, from `taken_out`; empty afterwards
+) -> CellStore:
+    "The cells of some files by condition."
+    order, (batch, batches) = np.argsort(whole.codes, kind='stable'), technical_batches(whole)
+    names = np.asarray(whole.adata.obs_names, str)
+    return CellStore(**rows_in_order(parts, order), codes=whole.codes[order], order=order, cells=names[order],
+                     genes=list(whole.genes), design=whole.design, batch=None if batch is None else batch[order],
+                     batches=batches)
 
 # %% ../../nbs/67_scoring.asked.ipynb #f426862a
 def file_task(
@@ -374,10 +429,11 @@ def file_task(
     whole:Screen, # The cells of the truth, then those that train
     n:int, # Number of cells of the truth
     protocol:str,
+    store:CellStore=None, # Its cells by condition; by default made here
 ) -> Task:
     "A task in which the first `n` cells test and all others train."
     part = np.where(np.arange(whole.n_cells) < n, TEST, TRAIN).astype(np.int8)
-    half, store = halve_controls(whole, part, 0), CellStore.from_screen(whole)
+    half, store = halve_controls(whole, part, 0), store or CellStore.from_screen(whole)
     naming = {k: getattr(whole, k) for k in ('control', 'sep', 'dose_key', 'targets', 'perturbation_key')}
     key, replicate = whole.replicate_key, None
     if key: replicate = pd.factorize(whole.adata.obs[key].astype(str), sort=True)[0][store.order]
@@ -385,6 +441,19 @@ def file_task(
                 part[store.order][None], half[store.order], naming, replicate=replicate)
 
 # %% ../../nbs/67_scoring.asked.ipynb #9d5a9e41
+class StoredCells:
+    "The first cells of a screen, which are in a store."
+    def __init__(self,
+        store:CellStore,
+        n:int, # How many
+    ):
+        place = np.empty(store.n_cells, np.int64)
+        place[store.order] = np.arange(store.n_cells)
+        self.store, self.place, self.shape = store, place[:n], (n, store.n_genes)
+
+    def __getitem__(self, rows): return compressed(self.store, self.place[rows])
+
+# %% ../../nbs/67_scoring.asked.ipynb #8286f2c2
 @dataclass
 class Asked:
     "What predictions are compared with."
@@ -395,6 +464,7 @@ class Asked:
     originals:Originals # The cells of the truth, in its order
     codes:np.ndarray # The condition of each
     names:pd.Index # What each is called
+    sample:Sample # Some of its perturbed cells, with which scales are compared
 
     @property
     def is_control(self) -> np.ndarray: # bool [cells of the truth]
@@ -406,6 +476,7 @@ class Asked:
         "Some perturbed cells of the truth, with which scales are compared."
         return sample(self.originals.X, np.where(self.is_control, -1, self.codes))
 
+# %% ../../nbs/67_scoring.asked.ipynb #7b48de08
 def ask(
     truth, # An h5ad file, or an AnnData
     train, # Another with training cells; None without
@@ -413,11 +484,17 @@ def ask(
 ) -> Asked: # Raises InputError where files cannot be used
     "Read the measured side of an evaluation of files."
     screen = read_truth(truth, terms)
-    originals = Originals(screen.adata.X)
+    originals, codes = Originals(screen.adata.X), np.where(screen.design.is_control[screen.codes], -1, screen.codes)
+    some = sample(screen.adata.X, codes)
     names = {**screen.controls, **terms.card.get('controls', {})} or [screen.control]
     patterns = control_patterns(terms.keys['control'], names)
-    whole = screen
-    if train is not None: whole = both(screen, read_training(train, screen, originals, patterns, terms))
+    screens = [screen]
+    if train is not None: screens.append(read_training(train, screen, originals, patterns, terms))
+    whole = both(*screens) if train is not None else screen
+    originals.leave()
+    store = store_of(whole, [taken_out(o, screen.genes) for o in screens])
+    originals.X = StoredCells(store, screen.n_cells)
     name = 'truth' if isinstance(truth, ad.AnnData) else Path(truth).stem
-    task = file_task(name, whole, screen.n_cells, terms.protocol)
-    return Asked(task, terms, screen.columns, patterns, originals, whole.codes[:screen.n_cells], screen.adata.obs_names)
+    task = file_task(name, whole, screen.n_cells, terms.protocol, store)
+    return Asked(task, terms, screen.columns, patterns, originals, whole.codes[:screen.n_cells],
+                 screen.adata.obs_names, some)

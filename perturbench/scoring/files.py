@@ -748,15 +748,14 @@ def score_all(
 ) -> FileScores:
     "The scores of all files and baselines."
     task, task_id, notes = evaluation.task, task_id_of(evaluation), asked.terms.notes
+    refused = {name: p.refused for name, p in looked.items() if p.refused}
+    files = {name: _score_file(evaluation, task_id, name, sources[name], p, asked, challenge)
+             for name, p in looked.items() if name not in refused} # First, since their cells are in memory
     baselines = {name: scored(evaluation, task_id, name, o) for name, o in predicted_baselines(task)}
-    files = {}
-    for name, p in looked.items():
-        if p.refused: files[name] = unscored(baselines['control_mean'], name)
-        else: files[name] = _score_file(evaluation, task_id, name, sources[name], p, asked, challenge)
     for name, o in {**baselines, **files}.items():
         if o.absent: notes.append(f'{name}: {o.absent:,} conditions of the truth have no prediction')
-    each = [*files.values(), *baselines.values()]
-    refused = {name: p.refused for name, p in looked.items() if p.refused}
+    files |= {name: unscored(baselines['control_mean'], name) for name in refused}
+    each = [*(files[name] for name in looked), *baselines.values()]
     return FileScores(pd.concat([o.table for o in each], ignore_index=True), pd.DataFrame([o.run for o in each]),
                       references(evaluation), evaluation, notes, given_halves(task), refused,
                       _in_challenge(challenge, files, notes))
