@@ -6,7 +6,7 @@ from torch._dynamo.testing import CompileCounter
 from perturbench import train, trainer
 from perturbench.core import InputError
 from perturbench.loaders.batches import Batches
-from perturbench.loaders.store import CellStore, _upload
+from perturbench.loaders.store import CellStore, upload
 from perturbench.models.base import build_model
 
 SCRIPT = '''
@@ -104,7 +104,7 @@ def test_a_device_without_room_gives_the_same_result_with_one_warning(task, monk
     tried, step = [], trainer.Module.training_step
     def to(self, device, resident=True):
         new = copy(self)
-        new.resident = _upload(self, 'cpu') if resident else None
+        new.resident = upload(self, 'cpu') if resident else None
         return new
     def full(self, batch, i):
         tried.append(self.trainer.train_dataloader.cells.store.resident is not None)

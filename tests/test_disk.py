@@ -10,7 +10,7 @@ from perturbench.data.h5ad import CARD, resting as left_in_file
 from perturbench.data.screen import OPTIONS, Screen, read_screen
 from perturbench.loaders import disk
 from perturbench.loaders.disk import DiskBatches, FileStore, some_of_each
-from perturbench.loaders.store import CellStore, _upload
+from perturbench.loaders.store import CellStore, upload
 from perturbench.models.base import build_model
 
 FORMS = ['memory', 'h5ad', 'by columns', 'dense', 'dense zarr', 'zarr', 'wide', 'shuffled', 'part', 'store']
@@ -207,7 +207,7 @@ def test_readings_on_a_device_give_the_same_batches(task, monkeypatch, strategy)
     def to(self, device):
         new = stays(self, device)
         rooms.append(len(rooms) % 2 == 0)
-        new.resident = _upload(self, 'cpu') if rooms[-1] else None
+        new.resident = upload(self, 'cpu') if rooms[-1] else None
         return new
     monkeypatch.setattr(CellStore, 'to', to)
     for a, b in zip(plain, batches(), strict=True):

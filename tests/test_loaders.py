@@ -8,7 +8,7 @@ from perturbench.data.screen import Screen
 from perturbench.data.simulate import Parameters, simulate
 from perturbench.loaders.batches import Batches, Matched, entropic_plan
 from perturbench.loaders.disk import DiskBatches, FileStore
-from perturbench.loaders.store import CellStore, _upload
+from perturbench.loaders.store import CellStore, upload
 
 few = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 
@@ -80,7 +80,7 @@ def some_controls(r, store):
 def as_tensors(store):
     "The store with its rows as tensors, made dense by plain tensor operations."
     store = copy(store)
-    store.resident = _upload(store, 'cpu')
+    store.resident = upload(store, 'cpu')
     return store
 
 def check(b, store, X, counts):

@@ -24,7 +24,8 @@ from ..data.blocks import BLOCK, Blocks, CompressedRows, canonical
 from ..data.h5ad import CARD, RowWriter, write_frames, writing
 from ..data.screen import Screen
 from .batches import Batches, visits, visits_of_sets
-from .store import Cells, CellStore, _columns, _union, technical_batches, told
+from .store import (Cells, CellStore, columns_of, on_shared_positions, technical_batches,
+                                         told)
 
 # %% ../../nbs/22_loaders.disk.ipynb #469bb8f4
 class _Plain:
@@ -258,7 +259,7 @@ def read(self:FileStore,
 def _both(values, counts, n):
     "Values and counts on shared positions."
     X, Y = (sparse.csr_matrix((v, j, i), shape=(len(i) - 1, n)) for i, j, v in (values, counts))
-    indptr, indices, x, y = _union(X, Y)
+    indptr, indices, x, y = on_shared_positions(X, Y)
     return np.asarray(indptr, np.int64), np.asarray(indices, np.int32), x, y
 
 # %% ../../nbs/22_loaders.disk.ipynb #73cfa77f
@@ -282,7 +283,7 @@ def from_screen(cls:FileStore,
     genes=None, # The genes to keep, in the order wanted; None keeps all
 ) -> FileStore: # Raises InputError when a gene is not in the screen
     "The cells of `screen`, in its order, where they are."
-    columns, adata = None if genes is None else _columns(screen, genes), screen._rests_on[0]
+    columns, adata = None if genes is None else columns_of(screen, genes), screen._rests_on[0]
     told(adata.X, 'X', _TURNED)
     blocks = screen.blocks(columns=columns)
     extra = dict(values=_matrix(blocks), rows=blocks.rows, genes=list(screen.genes if genes is None else genes))
