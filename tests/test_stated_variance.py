@@ -8,14 +8,15 @@ from perturbench.data.screen import Screen
 from perturbench.loaders.batches import Batch
 from perturbench.loaders.store import CellStore
 from perturbench.metrics.accuracy import METRICS
-from perturbench.metrics.uncertainty import area, area_random, reached, risk_coverage, risks
+from perturbench.metrics.uncertainty import Uncertain, area, area_random, crps, reached, risk_coverage, risks
 from perturbench.models.base import ModelInfo, build_model, load_model, save_model
 from perturbench.models.baselines import group_means, variance_of_average, within_variance
 from perturbench.models.zoo import MODELS
 from perturbench.predict import Prediction, predict_task
 from perturbench.scoring.asked import file_task
 from perturbench.scoring.evaluation import Evaluation, evaluate_task
-from perturbench.scoring.references import NULLS, null_predictions
+from perturbench.scoring.measured import HALVES
+from perturbench.scoring.references import null_predictions, references
 from perturbench.scoring.uncertainty import stated_effects
 from perturbench.tasks import open_task
 from perturbench.train import fit, model_info
@@ -355,8 +356,26 @@ def test_folds_have_models_of_their_own(tmp_path):
     assert set(table.status) <= {'ok', 'unseen_part', 'few_controls'} and table.value.notna().all()
     pd.testing.assert_frame_equal(table, Evaluation(task, STATED).score(predictions()), check_exact=True)
 
-def test_nulls_state_nothing_and_a_board_has_the_metrics_of_those_that_do(normal):
-    assert {p.variance for name in NULLS for p in null_predictions(normal.task, name)} == {None}
+def test_a_null_states_what_the_average_does_and_a_replicate_its_noise(normal):
+    task, evaluation = normal.task, Evaluation(normal.task, STATED)
+    assert {p.variance for p in null_predictions(task, 'null_control')} == {None}
+    model = build_model('perturbed_mean', model_info(task))
+    fit(model, task)
+    stated = {p.condition: p.variance for p in predict_task(model, task, controls=True)}
+    for p in null_predictions(task, 'null_mean'): np.testing.assert_array_equal(p.variance, stated[p.condition])
+    table = references(evaluation)
+    assert set(table.model[table.value.notna()]) == {'null_mean', 'duplicate'}
+    assert set(table.metric[table.model == 'duplicate']) == {'crps_delta'}
+    measured = evaluation.measured
+    cells = [task.store.dense(measured.cells(0, half)).numpy().astype(float) for half in HALVES]
+    controls = [task.store.dense(measured.control_rows(0, measured.state[0], half)).numpy().astype(float) for half in (0, 1)]
+    def effect(k, half): return cells[k].mean(0) - controls[half].mean(0)
+    def noise(k, half): return cells[k].var(0, ddof=1)/len(cells[k]) + controls[half].var(0, ddof=1)/len(controls[half])
+    by_hand = [crps(Uncertain([effect(k, 0)], [noise(k, 0)]), [effect(1 - k, 1)], [noise(1 - k, 1)])[0] for k in (0, 1)]
+    first = table[(table.model == 'duplicate') & (table.metric == 'crps_delta')].value.iloc[0]
+    assert first == pytest.approx(np.mean(by_hand), rel=1e-6)
+
+def test_a_board_has_the_metrics_of_those_that_state_something(normal):
     names = ['rmse_average', *STATED]
     tables = [evaluate_task(normal.task, normal.predictions(stated), names).assign(model=f'times {stated}') for stated in (1, 16)]
     silent = evaluate_task(normal.task, (replace(p, variance=None) for p in normal.predictions()), names).assign(model='silent')

@@ -216,7 +216,8 @@ def _normal(twice_u, ties, n, n_reference):
 # %% ../../nbs/54_metrics.de.ipynb #0d903055
 def _refuse_wild(values):
     "Raise InputError where log-normalised values are not finite, or too large to be brought back to the linear scale."
-    with np.errstate(over='ignore'): largest = np.expm1(np.abs(values).max(initial=0))
+    far = np.maximum(values.max(initial=0), -values.min(initial=0))
+    with np.errstate(over='ignore'): largest = np.expm1(far)
     if np.isfinite(largest): return
     raise InputError('cells hold values that are not finite, or far too large for log-normalised expression; '
                      'correct them')

@@ -427,12 +427,13 @@ class Measured(Tested):
 
     def noise(self,
         part='whole', # Or one of `HALVES`
+        half:int=1, # Of the controls
     ) -> np.ndarray: # Conditions x genes, in the squared unit of the effect; missing for a single cell, or control
         "The variance of the noise of the measured mean effects: of the mean of the cells and of that of the controls."
-        return self.kept.once(('noise', part), lambda: self._noise(part))
+        return self.kept.once(('noise', part, half), lambda: self._noise(part, half))
 
-    def _noise(self, part):
-        control, n = self._controls(1, part, ('var',)), [len(self.cells(i, part)) for i in range(len(self))]
+    def _noise(self, part, half):
+        control, n = self._controls(half, part, ('var',)), [len(self.cells(i, part)) for i in range(len(self))]
         return noise_of(self.moments(part, ('var',)).var, n, control.var[:], control.n)
 
     def weights(self,
