@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from ..core import nearest
 
-# %% ../../nbs/07_data.labels.ipynb #78acc47e
+# %% ../../nbs/07_data.labels.ipynb #78cc5a1c
 def split_name(
     name:str, # A perturbation as it is called in the data
     control:str, # The name of the control
@@ -27,9 +27,9 @@ def split_name(
     "The parts of `name`, each once; a part that is the control does not count."
     if name == control: return ()
     parts = [name] if sep is None else name.split(sep)
-    return tuple(dict.fromkeys(p for p in parts if p != control))
+    return tuple(dict.fromkeys(part for part in parts if part != control))
 
-# %% ../../nbs/07_data.labels.ipynb #2a49da96
+# %% ../../nbs/07_data.labels.ipynb #485f8431
 def sep_faults(
     sep, # What joins the parts of a combination, or None
 ) -> list: # None or one
@@ -38,6 +38,7 @@ def sep_faults(
     return [f"the separator {sep!r} is no text that can join names; give one, or sep=None (--sep none) "
             'where names are never split']
 
+# %% ../../nbs/07_data.labels.ipynb #c6d595d5
 def name_faults(
     names, # The perturbations, as they are called in the data
     control:str, # The name of the control
@@ -45,18 +46,18 @@ def name_faults(
 ) -> list: # Sentences
     "Faults of perturbation names: an empty part, or one combination under two names."
     if amiss := sep_faults(sep): return amiss
-    parts = {o: split_name(o, control, sep) for o in names}
-    empty, faults, seen = [o for o in names if any(not p.strip() for p in parts[o])], [], {}
+    parts, faults, first_with = {name: split_name(name, control, sep) for name in names}, [], {}
+    empty = [name for name in names if not all(part.strip() for part in parts[name])]
     if empty:
-        more = f' (and {len(empty) - 1:,} more)' if empty[1:] else ''
+        more = f' (and {len(empty) - 1:,} more)' if len(empty) > 1 else ''
         faults.append(f"the perturbation '{empty[0]}'{more} has an empty part when it is split at '{sep}'; "
                       'rename it, or give sep=None (--sep none)')
     for name in names:
-        first = seen.setdefault(frozenset(parts[name]), name)
+        first = first_with.setdefault(frozenset(parts[name]), name)
         if first != name: faults.append(f"'{first}' and '{name}' name the same perturbation; write it one way")
     return faults
 
-# %% ../../nbs/07_data.labels.ipynb #749b4f30
+# %% ../../nbs/07_data.labels.ipynb #b6f48885
 def within_brackets(
     name:str, # A perturbation as it is called in the data
     sep, # What joins the parts of a combination, or None
@@ -64,33 +65,41 @@ def within_brackets(
     "Whether a separator stands within the brackets of `name`."
     if sep is None: return False
     parts = name.split(sep)
-    before = (sep.join(parts[:i]) for i in range(1, len(parts)))
-    return any(sum(map(o.count, '([{')) > sum(map(o.count, ')]}')) for o in before)
+    for i in range(1, len(parts)):
+        before = sep.join(parts[:i])
+        n_open, n_closed = (sum(map(before.count, brackets)) for brackets in ('([{', ')]}'))
+        if n_open > n_closed: return True
+    return False
 
-# %% ../../nbs/07_data.labels.ipynb #41101ba3
+# %% ../../nbs/07_data.labels.ipynb #7014a17f
+def _seen(c):
+    "What a reader sees of a character: nothing of one without width, a hyphen of every dash."
+    kind = unicodedata.category(c)
+    if kind == 'Pd': return '-'
+    return '' if kind in ('Cc', 'Cf') and not c.isspace() else c
+
 def plain(
     name, # Any text
 ) -> str:
     "What a reader sees of `name`, in small letters."
     text = unicodedata.normalize('NFKC', unicodedata.normalize('NFKC', str(name)).casefold())
-    kinds = [(c, unicodedata.category(c)) for c in text]
-    seen = ''.join('-' if kind == 'Pd' else c for c, kind in kinds if c.isspace() or kind not in ('Cc', 'Cf'))
-    return ' '.join(seen.split())
+    return ' '.join(''.join(map(_seen, text)).split())
 
-def _shown(names):
-    "Names in quotes, so that those that look the same can be told apart."
-    same = len({unicodedata.normalize('NFKC', o) for o in names}) < len(names)
-    return ', '.join(map(ascii if same else repr, names))
-
+# %% ../../nbs/07_data.labels.ipynb #7d40b992
 def alike(
     names, # Texts
 ) -> list: # Lists of two or more
     "The names that differ in nothing a reader sees."
     groups = {}
-    for o in dict.fromkeys(map(str, names)): groups.setdefault(plain(o), []).append(o)
-    return [o for o in groups.values() if len(o) > 1]
+    for name in dict.fromkeys(map(str, names)): groups.setdefault(plain(name), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
 
-# %% ../../nbs/07_data.labels.ipynb #dc770ed0
+def _shown(names):
+    "Names in quotes, so that those that look the same can be told apart."
+    look_the_same = len({unicodedata.normalize('NFKC', name) for name in names}) < len(names)
+    return ', '.join(map(ascii if look_the_same else repr, names))
+
+# %% ../../nbs/07_data.labels.ipynb #853fb8bc
 _UNKNOWN = ('nan|none|na|null|nil|missing|ambiguous|doublets?|multiplets?|multiple|multi|'
             'un(?:assigned|assignable|known|defined|determined|identified|labell?ed|called|classified|mapped|resolved|'
             'available|certain)')
@@ -98,7 +107,6 @@ _CALL = ('guides?|s?g?rnas?|barcodes?|calls?|called|assigned|assignment|assignab
          'tags?|features?|labels?|labell?ed|annotations?|annotated|data|'
          'values?|signal|identity|cells?|droplets?|known|available|applicable|mapped')
 _NO_NAME = re.compile(f'(?:{_UNKNOWN})(?:{_CALL})*|(?:no|not|without|zero|0)(?:{_CALL})+')
-_SORTED = re.compile('(?:doublet|multiplet|singlet)s?')
 
 def names_nothing(
     name, # A perturbation, or a part of one
@@ -106,10 +114,15 @@ def names_nothing(
     "Whether `name` says that there is no name, in any capitals and punctuation."
     text = plain(name)
     bare = ''.join(c for c in text if c.isalnum())
-    numbered = re.sub(r'\d+$', '', bare)
-    return not bare or ('+' not in text and bool(_NO_NAME.fullmatch(numbered if len(numbered) > 6 else bare)))
+    if not bare: return True
+    if '+' in text: return False
+    without_number = re.sub(r'\d+$', '', bare)
+    word = without_number if len(without_number) > 6 else bare  # `doublet2` is a doublet, `na1` may be a gene
+    return bool(_NO_NAME.fullmatch(word))
 
-# %% ../../nbs/07_data.labels.ipynb #629e2b2f
+# %% ../../nbs/07_data.labels.ipynb #8976df85
+_SORTED = re.compile('(?:doublet|multiplet|singlet)s?') # What programs that sort by hashtags write
+
 def unnamed(
     names, # The perturbations, as they are called in the data
     control:str, # The name of the control
@@ -118,22 +131,31 @@ def unnamed(
 ) -> list: # Those of `names` that name no perturbation
     "The names whose cells are left out."
     names = list(dict.fromkeys(names))
-    by_hashtag = any(_SORTED.fullmatch(plain(o)) for o in names)
-    nothing = lambda o: o not in keep and (names_nothing(o) or (by_hashtag and plain(o) == 'negative'))
-    joined = lambda o: not within_brackets(o, sep) and all(p.strip() for p in split_name(o, control, sep))
-    in_part = lambda o: joined(o) and any(map(nothing, split_name(o, control, sep)))
-    return [o for o in names if o != control and o not in keep and (nothing(o) or in_part(o))]
+    by_hashtag = any(_SORTED.fullmatch(plain(name)) for name in names)
 
+    def says_nothing(text):
+        if text in keep: return False
+        return names_nothing(text) or (by_hashtag and plain(text) == 'negative')
+
+    def has_such_a_part(name):
+        parts = split_name(name, control, sep)
+        is_joined = not within_brackets(name, sep) and all(part.strip() for part in parts)
+        return is_joined and any(map(says_nothing, parts))
+
+    others = [name for name in names if name != control and name not in keep]
+    return [name for name in others if says_nothing(name) or has_such_a_part(name)]
+
+# %% ../../nbs/07_data.labels.ipynb #30ec1f42
 def unnamed_note(
     cells, # Name -> number of cells, of the names that are left out
 ) -> list: # None or one
     "What is said of cells that are left out because their label names no perturbation."
     if not cells: return []
-    said = ', '.join(f"{o!r} ({n:,})" for o, n in cells.items())
+    said = ', '.join(f"{name!r} ({n:,})" for name, n in cells.items())
     return [f'{sum(cells.values()):,} cells are left out, their labels name no perturbation: {said}; '
             '--keep NAME takes one as a perturbation, --control NAME as a control']
 
-# %% ../../nbs/07_data.labels.ipynb #cd0c7332
+# %% ../../nbs/07_data.labels.ipynb #2c8d034d
 _SHORT = 'nt|ntc|nc|neg|scr|luc|safe|wt'
 _WORDS = ('control|ctrl|ctl|negative|neg ?(?:control|ctrl|ctl)|non ?targett?(?:ing|ed)?|no ?target|'
           'safe ?target(?:ing)?|safe ?harbou?r|scrambled?|intergenic|wild ?type|parental|baseline|empty(?: ?vector)?|'
@@ -145,7 +167,7 @@ _BEHIND = ('s?g?rnas?|(?:sh|si|cr)rnas?|guides?|vectors?|plasmids?|only|alone|ce
            'mouse|rep|replicate|well|plate|pool|group|sample|batch|donor|[^\\W\\d_]{1,2}')
 _BEFORE = '(?:(?:(?:sg|sh|si|cr|g)?rna|guide) )?(?:sg|si|sh|g|cr)?'
 _CONTROL = re.compile(f'{_BEFORE}({_WORDS}|{_SHORT})(?: (?:{_WORDS}|{_SHORT}|{_BEHIND}))*')
-_SITES = {'h2o': 'water', 'aavs1': 'safe harbor', 'rosa26': 'safe harbor'}
+_SITES = {'h2o': 'water', 'aavs1': 'safe harbor', 'rosa26': 'safe harbor'} # Words that hold a digit
 
 def control_family(
     name, # A perturbation, or a part of one
@@ -159,45 +181,59 @@ def control_family(
     if found[1] in _SHORT.split('|') and re.search(in_gene, text): return None
     return found[1].replace(' ', '')
 
-# %% ../../nbs/07_data.labels.ipynb #42b3245b
+# %% ../../nbs/07_data.labels.ipynb #e20b9c60
 def control_patterns(
     names, # Names that look like controls
     others, # All other names
 ) -> list: # Patterns and names, as `--control` takes them
     "The fewest patterns that take `names` and none of the `others`."
-    families, out = {}, []
-    for o in names: families.setdefault(control_family(o) or o, []).append(o)
-    for mine in families.values():
-        pattern = escape(commonprefix(mine).rstrip('0123456789')) + '*'
-        fits = len(mine) > 1 and pattern != '*' and not any(fnmatchcase(o, pattern) for o in others)
-        out += [pattern] if fits else mine
-    return out
+    families, patterns = {}, []
+    for name in names: families.setdefault(control_family(name) or name, []).append(name)
+    for family in families.values():
+        pattern = escape(commonprefix(family).rstrip('0123456789')) + '*'
+        takes_another = pattern == '*' or any(fnmatchcase(name, pattern) for name in others)
+        patterns += family if len(family) == 1 or takes_another else [pattern]
+    return patterns
 
-# %% ../../nbs/07_data.labels.ipynb #d2fb0f6e
+# %% ../../nbs/07_data.labels.ipynb #ceadad59
 _MOST = 40 # Names that a message lists
 
 def _listed(names, cells):
     "Names with their cells."
     more = f', ... ({len(names):,} in all)' if len(names) > _MOST else ''
-    return ', '.join(f"'{o}' ({cells.get(o, 0):,} cells)" for o in names[:_MOST]) + more
+    return ', '.join(f"'{name}' ({cells.get(name, 0):,} cells)" for name in names[:_MOST]) + more
 
-def _as_options(patterns): return ' '.join(f"--control '{o}'" for o in patterns[:_MOST])
+def _as_options(patterns): return ' '.join(f"--control '{pattern}'" for pattern in patterns[:_MOST])
 
+# %% ../../nbs/07_data.labels.ipynb #87189068
 def control_fault(
     wanted:str, # The control, or a pattern, that no cell has
     cells, # Name -> number of cells, of all labels
     key:str, # The column that holds them
 ) -> str:
     "That there is no such control, and which names look like one."
-    near = [o for o in cells if control_family(o) or plain(o) == plain(wanted)]
+    near = [name for name in cells if control_family(name) or plain(name) == plain(wanted)]
     fault = f"no cell is called '{wanted}' in '{key}'"
     if not near: return f'{fault}{nearest(wanted, cells)} (give control=, or --control)'
-    rest = [o for o in cells if o not in set(near)]
-    give = f'give control=, or {_as_options(control_patterns(near, rest))}'
+    taken = set(near)
+    others = [name for name in cells if name not in taken]
+    give = f'give control=, or {_as_options(control_patterns(near, others))}'
     if len(near) > 1: return f'{fault}; these look like controls: {_listed(near, cells)}; {give}'
     return f"{fault}; did you mean '{near[0]}'? ({cells[near[0]]:,} cells look like a control; {give})"
 
-# %% ../../nbs/07_data.labels.ipynb #bec6af9a
+# %% ../../nbs/07_data.labels.ipynb #83375d05
+def _fits(name, patterns): return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+def _relabelled(name, patterns, control, sep):
+    "`name` without its parts that are controls; `control` where nothing else is left."
+    of_whole_names = [pattern for pattern in patterns if sep is not None and sep in pattern]
+    if name == control or _fits(name, of_whole_names): return control
+    parts = [name] if sep is None else name.split(sep)
+    kept = [part for part in parts if not _fits(part, patterns)]
+    if all(part == control for part in kept): return control
+    return name if len(kept) == len(parts) else sep.join(kept)
+
+# %% ../../nbs/07_data.labels.ipynb #85d7a95a
 def relabel(
     labels, # The label of each cell; missing ones stay
     patterns, # Names as patterns, as in `MergedControls`
@@ -205,19 +241,23 @@ def relabel(
     sep, # What joins the parts of a combination, or None
 ) -> pd.Categorical: # As long as `labels`
     "`labels` in which whatever fits one of `patterns` is `control`; as a part of a combination it is left out."
-    fits = lambda o: any(fnmatchcase(o, p) for p in patterns)
-    whole = [p for p in patterns if sep is not None and sep in p]
-    def new(name):
-        if name == control or any(fnmatchcase(name, p) for p in whole): return control
-        parts = [name] if sep is None else name.split(sep)
-        kept = [p for p in parts if not fits(p)]
-        if all(p == control for p in kept): return control
-        return name if len(kept) == len(parts) else sep.join(kept)
     codes, names = pd.factorize(pd.Series(labels))
-    new_names = [new(str(o)) for o in names]
-    return pd.Categorical(new_names).take(codes, allow_fill=True) if new_names else pd.Categorical([None]*len(codes))
+    if not len(names): return pd.Categorical([None]*len(codes))
+    new_names = pd.Categorical([_relabelled(str(name), patterns, control, sep) for name in names])
+    return new_names.take(codes, allow_fill=True)
 
-# %% ../../nbs/07_data.labels.ipynb #8bc96db8
+# %% ../../nbs/07_data.labels.ipynb #dc1a6dac
+def _atoms(names, sep):
+    "Names, and the parts of those that are joined, each once."
+    parts = [part for name in names for part in name.split(sep)] if sep else []
+    return list(dict.fromkeys([*names, *parts]))
+
+def _taken(control, pattern, atoms, sep):
+    "The atoms that `pattern`, given as `control`, takes; a combination only where it names one."
+    def may_be(name): return name == control or not sep or sep not in name or sep in pattern
+    return [name for name in atoms if fnmatchcase(name, pattern) and may_be(name)]
+
+# %% ../../nbs/07_data.labels.ipynb #8bbcf10f
 class MergedControls(NamedTuple):
     "Labels with one control."
     labels: pd.Categorical # Of each cell
@@ -226,27 +266,33 @@ class MergedControls(NamedTuple):
     patterns: list # What takes these names, for `relabel`
     absent: list # What was given and is in no label
 
+def _one_name(names, controls, atoms):
+    "What several controls are called: as the first where `control` is a perturbation; one keeps its name."
+    is_perturbation = 'control' in atoms and 'control' not in names
+    if len(names) > 1 and not is_perturbation: return 'control'
+    return (names or controls or [''])[0]
+
+# %% ../../nbs/07_data.labels.ipynb #48982ac8
 def merge_controls(
     labels, # The label of each cell; missing ones stay
     controls, # A name or pattern, or several
     sep='+', # What joins the parts of a combination, or None
 ) -> MergedControls: # Labels are as they were where one name is the control
-    "All that match as one control: called by its name when it is one, else `control`, or as the first if that is taken."
-    controls = [controls] if isinstance(controls, str) or not hasattr(controls, '__iter__') else list(controls)
+    "All that match as one control: one keeps its name, several are `control`, or as the first if that is taken."
+    controls = [controls] if isinstance(controls, str) or not hasattr(controls, '__iter__') else controls
+    controls = [str(control) for control in controls]
     codes, unique = pd.factorize(pd.Series(labels))
-    cells = dict(zip(map(str, unique), np.bincount(codes[codes >= 0], minlength=len(unique)).tolist()))
-    atoms = list(dict.fromkeys([*cells, *(p for o in cells if sep for p in o.split(sep))]))
-    controls = [str(o) for o in controls]
-    patterns = [escape(o) if o in atoms else o for o in controls]
-    may_be = lambda o, control, pattern: o == control or not sep or sep not in o or sep in pattern
-    found = [[o for o in atoms if fnmatchcase(o, p) and may_be(o, c, p)] for c, p in zip(controls, patterns)]
-    names = list(dict.fromkeys(o for some in found for o in some))
-    absent = [c for c, some in zip(controls, found) if not any(o in cells for o in some)]
-    others = {o for o in atoms if o not in names}
-    control = (names or controls or [''])[0] if len(names) < 2 or 'control' in others else 'control'
+    n_cells = np.bincount(codes[codes >= 0], minlength=len(unique)).tolist()
+    cells = dict(zip(map(str, unique), n_cells))
+    atoms = _atoms(cells, sep)
+    patterns = [escape(control) if control in atoms else control for control in controls]
+    taken = [_taken(control, pattern, atoms, sep) for control, pattern in zip(controls, patterns)]
+    names = list(dict.fromkeys(name for some in taken for name in some))
+    absent = [control for control, some in zip(controls, taken) if not any(name in cells for name in some)]
+    control = _one_name(names, controls, atoms)
     merged = relabel(labels, patterns if len(names) > 1 else [], control, sep)
-    whole = [str(o) for o in unique[np.unique(codes[np.asarray(merged == control)])]]
-    counted = {o: cells.get(o, 0) for o in dict.fromkeys([*names, *whole])}
+    whole = [str(name) for name in unique[np.unique(codes[np.asarray(merged == control)])]]
+    counted = {name: cells.get(name, 0) for name in dict.fromkeys([*names, *whole])}
     return MergedControls(merged, control, counted, patterns, absent)
 
 # %% ../../nbs/07_data.labels.ipynb #75d507e2
@@ -259,60 +305,81 @@ def merged_note(
     return [f"{len(names):,} names are one control, '{control}': {_listed(list(names), names)}; "
             'as a part of a combination they do not count']
 
-# %% ../../nbs/07_data.labels.ipynb #b9e6159b
-_JOINTS = ['_', ';', '|', ',', '&', '/', ':', '+', ' + ', '__', '--', '-', ' ']
+# %% ../../nbs/07_data.labels.ipynb #58d42272
+_SOME = 5 # Names that a note shows
 
-def _some(names): return ', '.join(map(repr, names[:5])) + (', ...' if len(names) > 5 else '')
+def _some(names): return ', '.join(map(repr, names[:_SOME])) + (', ...' if len(names) > _SOME else '')
 
+def _odd_splits(names, parts, sep):
+    "Names that are split and may be whole, by what is odd about them."
+    occurs = Counter(part for name in names for part in parts[name])
+    split = [name for name in names if len(parts[name]) > 1]
+    inside = [name for name in split if within_brackets(name, sep)]
+    outside = [name for name in split if not within_brackets(name, sep)]
+    alone = [name for name in outside if all(occurs[part] == 1 for part in parts[name])]
+    if 2*len(alone) < len(outside): alone = []
+    return {'within brackets': inside, 'and none of their parts occurs in another name': alone}
+
+# %% ../../nbs/07_data.labels.ipynb #c52c9b40
 def _split_notes(names, control, sep):
     "What is odd about the names that are split at `sep`."
-    parts = {o: split_name(o, control, sep) for o in names}
-    split, seen = [o for o in names if len(parts[o]) > 1], Counter(p for o in names for p in parts[o])
-    inside = {o for o in split if within_brackets(o, sep)}
-    outside = [o for o in split if o not in inside]
-    alone = [o for o in outside if all(seen[p] == 1 for p in parts[o])]
-    given = lambda name: [p for p in name.split(sep) if p != control]
-    twice = [o for o in names if len(given(o)) > len(parts[o])]
-    said = {'within brackets': [o for o in split if o in inside],
-            'and none of their parts occurs in another name': alone if 2*len(alone) >= len(outside) else []}
+    parts = {name: split_name(name, control, sep) for name in names}
     notes = [f"{len(some):,} of {len(names):,} names are split at '{sep}' {what}: {_some(some)}; "
-             f"give --sep none if '{sep}' belongs to the names" for what, some in said.items() if some]
-    return notes + ([f'a part occurs twice in a combination and counts once: {_some(twice)}'] if twice else [])
+             f"give --sep none if '{sep}' belongs to the names"
+             for what, some in _odd_splits(names, parts, sep).items() if some]
+    n_given = {name: sum(part != control for part in name.split(sep)) for name in names}
+    twice = [name for name in names if n_given[name] > len(parts[name])]
+    if twice: notes.append(f'a part occurs twice in a combination and counts once: {_some(twice)}')
+    return notes
+
+# %% ../../nbs/07_data.labels.ipynb #b330537d
+_JOINTS = ['_', ';', '|', ',', '&', '/', ':', '+', ' + ', '__', '--', '-', ' '] # Where several fit as well, the first
 
 def _joint_notes(names, control):
     "Which names are two others, joined by something that does not split them."
-    known, found = {control, *names}, {}
-    for joint in _JOINTS: found[joint] = [o for o in names if joint in o and known.issuperset(o.split(joint))]
-    joint = max(found, key=lambda o: len(found[o]))
+    known = {control, *names}
+    found = {joint: [name for name in names if joint in name and known.issuperset(name.split(joint))]
+             for joint in _JOINTS}
+    joint = max(found, key=lambda joint: len(found[joint]))
     if not found[joint]: return []
     return [f"{len(found[joint]):,} of {len(names):,} names are others joined by '{joint}': {_some(found[joint])}; "
             f"give --sep '{joint}' if they are combinations"]
 
+# %% ../../nbs/07_data.labels.ipynb #d65a3a9c
 def sep_notes(
     names, # The perturbations, as they are called in the data
     control:str, # The name of the control
     sep, # What joins the parts of a combination, or None
 ) -> list: # Sentences
     "Names that are split and seem to be one, or are one and seem to be joined."
-    names = [o for o in dict.fromkeys(names) if o != control]
     if sep is None: return []
-    return _split_notes(names, control, sep) if any(sep in o for o in names) else _joint_notes(names, control)
+    names = [name for name in dict.fromkeys(names) if name != control]
+    are_split = any(sep in name for name in names)
+    return _split_notes(names, control, sep) if are_split else _joint_notes(names, control)
 
-# %% ../../nbs/07_data.labels.ipynb #8a8e00b9
+# %% ../../nbs/07_data.labels.ipynb #aed3f3fb
+_LARGE = 6 # Names of a family from which on one note is made of all
+
+def _family_notes(family, others, cells, control):
+    "The perturbations of one family that look like a control: a note for each, or one for a large family."
+    but = f"but '{control}' is the control"
+    if len(family) >= _LARGE:
+        options = _as_options([control, *control_patterns(family, others)])
+        return [f'these perturbations look like controls, {but}: {_listed(family, cells)}; {options} makes them one']
+    return [f"the perturbation '{name}' ({cells.get(name, 0):,} cells) looks like a control, {but}; "
+            f'{_as_options([control, name])} makes them one' for name in family]
+
 def _control_notes(names, cells, control):
-    "The perturbations that look like a control: a note for each, or one for a large family."
+    "The perturbations that look like a control, by families."
     families = {}
-    for o in names: families.setdefault(control_family(o) or '', []).append(o)
-    taken, notes = {*names, control}, []
-    others, but = [o for o in cells if o not in taken], f"but '{control}' is the control"
-    for some in families.values():
-        if len(some) < 6: notes += [f"the perturbation '{o}' ({cells.get(o, 0):,} cells) looks like a control, {but}; "
-                                    f'{_as_options([control, o])} makes them one' for o in some]
-        else: notes.append(f'these perturbations look like controls, {but}: {_listed(some, cells)}; '
-                           f'{_as_options([control, *control_patterns(some, others)])} makes them one')
-    return notes
+    for name in names: families.setdefault(control_family(name) or '', []).append(name)
+    taken = {*names, control}
+    others = [name for name in cells if name not in taken]
+    return [note for family in families.values() for note in _family_notes(family, others, cells, control)]
 
+# %% ../../nbs/07_data.labels.ipynb #9ca29dee
 def _alike_note(names, what):
+    "That `names`, of the kind `what`, look the same."
     return (f'these {what} differ in capitals, blanks or forms of Unicode only: {_shown(names)}; '
             'write them one way if they are one')
 
@@ -322,19 +389,21 @@ def label_notes(
     sep, # What joins the parts of a combination, or None
 ) -> list: # Sentences
     "What is odd about the names of perturbations."
-    names = dict.fromkeys(p for name in cells for p in (name, *split_name(name, control, sep)) if p != control)
-    likely = {o: None for o in names if control_family(o) or plain(o) == plain(control)}
-    others = [o for o in names if o not in likely]
-    notes = _control_notes(list(likely), cells, control) + [_alike_note(o, 'perturbations') for o in alike(others)]
+    atoms = (atom for name in cells for atom in (name, *split_name(name, control, sep)))
+    names = list(dict.fromkeys(atom for atom in atoms if atom != control))
+    likely = dict.fromkeys(name for name in names if control_family(name) or plain(name) == plain(control))
+    others = [name for name in names if name not in likely]
+    notes = _control_notes(list(likely), cells, control)
+    notes += [_alike_note(group, 'perturbations') for group in alike(others)]
     return notes + sep_notes(cells, control, sep)
 
-# %% ../../nbs/07_data.labels.ipynb #8bfadf3c
+# %% ../../nbs/07_data.labels.ipynb #c34b6de9
 def covariate_notes(
     key:str, # The column of obs
     cells, # Value -> number of cells
 ) -> list: # Sentences
     "What is odd about the values of a covariate."
-    nothing = [o for o in map(str, cells) if names_nothing(o) and plain(o) != 'none']
-    notes = [f"'{key}' is {o!r} in {cells[o]:,} cells, which names nothing; they make up a state of their own"
-             for o in nothing]
-    return notes + [_alike_note(o, f"values of '{key}'") for o in alike(cells)]
+    nothing = [value for value in map(str, cells) if names_nothing(value) and plain(value) != 'none']
+    notes = [f"'{key}' is {value!r} in {cells[value]:,} cells, which names nothing; they make up a state of their own"
+             for value in nothing]
+    return notes + [_alike_note(group, f"values of '{key}'") for group in alike(cells)]
