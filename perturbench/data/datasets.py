@@ -41,7 +41,7 @@ def _zenodo(record, name): return Source(name, _ZENODO.format(record, name))
 def _geo(folder, name, stated=True): return Source(name, _GEO.format(folder, name), stated=stated)
 def _hugging_face(name, sha256=None): return Source(name, _HUGGING_FACE.format(name), sha256)
 
-# %% ../../nbs/13_data.datasets.ipynb #cb2ad243
+# %% ../../nbs/13_data.datasets.ipynb #e05b716c
 CYTOKINES = ('IFNB', 'IFNG', 'INS', 'TGFB', 'TNFA')
 
 SOURCES = dict(
@@ -54,6 +54,7 @@ SOURCES = dict(
     norman19=(_zenodo(7041849, 'NormanWeissman2019_filtered.h5ad'),),
     op3=(_geo('series/GSE279nnn/GSE279945', 'GSE279945_sc_counts_processed.h5ad', stated=False),))
 
+# %% ../../nbs/13_data.datasets.ipynb #fdcfef92
 PROCESSED = dict(
     srivatsan20=Source('', stated=False),
     frangieh21=Source('', stated=False),
@@ -129,9 +130,7 @@ def _curates(record):
         return curate
     return _register
 
-# %% ../../nbs/13_data.datasets.ipynb #7d9a2b2d
-_NO_VALUE = ('', 'nan', 'None') # What a missing value reads as, once it is text
-
+# %% ../../nbs/13_data.datasets.ipynb #f2e4973b
 def _check_columns(columns, table, where):
     "Raise InputError where the `table` in `where` of a raw file lacks one of `columns`."
     for column in columns:
@@ -140,6 +139,7 @@ def _check_columns(columns, table, where):
                          'its layout is not the one that this curation was written for: '
                          '`perturbench prepare` takes any layout')
 
+# %% ../../nbs/13_data.datasets.ipynb #49650347
 class Curation:
     "A raw AnnData, with marks on the cells and genes to keep."
     def __init__(self,
@@ -154,7 +154,7 @@ class Curation:
         self.cells, self.genes = np.ones(adata.n_obs, bool), np.ones(adata.n_vars, bool)
         self.dropped = []
 
-# %% ../../nbs/13_data.datasets.ipynb #43538205
+# %% ../../nbs/13_data.datasets.ipynb #b6007a0a
 @patch
 def _keep(self:Curation, what, mask, why):
     "Unmark those of `what` (cells or genes) that `mask` leaves out, and note how many were marked before."
@@ -179,6 +179,9 @@ def keep_genes(self:Curation,
     "Drop the other genes, because of `why`."
     self._keep('genes', mask, why)
 
+# %% ../../nbs/13_data.datasets.ipynb #a63b29b7
+_NO_VALUE = ('', 'nan', 'None') # What a missing value reads as, once it is text
+
 @patch
 def label(self:Curation,
     column:str, # Of obs
@@ -189,7 +192,7 @@ def label(self:Curation,
     self.keep_cells(~missing, f"no value in '{column}'")
     return values.astype(str)
 
-# %% ../../nbs/13_data.datasets.ipynb #bfd6af1e
+# %% ../../nbs/13_data.datasets.ipynb #65067661
 def _n_perturbations(name, record):
     "How many perturbations the condition `name` combines; none for the control."
     if name == record.control: return 0
@@ -206,6 +209,7 @@ def _numbers(record, raw, obs, n_genes) -> dict:
         singles=sizes.count(1), combinations=sum(n > 1 for n in sizes),
         states=len(states), genes=int(n_genes))
 
+# %% ../../nbs/13_data.datasets.ipynb #931af074
 def differences(
     expected:dict, # Numbers that the protocol states
     found:dict, # Numbers that came out
@@ -224,7 +228,7 @@ def _extra_keys(record, obs):
         else: gaps.append(f"{key}: the column '{column}' is absent or has gaps, so it is not used")
     return whole, gaps
 
-# %% ../../nbs/13_data.datasets.ipynb #d74c53bb
+# %% ../../nbs/13_data.datasets.ipynb #3255922c
 def _card(record):
     "What the card says of any copy of a screen."
     return dict(name=record.name, dataset=record.title, paper=record.paper, licence=record.licence,
@@ -238,6 +242,7 @@ def _outcome(record, curation):
     said = differences(record.expected, found) + gaps
     return keys, _card(record) | dict(note=record.note, dropped=curation.dropped, found=found, differences=said)
 
+# %% ../../nbs/13_data.datasets.ipynb #25e9bc23
 @patch
 def screen(self:Curation,
     name:str, # Of the record
@@ -285,17 +290,18 @@ _SRIVATSAN20 = Dataset(
     note='10 uM only; gene symbols are those of the file, the benchmark asked a web service for them, '
          'so genes may differ')
 
-# %% ../../nbs/13_data.datasets.ipynb #82e869d0
-_PLAIN_NAMES = {'(+)-JQ1': 'JQ1', 'ENMD-2076 L-(+)-Tartaric acid': 'ENMD-2076'}
-_LINES = ('A549', 'K562', 'MCF7')
-_HIGHEST_DOSE = 10_000 # nM
-
+# %% ../../nbs/13_data.datasets.ipynb #8b874d42
 def _keep_human_genes(curation):
     "Keep each human gene once, with the first of equal ids and the first of equal symbols."
     ids = curation.var['ensembl_id'].astype(str)
     curation.keep_genes(~ids.duplicated(), 'an Ensembl id that an earlier gene has')
     curation.keep_genes(ids.str.startswith('ENSG'), 'not a human Ensembl id')
     curation.keep_genes(~curation.var.index.duplicated(), 'a symbol that an earlier gene has')
+
+# %% ../../nbs/13_data.datasets.ipynb #773a73e8
+_PLAIN_NAMES = {'(+)-JQ1': 'JQ1', 'ENMD-2076 L-(+)-Tartaric acid': 'ENMD-2076'}
+_LINES = ('A549', 'K562', 'MCF7')
+_HIGHEST_DOSE = 10_000 # nM
 
 @_curates(_SRIVATSAN20)
 def curate_srivatsan20(
@@ -361,7 +367,7 @@ def curate_jiang24(
     c.obs['condition'] = c.label('gene').replace({'NT': 'control'})
     return c.screen('jiang24', out)
 
-# %% ../../nbs/13_data.datasets.ipynb #e2f10623
+# %% ../../nbs/13_data.datasets.ipynb #38e7149a
 def _states(*pairs): return [dict(cell_type=line, treatment=drug) for line, drug in pairs]
 
 _HELD_OUT = _states(('a172', 'nintedanib'), ('t98g', 'lapatinib'), ('u87mg', 'none'))
@@ -373,6 +379,7 @@ def _released(size):
     "The task of the released split of this size."
     return dict(kind='released', name='mcfalinefigueroa23', split=f'{size}_covariate_split')
 
+# %% ../../nbs/13_data.datasets.ipynb #a39e43d6
 _MCFALINEFIGUEROA23 = Dataset(
     name='mcfalinefigueroa23', title='McFalineFigueroa23', paper='10.1016/j.xgen.2023.100487', licence=_CC_BY,
     modality='genetic (CRISPRi)', primary=False,
@@ -386,11 +393,7 @@ _MCFALINEFIGUEROA23 = Dataset(
     note='892,800 cells in the table of the paper are those before two drugs were dropped; gene symbols are those of '
          'the file, the benchmark asked a web service for them')
 
-# %% ../../nbs/13_data.datasets.ipynb #3f5da7e8
-_CONTROL_GUIDES = ('NA', 'NTC', 'random')
-_LEFT_OUT_DRUGS = ('temozolomide', 'thioguanine')
-_LEAST_CELLS = 20
-
+# %% ../../nbs/13_data.datasets.ipynb #b23d434a
 def _sizes(curation, columns):
     "For each cell, how many kept cells have the values that it has in `columns`."
     sizes = curation.obs[curation.cells].groupby(columns, observed=True).size()
@@ -404,11 +407,17 @@ def _keep_symbols(curation, column):
     curation.keep_genes(~symbol.duplicated(), 'a symbol that an earlier gene has')
     curation.var.index = symbol.to_numpy()
 
-# %% ../../nbs/13_data.datasets.ipynb #b7150496
+# %% ../../nbs/13_data.datasets.ipynb #f02ea48e
+_CONTROL_GUIDES = ('NA', 'NTC', 'random') # None, non-targeting, random
+
 def _conditions(gene):
     "The conditions that the names of knocked-down genes stand for, where a missing one is a control."
     named = gene.astype(object).where(gene.notna(), 'NA').astype(str)
     return named.replace(dict.fromkeys(_CONTROL_GUIDES, 'control'))
+
+# %% ../../nbs/13_data.datasets.ipynb #a28605a8
+_LEFT_OUT_DRUGS = ('temozolomide', 'thioguanine')
+_LEAST_CELLS = 20 # Of a condition
 
 @_curates(_MCFALINEFIGUEROA23)
 def curate_mcfalinefigueroa23(
@@ -534,7 +543,7 @@ def _curate_processed(record, adata, out):
     return prepare(adata, record.perturbation_key, record.covariate_keys, record.control, values='lognorm',
                    sep=record.sep, out=out, card=card)
 
-# %% ../../nbs/13_data.datasets.ipynb #dd519ed8
+# %% ../../nbs/13_data.datasets.ipynb #93ddc84e
 def screen_path(
     name:str, # Of a record, or an alias
 ) -> Path: # It need not exist
@@ -547,6 +556,7 @@ def _is_there(record, out, processed):
     card = read_card(out)
     return card.get('name') == record.name and bool(card.get('processed')) == processed
 
+# %% ../../nbs/13_data.datasets.ipynb #6d515b80
 def fetch(
     name:str, # Of a record, or an alias
     out=None, # The h5ad file to write; by default `screen_path`
