@@ -56,10 +56,7 @@ def _found(o):
     found = f'{n - len(missing):,} of {n:,} names found'
     return found + (f', {len(missing):,} missing ({_some(missing)})' if missing else '')
 
-# %% ../../nbs/15_data.features.ipynb #b6e987e2
-_UTF16 = (b'\xff\xfe', b'\xfe\xff')
-_GZIP = b'\x1f\x8b'
-
+# %% ../../nbs/15_data.features.ipynb #2687d1f0
 def _first_bytes(path):
     "What the file at `path` begins with; raises InputError where it cannot be read."
     try:
@@ -67,6 +64,10 @@ def _first_bytes(path):
     except FileNotFoundError: raise InputError(f'{path} is not a file; check the path') from None
     except OSError as e: raise InputError(os_fault(e, path, 'read')) from None
     except ValueError: raise InputError(f'{ascii(str(path))} cannot be the path of a file; check it') from None
+
+# %% ../../nbs/15_data.features.ipynb #68baaa83
+_UTF16 = (b'\xff\xfe', b'\xfe\xff')
+_GZIP = b'\x1f\x8b'
 
 @contextmanager
 def _opened(path):
@@ -101,7 +102,7 @@ def _check_header(line, sep, path):
     twice = [o for o in dict.fromkeys(names) if o and names.count(o) > 1]
     if twice: raise InputError(f"{path} has more than one column '{twice[0]}'; give each its name")
 
-# %% ../../nbs/15_data.features.ipynb #5f84c28c
+# %% ../../nbs/15_data.features.ipynb #79d012a6
 _BLANK = ['', 'NA', 'NaN', 'nan'] # What stands for a missing number
 
 def _number_kinds(path, layout):
@@ -110,6 +111,7 @@ def _number_kinds(path, layout):
     names = list(start.columns[:1]) if isinstance(start.index, pd.RangeIndex) else []
     return dict(dtype=dict.fromkeys(names, str), na_values={c: _BLANK for c in start.columns if c not in names})
 
+# %% ../../nbs/15_data.features.ipynb #6e1f0a63
 def read_table(
     path, # A text file with one row a line, gzipped or not, or a parquet file
     header:bool=True, # Whether the first line names the columns; they are numbered from 0 otherwise
@@ -241,15 +243,16 @@ def _read_term_table(path):
     table = pd.DataFrame({k: _column(table, column, source) for k, column in _TABLE_COLUMNS.items()})
     return table.assign(gene=table.gene.str.split('|')).explode('gene')
 
-# %% ../../nbs/15_data.features.ipynb #9b28249c
-_ROOTS = ('GO:0008150', 'GO:0003674', 'GO:0005575')
-
+# %% ../../nbs/15_data.features.ipynb #f12f7542
 def _asked_domains(domain):
     "The domains that are asked for, as a list; raises InputError for an unknown one."
     domains = [domain] if isinstance(domain, str) else list(domain or DOMAINS.values())
     for o in domains:
         if o not in DOMAINS.values(): raise InputError(f"the domain '{o}' is not known{nearest(o, DOMAINS.values())}")
     return domains
+
+# %% ../../nbs/15_data.features.ipynb #c2d5a863
+_ROOTS = ('GO:0008150', 'GO:0003674', 'GO:0005575')
 
 def read_annotations(
     path, # A GAF 2 file, or a table with the columns go_id, go_domain and gene_symbols; gzipped or not
@@ -304,7 +307,7 @@ def _weights(table, column, source):
     raise InputError(f"the weight '{column}' of {n_wrong:,} interactions in {source} is missing, not a number, "
                      'or below 0; drop or mend these rows')
 
-# %% ../../nbs/15_data.features.ipynb #6fbc7663
+# %% ../../nbs/15_data.features.ipynb #09f6cf61
 def _both_ways(pairs, n):
     "The symmetric n x n matrix of `pairs`, whose columns are a and b (places) and w (weights)."
     pairs = pairs[(pairs.a != pairs.b) & (pairs.w > 0)]
@@ -312,6 +315,7 @@ def _both_ways(pairs, n):
     both = pd.concat([pairs, back]).groupby(['a', 'b'], as_index=False).w.max()
     return sparse.csr_matrix((both.w.astype(np.float32), (both.a.astype(int), both.b.astype(int))), shape=(n, n))
 
+# %% ../../nbs/15_data.features.ipynb #ff12c6c6
 def interaction_graph(
     table, # A file or a DataFrame, a row for each interaction
     genes, # The genes the graph is over
@@ -357,7 +361,7 @@ def _correlation(X, across, n, mean, scale, first, last):
     products = (across[first:last] @ X).toarray() - (n*mean[:, first:last]).T @ mean
     return np.abs(products/scale[first:last, None]/scale).round(_DIGITS)
 
-# %% ../../nbs/15_data.features.ipynb #1ceb7112
+# %% ../../nbs/15_data.features.ipynb #aba6b99b
 def _check_cells(X, genes):
     "Raise InputError where cells x genes cannot be correlated."
     n_cells, n_genes = X.shape
@@ -369,6 +373,7 @@ def _check_cells(X, genes):
     if not np.isfinite(X.data).all():
         raise InputError('the control cells hold NaN or infinite values; drop these cells')
 
+# %% ../../nbs/15_data.features.ipynb #d8f949de
 def coexpression_graph(
     X, # Log-normalised control cells x genes, sparse or dense
     genes, # Names of the columns
@@ -410,7 +415,7 @@ def _features(names, known, rows, source):
     values[~known] = np.asarray(rows, np.float64).mean(0)
     return Features(names, values, _unknown(names, known), source)
 
-# %% ../../nbs/15_data.features.ipynb #25490789
+# %% ../../nbs/15_data.features.ipynb #65bb889c
 def _keyed(table, source):
     "`table` with names as its index."
     if isinstance(table.index, pd.RangeIndex):
@@ -433,6 +438,7 @@ def _numeric_rows(table, names, source):
     if not wrong: return rows
     raise InputError(f'{source} has missing or infinite values for {_some(wrong)}; fill them in, or drop these rows')
 
+# %% ../../nbs/15_data.features.ipynb #0a5fb21d
 def table_features(
     table, # A file (csv, tsv, parquet) or a DataFrame: names in the index or in the first column, numbers in the others
     names, # Of the genes, drugs or perturbations that features are wanted for
@@ -466,7 +472,7 @@ def _target_weights(sets, n_genes, reduce):
     places = np.concatenate([*sets, []]).astype(int)
     return sparse.csr_matrix((weight, places, np.cumsum([0, *n])), shape=(len(sets), n_genes))
 
-# %% ../../nbs/15_data.features.ipynb #9be8356d
+# %% ../../nbs/15_data.features.ipynb #6323fa52
 def _places(features, targets):
     "For each perturbation, where its targets are in `features`; raises InputError for one that was not asked for."
     place = {gene: i for i, gene in enumerate(features.names)}
@@ -476,6 +482,7 @@ def _places(features, targets):
                          'ask for features of all targets, known or not')
     return [[place[gene] for gene in o] for o in targets.values()]
 
+# %% ../../nbs/15_data.features.ipynb #e667d832
 def perturbation_features(
     features:Features, # Of genes, among them all targets
     targets:dict, # The targets of each perturbation, from `target_names`
@@ -521,12 +528,13 @@ def _molecules(smiles):
     shown = [name if name == smiles[name] else f'{name} ({smiles[name]})' for name in wrong]
     raise InputError(f'{len(wrong):,} SMILES cannot be read: {"; ".join(shown)}; mend them, or leave these drugs out')
 
-# %% ../../nbs/15_data.features.ipynb #20fdc62f
+# %% ../../nbs/15_data.features.ipynb #7c78d634
 def _alike(names, rows):
     "The groups of names whose rows are the same, as text."
     groups = pd.Series(names).groupby([row.tobytes() for row in rows], sort=False).agg(list)
     return [' = '.join(group) for group in groups if len(group) > 1]
 
+# %% ../../nbs/15_data.features.ipynb #4619cc56
 def fingerprints(
     names, # Of the drugs that features are wanted for
     smiles:dict=None, # SMILES by name; without it the names are SMILES themselves
