@@ -33,9 +33,8 @@ class ScGPTConfig:
     pad_token:str='<pad>' # The token that fills up short cells
     pad_value:float=-2 # The value of `<cls>` and of padding
 
-# %% ../../nbs/16_data.scgpt.ipynb #8ef851df
+# %% ../../nbs/16_data.scgpt.ipynb #fa565e44
 _LEAST = {'embsize': 1, 'nheads': 1, 'nlayers': 1, 'd_hid': 1, 'n_bins': 3}
-_DEFAULTS = {'n_bins': 51, 'pad_token': '<pad>', 'pad_value': -2, 'input_emb_style': 'continuous'}
 
 def _size_faults(args):
     "What is wrong with the entries of `args.json` that are whole numbers."
@@ -43,6 +42,9 @@ def _size_faults(args):
               if type(args.get(k)) is not int or args[k] < n]
     if faults or not args['embsize'] % args['nheads']: return faults
     return [f"embsize {args['embsize']} cannot be divided by nheads {args['nheads']}"]
+
+# %% ../../nbs/16_data.scgpt.ipynb #b0ea3999
+_DEFAULTS = {'n_bins': 51, 'pad_token': '<pad>', 'pad_value': -2, 'input_emb_style': 'continuous'}
 
 def _config_faults(args):
     "What is wrong with the entries of `args.json`."
@@ -310,7 +312,7 @@ def _known_genes(blocks, columns):
         block.sort_indices()
         yield first, block
 
-# %% ../../nbs/16_data.scgpt.ipynb #b94f26e3
+# %% ../../nbs/16_data.scgpt.ipynb #f758c794
 class Batch(NamedTuple):
     "Cells that are embedded together."
     rows:np.ndarray # Which cells of the matrix they are
@@ -332,6 +334,7 @@ def _batches(model, blocks, tokens, cells, batch_size, seed, max_length):
                      for g, v, draw in zip(genes, values, draws)]
             yield Batch(first + rows, np.diff(part.indptr), batch)
 
+# %% ../../nbs/16_data.scgpt.ipynb #fa6cda83
 def _n_batches(blocks, batch_size):
     "How many batches `_batches` makes."
     rows = np.arange(blocks.shape[0]) if blocks.rows is None else blocks.rows
@@ -345,13 +348,14 @@ def _report(genes, tokens, n_known, max_length):
     return dict(n_cells=len(n_known), n_genes=len(genes), n_found=len(genes) - len(missing), n_missing=len(missing),
                 missing=missing, n_empty=int((n_known == 0).sum()), n_sampled=int((n_known >= max_length).sum()))
 
-# %% ../../nbs/16_data.scgpt.ipynb #4282ed36
+# %% ../../nbs/16_data.scgpt.ipynb #94f0a888
 def _on(model, device):
     "Move `model` to `device`."
     try: return model.to(torch.device(device))
     except (RuntimeError, AssertionError):
         raise InputError(f"the device '{device}' cannot be used here; give 'cpu'") from None
 
+# %% ../../nbs/16_data.scgpt.ipynb #8256359f
 def embed_cells(
     model:ScGPT, # From `read_scgpt`; it is moved to `device`
     X, # cells x genes: counts, or any increasing function of them; dense, sparse, in a file, or `Blocks`
