@@ -86,7 +86,7 @@ def _start(answer, size):
     sends_rest = answer.status_code == 206 and answer.headers.get('Content-Range', '').startswith(f'bytes {size}-')
     return size if sends_rest else 0
 
-# %% ../../nbs/05_data.download.ipynb #2be1a8bc
+# %% ../../nbs/05_data.download.ipynb #c28cabe9
 def _pour(answer, f):
     "Write the body of `answer` to `f` as it arrives, and yield after each MiB."
     n = 0
@@ -97,6 +97,7 @@ def _pour(answer, f):
             n -= BLOCK
             yield n
 
+# %% ../../nbs/05_data.download.ipynb #f7714175
 def _append(url, answer, part, start, total):
     "Write the body of `answer` into `part` from byte `start` on; `total` is the size of the file, or None."
     name = part.parent.name[1:] # `part` lies in a hidden folder of the file's name
@@ -130,7 +131,13 @@ def _go_on(url, part):
     except requests.RequestException as e: raise ConnectionError(type(e).__name__) from None
     if total is not None and part.stat().st_size < total: raise ConnectionError('it ended early')
 
-# %% ../../nbs/05_data.download.ipynb #16559e06
+# %% ../../nbs/05_data.download.ipynb #9cc6644b
+def _broken(url, size, error):
+    "What is said of a connection that broke after `size` bytes."
+    if size: return _fault(url, f'the connection broke after {size:,} bytes ({error})', _AGAIN)
+    return _fault(url, f'no connection gave a byte of it ({error})', 'check the network, or ' + _ELSEWHERE)
+
+# %% ../../nbs/05_data.download.ipynb #2e6e2486
 class Resuming:
     "A downloader for pooch that keeps what has arrived in `part` and asks only for the rest."
     def __init__(self,
@@ -148,11 +155,6 @@ class Resuming:
             except (ConnectionError, TimeoutError) as e:
                 if not left: raise _broken(url, self.part.stat().st_size, e) from None
         os.replace(self.part, output_file)
-
-def _broken(url, size, error):
-    "What is said of a connection that broke after `size` bytes."
-    if size: return _fault(url, f'the connection broke after {size:,} bytes ({error})', _AGAIN)
-    return _fault(url, f'no connection gave a byte of it ({error})', 'check the network, or ' + _ELSEWHERE)
 
 # %% ../../nbs/05_data.download.ipynb #1eff15f3
 def _checked(path, url, expected):
@@ -197,13 +199,14 @@ def fetch_file(
     if entry.get('sha256') != found: _record(folder, name, sha256=found, size=path.stat().st_size, url=url)
     return path
 
-# %% ../../nbs/05_data.download.ipynb #8663ceae
+# %% ../../nbs/05_data.download.ipynb #5081ef7e
 def _read_gzip(path, out):
     "Unpack the file in `path` to `out`."
     with gzip.open(path) as f, open(out, 'wb') as to:
         blocks = iter(lambda: f.read(16*BLOCK), b'')
         for block in progress(blocks, f'unpacking {Path(path).name} (16 MiB)'): to.write(block)
 
+# %% ../../nbs/05_data.download.ipynb #0675edbc
 def _target(member, out, path):
     "Where a `member` of the archive `path` goes in the folder `out`; raises InputError where it may not go anywhere."
     target = (out/member.name).resolve()
@@ -221,8 +224,10 @@ def _read_tar(path, out):
             target.parent.mkdir(parents=True, exist_ok=True)
             with open(target, 'wb') as to: shutil.copyfileobj(tar.extractfile(member), to)
 
-# %% ../../nbs/05_data.download.ipynb #c17d9039
+# %% ../../nbs/05_data.download.ipynb #5e34c399
 def _is_tar(path): return path.name.endswith(('.tar.gz', '.tgz'))
+
+def _bare_name(path): return path.name.removesuffix('.gz').removesuffix('.tgz').removesuffix('.tar')
 
 def _write_unpacked(path, out):
     "Write what is in `path` to `out`, a folder for a tar and a file otherwise."
@@ -230,14 +235,14 @@ def _write_unpacked(path, out):
         if _is_tar(path): part.mkdir()
         (_read_tar if _is_tar(path) else _read_gzip)(path, part)
 
+# %% ../../nbs/05_data.download.ipynb #cd5ee142
 def unpack(
     path, # NAME.gz, NAME.tar.gz or NAME.tgz
     folder=None, # Where NAME goes; by default beside it
 ) -> Path: # NAME, a file or a folder; raises InputError for an archive that is damaged or leaves its folder
     "What is in `path`, unpacked at most once."
     path = Path(path)
-    name = path.name.removesuffix('.gz').removesuffix('.tgz').removesuffix('.tar')
-    out = Path(folder or path.parent)/name
+    out = Path(folder or path.parent)/_bare_name(path)
     if out.exists() and out.stat().st_mtime >= path.stat().st_mtime: return out
     if _is_tar(path): remove(out)
     try: _write_unpacked(path, out)
