@@ -10,6 +10,7 @@ __all__ = ['PREDICTED', 'MOST', 'MOST_AXES', 'SCALED', 'axes_of', 'most_of', 'n_
 from typing import NamedTuple
 import numpy as np
 import torch
+from fastcore.basics import patch
 from scipy import sparse
 from ..core import rng
 from ..loaders.batches import principal_axes
@@ -78,7 +79,7 @@ def compressed(
     at = np.arange(ends[-1] if len(ends) else 0) + np.repeat(last - ends, last - first)
     return sparse.csr_array((store.values[at], store.indices[at], np.r_[0, ends]), shape=(len(rows), store.n_genes))
 
-# %% ../../nbs/60a_scoring.cells.ipynb #53ccf4eb
+# %% ../../nbs/60a_scoring.cells.ipynb #26cedc74
 SCALED = 2000 # Measured cells of a state from which the scale of kernels is taken
 
 class TrueCells:
@@ -94,97 +95,116 @@ class TrueCells:
         needs = {name for m in self.measured.metrics if m.space == space for name in m.needs}
         return [name for name in FUNCTIONS if name == 'root' or name in needs] # The distance says who lies in a clump
 
-    def project(self,
-        fold:int,
-        space:str, # 'genes', or a key of `AXES`
-        cells, # Cells x genes
-    ) -> torch.Tensor: # Cells x dimensions, float32
-        "Cells in a space."
-        cells = torch.as_tensor(cells, dtype=torch.float32)
-        if space == 'genes': return cells
-        return cells @ self.kept.once(('axes', space, fold), lambda: axes_of(self.task, fold, space))
+# %% ../../nbs/60a_scoring.cells.ipynb #e9a3a178
+@patch
+def project(self:TrueCells,
+    fold:int,
+    space:str, # 'genes', or a key of `AXES`
+    cells, # Cells x genes
+) -> torch.Tensor: # Cells x dimensions, float32
+    "Cells in a space."
+    cells = torch.as_tensor(cells, dtype=torch.float32)
+    if space == 'genes': return cells
+    return cells @ self.kept.once(('axes', space, fold), lambda: axes_of(self.task, fold, space))
 
-    def compared(self,
-        i:int, # A tested condition, by its place
-        space:str,
-    ) -> list: # Two arrays
-        "Store rows of the measured cells of each half whose distances are taken."
-        most, names = most_of(space, self.task.protocol), self.measured.names(i)
-        return [down_sample(self.measured.cells(i, half), most, 'compared', *half, *names) for half in HALVES]
+@patch
+def compared(self:TrueCells,
+    i:int, # A tested condition, by its place
+    space:str,
+) -> list: # Two arrays
+    "Store rows of the measured cells of each half whose distances are taken."
+    most, names = most_of(space, self.task.protocol), self.measured.names(i)
+    return [down_sample(self.measured.cells(i, half), most, 'compared', *half, *names) for half in HALVES]
 
-    def halves(self, i, space) -> list: # Two tensors
-        "The two halves of the measured cells of a condition, in a space."
-        return self.parts(i, space)[1:]
+@patch
+def halves(self:TrueCells, i, space) -> list: # Two tensors
+    "The two halves of the measured cells of a condition, in a space."
+    return self.parts(i, space)[1:]
 
-    def parts(self, i, space) -> list: # Three tensors
-        "All measured cells of a condition that are compared, and the two halves; kept where that is small."
-        def made():
-            halves = self.compared(i, space)
-            parts = np.sort(np.concatenate(halves)), *halves
-            return [self.project(self.measured.fold[i], space, self.task.store.dense(rows)) for rows in parts]
-        return made() if space == 'genes' else self.kept.once(('parts', space, i), made)
+@patch
+def parts(self:TrueCells, i, space) -> list: # Three tensors
+    "All measured cells of a condition that are compared, and the two halves; kept where that is small."
+    def made():
+        halves = self.compared(i, space)
+        parts = np.sort(np.concatenate(halves)), *halves
+        return [self.project(self.measured.fold[i], space, self.task.store.dense(rows)) for rows in parts]
+    return made() if space == 'genes' else self.kept.once(('parts', space, i), made)
 
-    def n_half(self, i, space) -> int:
-        "Cells of a replicate of a condition: half of the measured ones that are compared."
-        return sum(map(len, self.compared(i, space)))//2
+@patch
+def n_half(self:TrueCells, i, space) -> int:
+    "Cells of a replicate of a condition: half of the measured ones that are compared."
+    return sum(map(len, self.compared(i, space)))//2
 
-    def scale(self, i, space) -> float: # Missing where there are fewer than two cells
-        "The median distance of the measured cells of a condition's state: the middle bandwidth of the kernels."
-        return self.kept.once(('scale', space, self.measured.group[i]), lambda: self._scale(i, space))
+# %% ../../nbs/60a_scoring.cells.ipynb #2aeb6efc
+@patch
+def scale(self:TrueCells, i, space) -> float: # Missing where there are fewer than two cells
+    "The median distance of the measured cells of a condition's state: the middle bandwidth of the kernels."
+    return self.kept.once(('scale', space, self.measured.group[i]), lambda: self._scale(i, space))
 
-    def _scale(self, i, space):
-        group = self.measured.group
-        rows = np.concatenate([self.measured.rows[j] for j in np.flatnonzero(group == group[i])])
-        rows = np.sort(rng('scale', *self.measured.names(i)[:-1]).permutation(rows)[:SCALED])
-        return median_distance(self.project(self.measured.fold[i], space, self.task.store.dense(rows)))
+@patch
+def _scale(self:TrueCells, i, space):
+    group = self.measured.group
+    rows = np.concatenate([self.measured.rows[j] for j in np.flatnonzero(group == group[i])])
+    rows = np.sort(rng('scale', *self.measured.names(i)[:-1]).permutation(rows)[:SCALED])
+    return median_distance(self.project(self.measured.fold[i], space, self.task.store.dense(rows)))
 
-    def kernel_scale(self, i, space) -> float:
-        "As `scale`, where a metric of the space has kernels; missing otherwise."
-        return self.scale(i, space) if 'kernel' in self.functions[space] else np.nan
+@patch
+def kernel_scale(self:TrueCells, i, space) -> float:
+    "As `scale`, where a metric of the space has kernels; missing otherwise."
+    return self.scale(i, space) if 'kernel' in self.functions[space] else np.nan
 
-    def names(self, i, space) -> list:
-        "The functions of distances that are summed: kernels only where they have a bandwidth."
-        return [k for k in self.functions[space] if k != 'kernel' or self.kernel_scale(i, space) > 0]
+@patch
+def names(self:TrueCells, i, space) -> list:
+    "The functions of distances that are summed: kernels only where they have a bandwidth."
+    return [k for k in self.functions[space] if k != 'kernel' or self.kernel_scale(i, space) > 0]
 
-    def pairs(self, i, space) -> MeasuredPairs:
-        "Sums of functions of the distances among the measured cells of a condition."
-        def sums(): return MeasuredPairs.of(self.names(i, space), self.kernel_scale(i, space), self.halves(i, space))
-        return self.kept.once(('pairs', space, i), sums)
+@patch
+def pairs(self:TrueCells, i, space) -> MeasuredPairs:
+    "Sums of functions of the distances among the measured cells of a condition."
+    def sums(): return MeasuredPairs.of(self.names(i, space), self.kernel_scale(i, space), self.halves(i, space))
+    return self.kept.once(('pairs', space, i), sums)
 
-    def reference(self, i, half) -> Reference:
-        "The controls of a condition's state, ready to be tested against."
-        fold, state = self.measured.fold[i], self.measured.state[i]
-        def sorted_controls():
-            return Reference(compressed(self.task.store, self.measured.control_rows(fold, state, half)))
-        return self.kept.once(('reference', fold, state, half), sorted_controls)
+# %% ../../nbs/60a_scoring.cells.ipynb #1d6fddb7
+@patch
+def reference(self:TrueCells, i, half) -> Reference:
+    "The controls of a condition's state, ready to be tested against."
+    fold, state = self.measured.fold[i], self.measured.state[i]
+    def sorted_controls():
+        return Reference(compressed(self.task.store, self.measured.control_rows(fold, state, half)))
+    return self.kept.once(('reference', fold, state, half), sorted_controls)
 
-    def tests(self,
-        i:int, # A tested condition, by its place
-        part, # Of its cells
-        n:int, # How many of them
-    ) -> Tests:
-        "The tests of measured cells against half B of the controls."
-        def test():
-            rows = self.measured.cells(i, part)
-            drawn = rows[down_sample(len(rows), n, 'measured', *self.measured.names(i))]
-            return self.reference(i, 1).test(compressed(self.task.store, drawn))
-        return self.kept.once(('tests', i, part, n), test)
+@patch
+def tests(self:TrueCells,
+    i:int, # A tested condition, by its place
+    part, # Of its cells
+    n:int, # How many of them
+) -> Tests:
+    "The tests of measured cells against half B of the controls."
+    def test():
+        rows = self.measured.cells(i, part)
+        drawn = rows[down_sample(len(rows), n, 'measured', *self.measured.names(i))]
+        return self.reference(i, 1).test(compressed(self.task.store, drawn))
+    return self.kept.once(('tests', i, part, n), test)
 
-    def variance(self, i) -> float:
-        "The variance of the measured cells of a condition, summed over genes; missing for a single cell."
-        if self.measured.n[i] < 2: return np.nan
-        return self.kept.once('variance', lambda: self.measured.moments('whole', ('var',)).var.sum(1))[i]
+@patch
+def tested_number(self:TrueCells, i, part) -> int:
+    "Measured cells to be tested. Halves that differ by one cell count as equal: one test serves both."
+    n = [len(self.measured.cells(i, half)) for half in HALVES]
+    if part in HALVES and abs(n[0] - n[1]) < 2 and min(n) > 1: return min(n)
+    return len(self.measured.cells(i, part))
 
-    def control_variance(self, i) -> float:
-        "The variance of held-out controls of a condition's state, summed over genes; missing for a single cell."
-        fold, state = self.measured.fold[i], self.measured.state[i]
-        def variance():
-            rows = self.measured.control_rows(fold, state, 1)
-            return moments(self.task.store, np.zeros(len(rows), int), 1, ('mean', 'var'), rows).var.sum()
-        return self.kept.once(('variance of controls', fold, state), variance)
+# %% ../../nbs/60a_scoring.cells.ipynb #4e489090
+@patch
+def variance(self:TrueCells, i) -> float:
+    "The variance of the measured cells of a condition, summed over genes; missing for a single cell."
+    if self.measured.n[i] < 2: return np.nan
+    return self.kept.once('variance', lambda: self.measured.moments('whole', ('var',)).var.sum(1))[i]
 
-    def tested_number(self, i, part) -> int:
-        "Measured cells to be tested. Halves that differ by one cell count as equal: one test serves both."
-        n = [len(self.measured.cells(i, half)) for half in HALVES]
-        if part in HALVES and abs(n[0] - n[1]) < 2 and min(n) > 1: return min(n)
-        return len(self.measured.cells(i, part))
+@patch
+def control_variance(self:TrueCells, i) -> float:
+    "The variance of held-out controls of a condition's state, summed over genes; missing for a single cell."
+    fold, state = self.measured.fold[i], self.measured.state[i]
+    def variance():
+        rows = self.measured.control_rows(fold, state, 1)
+        return moments(self.task.store, np.zeros(len(rows), int), 1, ('mean', 'var'), rows).var.sum()
+    return self.kept.once(('variance of controls', fold, state), variance)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 import numpy as np
 import torch
+from fastcore.basics import patch
 from numba import njit
 from ..core import InputError, release_memory, rng
 from ..metrics.de import ENOUGH, Ordered, Reference, control_off, down_sample, enough_variance
@@ -88,9 +89,7 @@ def hash_of(
     for a in arrays: found.update(np.ascontiguousarray(a))
     return found.hexdigest()
 
-# %% ../../nbs/61_scoring.collect.ipynb #077d1588
-FIRST = 64 # Cells of the smallest draw
-
+# %% ../../nbs/61_scoring.collect.ipynb #ccf1f9bf
 class PredictedCells:
     "The predicted cells of a condition, with what is made of them once."
     def __init__(self,
@@ -103,74 +102,85 @@ class PredictedCells:
 
     def __len__(self): return len(self.given)
 
-    @property
-    def known_by(self) -> str:
-        "Equal cells have the same: it is made of where each of them lies along the wave."
-        return hash_of(self.along)
+# %% ../../nbs/61_scoring.collect.ipynb #175c6689
+@patch(as_prop=True)
+def known_by(self:PredictedCells) -> str:
+    "Equal cells have the same: it is made of where each of them lies along the wave."
+    return hash_of(self.along)
 
-    @property
-    def order(self): return self.kept.once('order', lambda: np.argsort(self.along, kind='stable'))
+@patch(as_prop=True)
+def order(self:PredictedCells): return self.kept.once('order', lambda: np.argsort(self.along, kind='stable'))
 
-    def some(self,
-        at=slice(None), # Places in their own order
-    ) -> np.ndarray: # Cells x genes
-        "Cells by their place in their own order; all of them by default."
-        return self.given[self.order[at]]
+@patch
+def some(self:PredictedCells,
+    at=slice(None), # Places in their own order
+) -> np.ndarray: # Cells x genes
+    "Cells by their place in their own order; all of them by default."
+    return self.given[self.order[at]]
 
-    @property
-    def reference(self) -> Reference:
-        "The cells, ready to be tested against."
-        return self.kept.once('reference', lambda: Reference(self.some()))
+@patch(as_prop=True)
+def moments(self:PredictedCells) -> Moments: # Of one group
+    "The moments of the cells."
+    def of_all(): return moments(self.given, np.zeros(len(self), int), 1, self.want, self.order, parallel=False)
+    return self.kept.once('moments', of_all)
 
-    @property
-    def moments(self) -> Moments: # Of one group
-        "The moments of the cells."
-        def of_all(): return moments(self.given, np.zeros(len(self), int), 1, self.want, self.order, parallel=False)
-        return self.kept.once('moments', of_all)
+@patch(as_prop=True)
+def reference(self:PredictedCells) -> Reference:
+    "The cells, ready to be tested against."
+    return self.kept.once('reference', lambda: Reference(self.some()))
 
-    def drawn(self,
-        n:int, # How many, at least if there are as many
-    ) -> np.ndarray: # Cells x genes
-        "The first cells of an order by chance; of more cells the first are the same."
-        n = FIRST << max(0, -(-min(n, len(self))//FIRST) - 1).bit_length()
-        def draw(): return self.some(rng('compared', *self.keys).permutation(len(self))[:n])
-        return self.kept.once(('drawn', n), draw)
+# %% ../../nbs/61_scoring.collect.ipynb #abad4dd7
+FIRST = 64 # Cells of the smallest draw
 
-    def projected(self,
-        space:str,
-        project, # Takes cells into the space
-    ):
-        "All cells in a space, for what is not made of distances."
-        def by_pieces():
-            pieces = range(0, len(self), FIRST)
-            return torch.cat([project(self.some(slice(at, at + FIRST))) for at in pieces])
-        return self.kept.once(('all', space), by_pieces)
+@patch
+def drawn(self:PredictedCells,
+    n:int, # How many, at least if there are as many
+) -> np.ndarray: # Cells x genes
+    "The first cells of an order by chance; of more cells the first are the same."
+    n = FIRST << max(0, -(-min(n, len(self))//FIRST) - 1).bit_length()
+    def draw(): return self.some(rng('compared', *self.keys).permutation(len(self))[:n])
+    return self.kept.once(('drawn', n), draw)
 
-    def in_space(self,
-        space:str,
-        project, # Takes cells into the space
-        n:int, # As in `drawn`
-    ):
-        "Drawn cells in a space."
-        drawn = self.drawn(n)
-        return self.kept.once(('space', space, len(drawn)), lambda: project(drawn))
+# %% ../../nbs/61_scoring.collect.ipynb #286309ae
+@patch
+def projected(self:PredictedCells,
+    space:str,
+    project, # Takes cells into the space
+):
+    "All cells in a space, for what is not made of distances."
+    def by_pieces():
+        pieces = range(0, len(self), FIRST)
+        return torch.cat([project(self.some(slice(at, at + FIRST))) for at in pieces])
+    return self.kept.once(('all', space), by_pieces)
 
-    def points(self, space, project, n) -> Points:
-        "Drawn cells in a space, ready for distances."
-        cells = self.in_space(space, project, n)
-        return self.kept.once(('points', space, len(cells)), lambda: points_of(cells))
+@patch
+def in_space(self:PredictedCells,
+    space:str,
+    project, # Takes cells into the space
+    n:int, # As in `drawn`
+):
+    "Drawn cells in a space."
+    drawn = self.drawn(n)
+    return self.kept.once(('space', space, len(drawn)), lambda: project(drawn))
 
-    def within(self,
-        names, # Keys of `FUNCTIONS`
-        scale:float, # Of the kernel
-        space:str,
-        project,
-        n:int,
-    ) -> np.ndarray: # As `pair_sums`
-        "Sums of functions of the distances of drawn cells to those before them."
-        points = self.points(space, project, n)
-        key = 'within', space, points.n, *names
-        return self.kept.once(key, lambda: pair_sums(names, scale, points))
+@patch
+def points(self:PredictedCells, space, project, n) -> Points:
+    "Drawn cells in a space, ready for distances."
+    cells = self.in_space(space, project, n)
+    return self.kept.once(('points', space, len(cells)), lambda: points_of(cells))
+
+@patch
+def within(self:PredictedCells,
+    names, # Keys of `FUNCTIONS`
+    scale:float, # Of the kernel
+    space:str,
+    project,
+    n:int,
+) -> np.ndarray: # As `pair_sums`
+    "Sums of functions of the distances of drawn cells to those before them."
+    points = self.points(space, project, n)
+    key = 'within', space, points.n, *names
+    return self.kept.once(key, lambda: pair_sums(names, scale, points))
 
 # %% ../../nbs/61_scoring.collect.ipynb #df26796c
 class Scored(NamedTuple):
@@ -483,6 +493,7 @@ class State:
             raise InputError(f'{title} is predicted after conditions of its state; predict it before them')
         self.own = pred
 
+# %% ../../nbs/61_scoring.collect.ipynb #c2185053
 RELEASED = 8 # Conditions after which free memory is handed back: half a GB at 20,000 genes
 
 def collect(

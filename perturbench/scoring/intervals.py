@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 from scipy import sparse
 from scipy.special import ndtri, stdtr, stdtrit
 from threadpoolctl import ThreadpoolController
@@ -375,7 +376,7 @@ def _interval(
     above, below = (bent(t, error.skew), bent(-t, error.skew)) if skewed else (t, -t)
     return Interval(error.mean, error.mean - above*error.se, error.mean - below*error.se)
 
-# %% ../../nbs/64_scoring.intervals.ipynb #ad75b4b4
+# %% ../../nbs/64_scoring.intervals.ipynb #11b6c392
 class Resamples:
     "Perturbations, states and seeds drawn with replacement, once for all scores of a table."
     def __init__(self,
@@ -409,64 +410,74 @@ class Resamples:
         "How often the scores of a combination and seed are in each resample."
         return _weights(self.layout, self.n_seeds, self.n, self.seed)
 
-    def grid(self, values) -> _Grid: # Conditions x seeds x columns, and the shape of the columns
-        "`values` in one form. Raises InputError where they have other conditions or seeds."
-        return _grid(values, self.layout.member.shape[1], self.n_seeds)
+# %% ../../nbs/64_scoring.intervals.ipynb #a9c34f76
+@patch
+def grid(self:Resamples, values) -> _Grid: # Conditions x seeds x columns, and the shape of the columns
+    "`values` in one form. Raises InputError where they have other conditions or seeds."
+    return _grid(values, self.layout.member.shape[1], self.n_seeds)
 
-    def totals(self, values) -> np.ndarray: # Resamples x columns
-        "The sum of each column in each resample; what is missing adds nothing."
-        grid = self.grid(values)
-        return _totals(self.layout, self.weights, grid.values).reshape(self.n, *grid.shape)
+@patch
+def totals(self:Resamples, values) -> np.ndarray: # Resamples x columns
+    "The sum of each column in each resample; what is missing adds nothing."
+    grid = self.grid(values)
+    return _totals(self.layout, self.weights, grid.values).reshape(self.n, *grid.shape)
 
-    def counts(self, values) -> np.ndarray: # Resamples x columns
-        "The number of scores of each column in each resample, those that are missing left out."
-        grid = self.grid(values)
-        return _counts(self.layout, self.weights, np.isfinite(grid.values)).reshape(self.n, *grid.shape)
+@patch
+def counts(self:Resamples, values) -> np.ndarray: # Resamples x columns
+    "The number of scores of each column in each resample, those that are missing left out."
+    grid = self.grid(values)
+    return _counts(self.layout, self.weights, np.isfinite(grid.values)).reshape(self.n, *grid.shape)
 
-    def means(self,
-        values, # Conditions x seeds x columns (or without columns, or one a condition); missing ones have no weight
-    ) -> np.ndarray: # Resamples x columns
-        "The mean of each column in each resample."
-        return _ratio(self.totals(values), self.counts(values), np.nan)
+@patch
+def means(self:Resamples,
+    values, # Conditions x seeds x columns (or without columns, or one a condition); missing ones have no weight
+) -> np.ndarray: # Resamples x columns
+    "The mean of each column in each resample."
+    return _ratio(self.totals(values), self.counts(values), np.nan)
 
-    def mean(self, values): # As for `means`
-        "The mean of each column."
-        grid = self.grid(values)
-        return _mean(grid.values).reshape(grid.shape)[()]
+@patch
+def mean(self:Resamples, values): # As for `means`
+    "The mean of each column."
+    grid = self.grid(values)
+    return _mean(grid.values).reshape(grid.shape)[()]
 
-    def _controls(self, grid, redrawn): # None where no scores are redrawn
-        "The variance that control cells make; 0 where states are drawn, and their controls with them."
-        if redrawn is None: return None
-        again = self.grid(redrawn)
-        n_groups = again.shape[-1] if again.shape[:-1] == grid.shape else 0
-        if n_groups < 2:
-            raise InputError(f'redrawn scores have columns and groups {again.shape} where scores have columns '
-                             f'{grid.shape}; give the same columns and, as the last axis, two groups or more')
-        redrawn = again.values.reshape(*grid.values.shape, n_groups)
-        unknown = np.where(_not_redrawn(grid.values, redrawn), np.nan, 0.)
-        if len(self.layout.sizes) > 1:
-            nothing = _Term((1,), unknown, np.ones(unknown.shape))
-            return _Controls(nothing, nothing)
-        found = _of_controls(self.layout, self.state, grid.values, redrawn)
-        return found._replace(alone=found.alone._replace(variance=found.alone.variance + unknown))
+# %% ../../nbs/64_scoring.intervals.ipynb #b800ae77
+@patch
+def _controls(self:Resamples, grid, redrawn): # None where no scores are redrawn
+    "The variance that control cells make; 0 where states are drawn, and their controls with them."
+    if redrawn is None: return None
+    again = self.grid(redrawn)
+    n_groups = again.shape[-1] if again.shape[:-1] == grid.shape else 0
+    if n_groups < 2:
+        raise InputError(f'redrawn scores have columns and groups {again.shape} where scores have columns '
+                         f'{grid.shape}; give the same columns and, as the last axis, two groups or more')
+    redrawn = again.values.reshape(*grid.values.shape, n_groups)
+    unknown = np.where(_not_redrawn(grid.values, redrawn), np.nan, 0.)
+    if len(self.layout.sizes) > 1:
+        nothing = _Term((1,), unknown, np.ones(unknown.shape))
+        return _Controls(nothing, nothing)
+    found = _of_controls(self.layout, self.state, grid.values, redrawn)
+    return found._replace(alone=found.alone._replace(variance=found.alone.variance + unknown))
 
-    def error(self,
-        values, # As for `means`
-        redrawn=None, # The same without each group of controls: conditions x seeds (x columns) x groups
-    ) -> Error: # Of the mean of each column
-        "Standard error of the mean over everything that is drawn. Raises InputError where redrawn scores do not fit."
-        grid = self.grid(values)
-        found = _error(self.layout, grid.values, self._controls(grid, redrawn))
-        return Error(*(v.reshape(grid.shape)[()] for v in found))
+@patch
+def error(self:Resamples,
+    values, # As for `means`
+    redrawn=None, # The same without each group of controls: conditions x seeds (x columns) x groups
+) -> Error: # Of the mean of each column
+    "Standard error of the mean over everything that is drawn. Raises InputError where redrawn scores do not fit."
+    grid = self.grid(values)
+    found = _error(self.layout, grid.values, self._controls(grid, redrawn))
+    return Error(*(v.reshape(grid.shape)[()] for v in found))
 
-    def interval(self,
-        values, # As for `means`
-        level:float=.95, # Coverage
-        skewed:bool=True, # Lean with the skewness of the values; without it the interval is Student's
-        redrawn=None, # As for `error`
-    ) -> Interval: # Of each column; missing with fewer than two perturbations (or states, where they are drawn)
-        "Mean of each column with its interval over everything that is drawn."
-        return _interval(self.error(values, redrawn), level, skewed)
+@patch
+def interval(self:Resamples,
+    values, # As for `means`
+    level:float=.95, # Coverage
+    skewed:bool=True, # Lean with the skewness of the values; without it the interval is Student's
+    redrawn=None, # As for `error`
+) -> Interval: # Of each column; missing with fewer than two perturbations (or states, where they are drawn)
+    "Mean of each column with its interval over everything that is drawn."
+    return _interval(self.error(values, redrawn), level, skewed)
 
 # %% ../../nbs/64_scoring.intervals.ipynb #4bd55156
 def bootstrap_interval(

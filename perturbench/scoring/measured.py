@@ -8,9 +8,10 @@ __all__ = ['HALVES', 'THIRDS', 'LEAST_SHARE', 'GROUPS', 'FEWEST_CONTROLS', 'by_r
            'singles_of', 'half_means', 'target_genes', 'Kept', 'means_without', 'Measured']
 
 # %% ../../nbs/60_scoring.measured.ipynb #11cb7a62
+from functools import cached_property
 from threading import Lock
 import numpy as np
-from functools import cached_property
+from fastcore.basics import patch
 from ..core import InputError, rng
 from ..metrics.de import de_weights
 from ..metrics.effects import MOMENTS, Moments, Profiles, Shared, moments
@@ -294,7 +295,7 @@ def means_without(
     sums = of_group.n[:, None]*of_group.mean
     return (sums.sum(0) - sums)/(len(rows) - of_group.n)[:, None]
 
-# %% ../../nbs/60_scoring.measured.ipynb #35c90991
+# %% ../../nbs/60_scoring.measured.ipynb #2e3c87a2
 class Measured(Tested):
     "The measured side of a task, for some metrics."
     def __init__(self,
@@ -311,148 +312,172 @@ class Measured(Tested):
         "Whether a metric needs this; an effect from a model's own controls is an effect."
         return any(what in (m.space, m.space.removesuffix('_own'), m.kind) or what in m.needs for m in self.metrics)
 
-    def moments(self,
-        part, # Of the cells
-        want=('mean',), # Which of `MOMENTS`
-    ) -> Moments: # Conditions x genes
-        "The moments of a part of each condition, from one pass over its cells."
-        rows = [self.cells(i, part) for i in range(len(self))]
-        place = np.repeat(np.arange(len(self)), [len(r) for r in rows])
-        return moments(self.task.store, place, len(self), want, np.concatenate(rows))
+# %% ../../nbs/60_scoring.measured.ipynb #207b14be
+@patch
+def moments(self:Measured,
+    part, # Of the cells
+    want=('mean',), # Which of `MOMENTS`
+) -> Moments: # Conditions x genes
+    "The moments of a part of each condition, from one pass over its cells."
+    rows = [self.cells(i, part) for i in range(len(self))]
+    place = np.repeat(np.arange(len(self)), [len(r) for r in rows])
+    return moments(self.task.store, place, len(self), want, np.concatenate(rows))
 
-    def control_rows(self, fold, state, half) -> np.ndarray:
-        "The store rows of the controls of a state."
-        cells = self.kept.once(('control cells', fold, half), lambda: self.task.controls('test', fold, half))
-        return cells.rows[self.design.state[cells.codes] == state]
+@patch
+def wanted_moments(self:Measured,
+    of_cells:bool=False, # Also what says whether predicted cells vary as cells do
+) -> list: # Names in `MOMENTS`
+    "What has to be known of the cells of each condition."
+    spaces = dict(var='variance', zeros='zeros', linear='foldchange')
+    wanted = ['mean', *(name for name, space in spaces.items() if self.wants(space))]
+    if of_cells and (self.wants('de') or self.wants('foldchange')): wanted.append('var')
+    return [name for name in MOMENTS if name in wanted]
 
-    def controls(self,
-        half:int, # 0 = A, 1 = B
-        part='whole', # Of the cells that they are for
-    ) -> Moments: # As `Shared` rows, a row for each condition; raises InputError where a state has none
-        "The controls that each condition is compared with."
-        part = part if part in HALVES else 'whole'
-        want = ('mean', 'linear') if self.wants('foldchange') else ('mean',)
-        return self.kept.once(('controls', half, part), lambda: self._controls(half, part, want))
+# %% ../../nbs/60_scoring.measured.ipynb #1e520dcc
+@patch
+def control_rows(self:Measured, fold, state, half) -> np.ndarray:
+    "The store rows of the controls of a state."
+    cells = self.kept.once(('control cells', fold, half), lambda: self.task.controls('test', fold, half))
+    return cells.rows[self.design.state[cells.codes] == state]
 
-    def _controls(self, half, part, want):
-        rows = Rows(len(self))
-        for fold in range(self.task.n_folds):
-            mine = self.fold == fold
-            states, place = np.unique(self.state[mine], return_inverse=True)
-            rows.at[mine] = rows.n_rows + place
-            rows.add(control_moments(self.task, fold, half, states, want))
-        if part != 'whole' and self.replicate is not None:
-            replicate_controls(self, rows, half, part, want, self.control_rows)
-        return rows.moments()
+@patch
+def controls(self:Measured,
+    half:int, # 0 = A, 1 = B
+    part='whole', # Of the cells that they are for
+) -> Moments: # As `Shared` rows, a row for each condition; raises InputError where a state has none
+    "The controls that each condition is compared with."
+    part = part if part in HALVES else 'whole'
+    want = ('mean', 'linear') if self.wants('foldchange') else ('mean',)
+    return self.kept.once(('controls', half, part), lambda: self._controls(half, part, want))
 
-    def controls_without(self) -> list: # Of `Shared` rows, one for each tenth
-        "The means of half B of the controls without a tenth of them, a row for each condition."
-        groups, first, at = np.unique(self.group, return_index=True, return_inverse=True)
-        def without(i):
-            rows = self.control_rows(self.fold[i], self.state[i], 1)
-            return means_without(self.task.store, rows, *state_names(self.task, self.condition[i]))
-        means = np.stack([without(i) for i in first])
-        return [Shared(means[:, k], at) for k in range(GROUPS)]
+@patch
+def _controls(self:Measured, half, part, want):
+    rows = Rows(len(self))
+    for fold in range(self.task.n_folds):
+        mine = self.fold == fold
+        states, place = np.unique(self.state[mine], return_inverse=True)
+        rows.at[mine] = rows.n_rows + place
+        rows.add(control_moments(self.task, fold, half, states, want))
+    if part != 'whole' and self.replicate is not None:
+        replicate_controls(self, rows, half, part, want, self.control_rows)
+    return rows.moments()
 
-    @property
-    def few_controls(self) -> np.ndarray: # A truth value for each condition
-        "Whether half B of the controls of a condition's state is too small to judge anything by."
-        def few(i): return len(self.control_rows(self.fold[i], self.state[i], 1)) < FEWEST_CONTROLS
-        return self.kept.once('few controls', lambda: np.array([few(i) for i in range(len(self))], bool))
+# %% ../../nbs/60_scoring.measured.ipynb #be029dd4
+@patch
+def controls_without(self:Measured) -> list: # Of `Shared` rows, one for each tenth
+    "The means of half B of the controls without a tenth of them, a row for each condition."
+    groups, first, at = np.unique(self.group, return_index=True, return_inverse=True)
+    def without(i):
+        rows = self.control_rows(self.fold[i], self.state[i], 1)
+        return means_without(self.task.store, rows, *state_names(self.task, self.condition[i]))
+    means = np.stack([without(i) for i in first])
+    return [Shared(means[:, k], at) for k in range(GROUPS)]
 
-    @property
-    def centre(self) -> Shared: # Conditions x genes; missing where training saw no perturbation of the state
-        "The mean of the training perturbations of each condition's state."
-        return self.kept.once('centre', self._centre)
+@patch(as_prop=True)
+def few_controls(self:Measured) -> np.ndarray: # A truth value for each condition
+    "Whether half B of the controls of a condition's state is too small to judge anything by."
+    def few(i): return len(self.control_rows(self.fold[i], self.state[i], 1)) < FEWEST_CONTROLS
+    return self.kept.once('few controls', lambda: np.array([few(i) for i in range(len(self))], bool))
 
-    def _centre(self):
-        groups, at = np.unique(self.group, return_inverse=True)
-        fold, out = groups % self.task.n_folds, np.empty((len(groups), self.task.store.n_genes))
-        for f in np.unique(fold):
-            out[fold == f] = training_centre(self.task, f, groups[fold == f]//self.task.n_folds)
-        return Shared(out, at)
+# %% ../../nbs/60_scoring.measured.ipynb #e3df2728
+@patch(as_prop=True)
+def centre(self:Measured) -> Shared: # Conditions x genes; missing where training saw no perturbation of the state
+    "The mean of the training perturbations of each condition's state."
+    return self.kept.once('centre', self._centre)
 
-    def parts(self,
-        half:int, # Of the controls, and of the cells of the parts
-        part='whole', # Of the cells of the doubles
-    ) -> np.ndarray: # Conditions x genes; missing for what is no double, or where a part was not measured
-        "The summed effects of the two parts of each double."
-        part = part if part in HALVES else 'whole'
-        return self.kept.once(('parts', half, part), lambda: self._parts(half, self.controls(half, part).mean))
+@patch
+def _centre(self:Measured):
+    groups, at = np.unique(self.group, return_inverse=True)
+    fold, out = groups % self.task.n_folds, np.empty((len(groups), self.task.store.n_genes))
+    for f in np.unique(fold):
+        out[fold == f] = training_centre(self.task, f, groups[fold == f]//self.task.n_folds)
+    return Shared(out, at)
 
-    def _parts(self, half, control):
-        singles = singles_of(self)
-        means = half_means(self.task, sorted({c for pair in singles.values() for c in pair} - {None}), half)
-        out = np.full((len(self), self.task.store.n_genes), np.nan)
-        for i, pair in singles.items():
-            if None not in pair: out[i] = sum(means[code] - control[i] for code in pair)
-        return out
+@patch
+def parts(self:Measured,
+    half:int, # Of the controls, and of the cells of the parts
+    part='whole', # Of the cells of the doubles
+) -> np.ndarray: # Conditions x genes; missing for what is no double, or where a part was not measured
+    "The summed effects of the two parts of each double."
+    part = part if part in HALVES else 'whole'
+    return self.kept.once(('parts', half, part), lambda: self._parts(half, self.controls(half, part).mean))
 
-    @property
-    def targets(self) -> np.ndarray: # Conditions x genes, bool; None where no condition acts on a gene of the screen
-        "The genes that each condition acts on."
-        return self.kept.once('targets', lambda: target_genes(self.task, self.condition))
+@patch
+def _parts(self:Measured, half, control):
+    singles = singles_of(self)
+    means = half_means(self.task, sorted({c for pair in singles.values() for c in pair} - {None}), half)
+    out = np.full((len(self), self.task.store.n_genes), np.nan)
+    for i, pair in singles.items():
+        if None not in pair: out[i] = sum(means[code] - control[i] for code in pair)
+    return out
 
-    def side(self,
-        half:int, # Of the controls that it is compared with
-        m:Moments, # Of the cells of each condition
-        part='whole', # Of the measured cells, where they are measured
-    ) -> Profiles:
-        "The profiles of one side, with all that the metrics need; its own controls are those that it is compared with."
-        control = self.controls(half, part)
-        centre = self.centre if self.wants('centred') else None
-        parts = self.parts(half, part) if self.wants('interaction') and self.doubles.any() else None
-        return Profiles(m.mean, control.mean, m.var, m.zeros, m.linear, control.linear, centre, parts,
-                        self.sets, control.mean, control.linear, self.task.scale)
+# %% ../../nbs/60_scoring.measured.ipynb #979468bb
+@patch(as_prop=True)
+def targets(self:Measured) -> np.ndarray: # Conditions x genes, bool; None where none acts on a gene of the screen
+    "The genes that each condition acts on."
+    return self.kept.once('targets', lambda: target_genes(self.task, self.condition))
 
-    def wanted_moments(self,
-        of_cells:bool=False, # Also what says whether predicted cells vary as cells do
-    ) -> list: # Names in `MOMENTS`
-        "What has to be known of the cells of each condition."
-        spaces = dict(var='variance', zeros='zeros', linear='foldchange')
-        wanted = ['mean', *(name for name, space in spaces.items() if self.wants(space))]
-        if of_cells and (self.wants('de') or self.wants('foldchange')): wanted.append('var')
-        return [name for name in MOMENTS if name in wanted]
+# %% ../../nbs/60_scoring.measured.ipynb #5196214b
+@patch
+def side(self:Measured,
+    half:int, # Of the controls that it is compared with
+    m:Moments, # Of the cells of each condition
+    part='whole', # Of the measured cells, where they are measured
+) -> Profiles:
+    "The profiles of one side, with all that the metrics need; its own controls are those that it is compared with."
+    control = self.controls(half, part)
+    centre = self.centre if self.wants('centred') else None
+    parts = self.parts(half, part) if self.wants('interaction') and self.doubles.any() else None
+    return Profiles(m.mean, control.mean, m.var, m.zeros, m.linear, control.linear, centre, parts,
+                    self.sets, control.mean, control.linear, self.task.scale)
 
-    def true(self,
-        part='whole', # Or one of `HALVES` or `THIRDS`
-    ) -> Profiles:
-        "The measured profiles."
-        return self.kept.once(('true', part), lambda: self.side(1, self.moments(part, self._of_truth(part)), part))
+@patch
+def true(self:Measured,
+    part='whole', # Or one of `HALVES` or `THIRDS`
+) -> Profiles:
+    "The measured profiles."
+    return self.kept.once(('true', part), lambda: self.side(1, self.moments(part, self._of_truth(part)), part))
 
-    def _of_truth(self, part):
-        weighted = self.wants('weights') or self.wants('weights_same')
-        more = ['var'] if part != 'whole' and weighted else []
-        return [name for name in MOMENTS if name in self.wanted_moments() + more]
+@patch
+def _of_truth(self:Measured, part):
+    weighted = self.wants('weights') or self.wants('weights_same')
+    more = ['var'] if part != 'whole' and weighted else []
+    return [name for name in MOMENTS if name in self.wanted_moments() + more]
 
-    def noise(self,
-        part='whole', # Or one of `HALVES`
-        half:int=1, # Of the controls
-    ) -> np.ndarray: # Conditions x genes, in the squared unit of the effect; missing for a single cell, or control
-        "The variance of the noise of the measured mean effects: of the mean of the cells and of that of the controls."
-        return self.kept.once(('noise', part, half), lambda: self._noise(part, half))
+# %% ../../nbs/60_scoring.measured.ipynb #bcf8e731
+@patch
+def noise(self:Measured,
+    part='whole', # Or one of `HALVES`
+    half:int=1, # Of the controls
+) -> np.ndarray: # Conditions x genes, in the squared unit of the effect; missing for a single cell, or control
+    "The variance of the noise of the measured mean effects: of the mean of the cells and of that of the controls."
+    return self.kept.once(('noise', part, half), lambda: self._noise(part, half))
 
-    def _noise(self, part, half):
-        control, n = self._controls(half, part, ('var',)), [len(self.cells(i, part)) for i in range(len(self))]
-        return noise_of(self.moments(part, ('var',)).var, n, control.var[:], control.n)
+@patch
+def _noise(self:Measured, part, half):
+    control, n = self._controls(half, part, ('var',)), [len(self.cells(i, part)) for i in range(len(self))]
+    return noise_of(self.moments(part, ('var',)).var, n, control.var[:], control.n)
 
-    def weights(self,
-        part, # Whose cells
-    ) -> np.ndarray: # Conditions x genes
-        "The weights by differential expression against the other perturbed cells of the state, trained ones included."
-        return self.kept.once(('weights', part), lambda: self._weights(part))
+# %% ../../nbs/60_scoring.measured.ipynb #32af5e74
+@patch
+def weights(self:Measured,
+    part, # Whose cells
+) -> np.ndarray: # Conditions x genes
+    "The weights by differential expression against the other perturbed cells of the state, trained ones included."
+    return self.kept.once(('weights', part), lambda: self._weights(part))
 
-    def _weights(self, part):
-        out, true = np.empty((len(self), self.task.store.n_genes)), self.true(part)
-        n = np.array([len(self.cells(i, part)) for i in range(len(self))])
-        for fold in range(self.task.n_folds):
-            cells = self.task.cells('train', fold)
-            state = np.where(self.design.is_control, -1, self.design.state)[cells.codes]
-            rest = moments(self.task.store, state, self.design.state.max() + 1, ('mean', 'var'), cells.rows)
-            for s in np.unique(self.state[self.fold == fold]):
-                mine = np.flatnonzero((self.fold == fold) & (self.state == s))
-                trained = [s] if rest.n[s] > 1 else []
-                mean = np.concatenate([true.mean[mine], rest.mean[trained]])
-                var = np.concatenate([true.var[mine], rest.var[trained]])
-                out[mine] = de_weights(mean, var, np.concatenate([n[mine], rest.n[trained]]))[:len(mine)]
-        return out
+@patch
+def _weights(self:Measured, part):
+    out, true = np.empty((len(self), self.task.store.n_genes)), self.true(part)
+    n = np.array([len(self.cells(i, part)) for i in range(len(self))])
+    for fold in range(self.task.n_folds):
+        cells = self.task.cells('train', fold)
+        state = np.where(self.design.is_control, -1, self.design.state)[cells.codes]
+        rest = moments(self.task.store, state, self.design.state.max() + 1, ('mean', 'var'), cells.rows)
+        for s in np.unique(self.state[self.fold == fold]):
+            mine = np.flatnonzero((self.fold == fold) & (self.state == s))
+            trained = [s] if rest.n[s] > 1 else []
+            mean = np.concatenate([true.mean[mine], rest.mean[trained]])
+            var = np.concatenate([true.var[mine], rest.var[trained]])
+            out[mine] = de_weights(mean, var, np.concatenate([n[mine], rest.n[trained]]))[:len(mine)]
+    return out
