@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= results
 JOBS ?= 2
+# Empty: the newest versions that settings.ini allows, but for torch
+CONSTRAINTS ?= constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: benchmark test slow docs readme bench clean
@@ -13,8 +15,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing into .venv ..."
 	@$(BIN)/pip install -q -c constraints.txt torch
-	@$(BIN)/pip install -q -c constraints.txt 'setuptools>=77' wheel
-	@$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
+	@$(BIN)/pip install -q $(CONSTRAINTS:%=-c %) 'setuptools>=77' wheel
+	@$(BIN)/pip install -q $(CONSTRAINTS:%=-c %) --no-build-isolation -e '.[dev]'
 	@touch $@
 
 benchmark: .venv/done  ## run the built-in grid and print its leaderboard
