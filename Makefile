@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= results
 JOBS ?= 2
-# Empty: the newest versions that settings.ini allows, but for torch
+# Empty: the newest versions that settings.ini allows
 CONSTRAINTS ?= constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "PerturBench needs Python 3.11 or newer; name one with PYTHON=..." >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing into .venv ..."
-	@$(BIN)/pip install -q -c constraints.txt torch
+	@$(BIN)/pip install -q $(CONSTRAINTS:%=-c %) torch
 	@$(BIN)/pip install -q $(CONSTRAINTS:%=-c %) 'setuptools>=77' wheel
 	@$(BIN)/pip install -q $(CONSTRAINTS:%=-c %) --no-build-isolation -e '.[dev]'
 	@touch $@
