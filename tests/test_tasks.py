@@ -1,4 +1,6 @@
-"A task folder is whole or it is not: whatever is changed in it is found or does no harm, and what an entry of a grid holds is looked at before it is used."
+"""A task folder is whole or it is not: whatever is changed in it is found or does no harm.
+
+What an entry of a grid holds is looked at before it is used."""
 import datetime, errno, json, os, shutil, subprocess, sys, tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +18,8 @@ few = settings(max_examples=60, deadline=None, derandomize=True, suppress_health
 def asked(tmp_path_factory):
     "A small screen with lanes, donors and an embedding, as an entry of a grid."
     folder = tmp_path_factory.mktemp('screen')
-    screen = simulate(Parameters(n_genes=60, n_perturbations=6, n_states=3, cells=12, controls=24, n_programmes=4), 0).screen
+    parameters = Parameters(n_genes=60, n_perturbations=6, n_states=3, cells=12, controls=24, n_programmes=4)
+    screen = simulate(parameters, 0).screen
     r = np.random.default_rng(0)
     screen.adata.obs['donor'] = r.choice(['α', 'β'], screen.n_cells)
     screen.adata.obsm['X_two'] = r.normal(size=(screen.n_cells, 2))
@@ -33,8 +36,11 @@ def folder(whole, tmp_path): return shutil.copytree(whole, tmp_path/'tasks'/whol
 def content(task):
     "All numbers of a task."
     s = task.store
-    arrays = [s.dense(np.arange(s.n_cells)).numpy(), s.codes, s.order, s.cells, s.counts, s.library, task.parts, task.half, task.replicate]
-    return [np.asarray(a).tobytes() for a in (*arrays, *s.embeddings.values())] + [task.genes, asdict(task.spec), task.naming, task.conditions.to_csv()]
+    arrays = [
+        s.dense(np.arange(s.n_cells)).numpy(), s.codes, s.order, s.cells, s.counts, s.library, task.parts, task.half,
+        task.replicate, *s.embeddings.values()]
+    return [np.asarray(a).tobytes() for a in arrays] + [
+        task.genes, asdict(task.spec), task.naming, task.conditions.to_csv()]
 
 def flipped(path, at, bit):
     data = bytearray(path.read_bytes())
@@ -45,8 +51,10 @@ def files(folder): return sorted(str(p.relative_to(folder)) for p in folder.rglo
 
 def test_the_folder_keeps_a_hash_of_every_file(whole):
     about = json.loads((whole/'task.json').read_text(encoding='utf-8'))
-    assert set(about['files']) == set(files(whole)) - {'task.json', 'stamp.json'} and {'store/indices.npy', 'replicate.npy', 'split.csv.json'} < set(about['files'])
-    for k, (size, known) in about['files'].items(): assert ((whole/k).stat().st_size, file_sha256(whole/k)) == (size, known)
+    assert set(about['files']) == set(files(whole)) - {'task.json', 'stamp.json'}
+    assert {'store/indices.npy', 'replicate.npy', 'split.csv.json'} < set(about['files'])
+    for k, (size, known) in about['files'].items():
+        assert ((whole/k).stat().st_size, file_sha256(whole/k)) == (size, known)
 
 @pytest.fixture(scope='module')
 def spoilt(whole, tmp_path_factory): return shutil.copytree(whole, tmp_path_factory.mktemp('spoilt')/whole.name)
@@ -61,7 +69,11 @@ def test_a_flipped_bit_of_any_file_is_found_or_harmless(whole, spoilt, data):
     except InputError as e: assert str(spoilt) in str(e) and 'perturbench run' in str(e)
     finally: (spoilt/name).write_bytes(kept)
 
-@pytest.mark.parametrize('spoil', [lambda p: p.unlink(), lambda p: p.write_bytes(b''), lambda p: os.truncate(p, p.stat().st_size//2), lambda p: p.write_bytes(p.read_bytes() + b'\0')])
+@pytest.mark.parametrize('spoil', [
+    lambda p: p.unlink(),
+    lambda p: p.write_bytes(b''),
+    lambda p: os.truncate(p, p.stat().st_size//2),
+    lambda p: p.write_bytes(p.read_bytes() + b'\0')])
 def test_a_file_that_is_cut_lost_or_longer_is_found(whole, folder, spoil):
     for name in files(folder):
         if name == 'stamp.json': continue
@@ -70,7 +82,16 @@ def test_a_file_that_is_cut_lost_or_longer_is_found(whole, folder, spoil):
         shutil.copy2(whole/name, folder/name)
     assert content(load_task(folder)) == content(load_task(whole))
 
-@pytest.mark.parametrize('text', [b'', b'[]', b'null', b'7', b'{"digest": 3}', b'{', b'\xff\xfe{', b'[' * 100_000, '{"name": "α"}'.encode('latin-1', 'replace')])
+@pytest.mark.parametrize('text', [
+    b'',
+    b'[]',
+    b'null',
+    b'7',
+    b'{"digest": 3}',
+    b'{',
+    b'\xff\xfe{',
+    b'[' * 100_000,
+    '{"name": "α"}'.encode('latin-1', 'replace')])
 def test_what_is_no_card_of_a_task_is_one_message(folder, text):
     (folder/'task.json').write_bytes(text)
     with pytest.raises(InputError, match='perturbench run'): load_task(folder)
@@ -79,18 +100,38 @@ def forge(folder, **changed):
     "Change `task.json` as somebody would who knows how it is made."
     about = json.loads((folder/'task.json').read_text(encoding='utf-8'))
     about = {k: v for k, v in (about | changed).items() if v is not ... and k != 'digest'}
-    about['files'] = about['files'] if 'files' in changed else {k: [(folder/k).stat().st_size, file_sha256(folder/k)] for k in about['files']}
-    (folder/'task.json').write_text(json.dumps(about | dict(digest=digest(about)), ensure_ascii=False), encoding='utf-8')
+    if 'files' not in changed:
+        about['files'] = {k: [(folder/k).stat().st_size, file_sha256(folder/k)] for k in about['files']}
+    text = json.dumps(about | dict(digest=digest(about)), ensure_ascii=False)
+    (folder/'task.json').write_text(text, encoding='utf-8')
 
-@pytest.mark.parametrize('changed', [dict(spec={'new': 1}), dict(spec=3), dict(naming=...), dict(covariate_keys=7), dict(files=7), dict(files={}), dict(files={'a': 1}), dict(task_id='0'*12), dict(protocol=...)])
+@pytest.mark.parametrize('changed', [
+    dict(spec={'new': 1}),
+    dict(spec=3),
+    dict(naming=...),
+    dict(covariate_keys=7),
+    dict(files=7),
+    dict(files={}),
+    dict(files={'a': 1}),
+    dict(task_id='0'*12),
+    dict(protocol=...)])
 def test_a_card_of_another_version_is_one_message(folder, changed):
     forge(folder, **changed)
     (folder/'stamp.json').unlink()
     with pytest.raises(InputError, match='perturbench run'): load_task(folder)
 
-ALTERED = {'store/indices': [(0, 60), (5, -1), (-1, 2**31 - 1)], 'store/indptr': [(0, 1), (3, 10**12), (-1, 10**15), (7, -5)], 'store/codes': [(0, 10**6), (-1, -1), (0, 3)],
-           'store/order': [(0, 1), (4, -1)], 'store/values': [(9, np.nan), (2, np.inf)], 'store/counts': [(0, -np.inf)], 'store/library': [(1, np.nan)], 'parts': [((0, 0), 9), ((0, 1), -1)], 'half': [(0, 5)],
-           'replicate': [(0, -2)], 'store/design_state': [(0, 99)]}
+ALTERED = {
+    'store/indices': [(0, 60), (5, -1), (-1, 2**31 - 1)],
+    'store/indptr': [(0, 1), (3, 10**12), (-1, 10**15), (7, -5)],
+    'store/codes': [(0, 10**6), (-1, -1), (0, 3)],
+    'store/order': [(0, 1), (4, -1)],
+    'store/values': [(9, np.nan), (2, np.inf)],
+    'store/counts': [(0, -np.inf)],
+    'store/library': [(1, np.nan)],
+    'parts': [((0, 0), 9), ((0, 1), -1)],
+    'half': [(0, 5)],
+    'replicate': [(0, -2)],
+    'store/design_state': [(0, 99)]}
 
 @pytest.mark.parametrize('name, at, number', [(k, at, v) for k, changes in ALTERED.items() for at, v in changes])
 def test_numbers_that_lead_astray_are_refused_even_with_a_forged_hash(folder, name, at, number):
@@ -103,8 +144,15 @@ def test_numbers_that_lead_astray_are_refused_even_with_a_forged_hash(folder, na
         with pytest.raises(InputError, match='no whole store'): CellStore.load(folder/'store')
 
 @pytest.mark.parametrize('name, make', [
-    ('store/values', lambda a: a[1:]), ('store/values', lambda a: a.astype(complex)), ('store/indices', lambda a: a.astype('U9')), ('store/indptr', lambda a: a[:-3]), ('parts', lambda a: a[:, 1:]),
-    ('store/codes', lambda a: np.stack([a, a])), ('half', lambda a: a.astype(float)), ('store/cells', lambda a: a[:4]), ('store/indices', lambda a: a.astype(np.int64) + 2**32)])
+    ('store/values', lambda a: a[1:]),
+    ('store/values', lambda a: a.astype(complex)),
+    ('store/indices', lambda a: a.astype('U9')),
+    ('store/indptr', lambda a: a[:-3]),
+    ('parts', lambda a: a[:, 1:]),
+    ('store/codes', lambda a: np.stack([a, a])),
+    ('half', lambda a: a.astype(float)),
+    ('store/cells', lambda a: a[:4]),
+    ('store/indices', lambda a: a.astype(np.int64) + 2**32)])
 def test_arrays_of_another_kind_are_refused(folder, name, make):
     np.save(folder/f'{name}.npy', make(np.load(folder/f'{name}.npy')))
     forge(folder)
@@ -128,7 +176,8 @@ def test_files_are_hashed_once_after_they_changed(folder, monkeypatch):
 
 def no_place(path, **_): raise InputError('read-only')
 
-@pytest.mark.parametrize('name', ['store/values.npy', 'task.json', 'store/store.json', 'half.npy', 'split.csv', 'conditions.parquet'])
+@pytest.mark.parametrize('name', [
+    'store/values.npy', 'task.json', 'store/store.json', 'half.npy', 'split.csv', 'conditions.parquet'])
 @pytest.mark.parametrize('how', ['lost', 'changed', 'emptied'])
 def test_a_damaged_task_is_opened_anew_and_it_is_said(asked, whole, folder, capsys, name, how):
     if how == 'lost': (folder/name).unlink()
@@ -136,15 +185,20 @@ def test_a_damaged_task_is_opened_anew_and_it_is_said(asked, whole, folder, caps
     else: (folder/name).write_bytes(b'')
     task = open_task(asked, folder.parents[1])
     said = capsys.readouterr().err.splitlines()
-    assert [l for l in said if l.startswith('note:') and 'it is opened anew' in l and str(folder) in l] == said[:1] if (name, how) != ('task.json', 'lost') else True
-    assert content(task) == content(load_task(whole)) and task.folder == folder and content(load_task(folder)) == content(task)
+    if (name, how) != ('task.json', 'lost'):
+        assert [l for l in said if l.startswith('note:') and 'it is opened anew' in l and str(folder) in l] == said[:1]
+    assert content(task) == content(load_task(whole))
+    assert task.folder == folder
+    assert content(load_task(folder)) == content(task)
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
 
 def test_a_task_of_an_earlier_version_is_opened_anew(asked, whole, folder, capsys):
     about = json.loads((folder/'task.json').read_text(encoding='utf-8'))
-    (folder/'task.json').write_text(json.dumps({k: v for k, v in about.items() if k not in ('digest', 'files', 'version')}), encoding='utf-8')
+    old = {k: v for k, v in about.items() if k not in ('digest', 'files', 'version')}
+    (folder/'task.json').write_text(json.dumps(old), encoding='utf-8')
     with pytest.raises(InputError, match='earlier version'): load_task(folder)
-    assert content(open_task(asked, folder.parents[1])) == content(load_task(whole)) and 'earlier version' in capsys.readouterr().err
+    assert content(open_task(asked, folder.parents[1])) == content(load_task(whole))
+    assert 'earlier version' in capsys.readouterr().err
 
 def test_what_is_not_ours_in_the_place_of_a_task_stays(asked, folder):
     (folder/'task.json').unlink()
@@ -153,9 +207,14 @@ def test_what_is_not_ours_in_the_place_of_a_task_stays(asked, folder):
     assert (folder/'my notes.txt').read_text(encoding='utf-8') == 'mine' and (folder/'store').is_dir()
 
 def test_a_task_under_the_name_of_another_is_refused(folder):
-    with pytest.raises(InputError, match='under the name of another'): load_task(folder.rename(folder.with_name('0123456789ab')))
+    with pytest.raises(InputError, match='under the name of another'):
+        load_task(folder.rename(folder.with_name('0123456789ab')))
 
-@pytest.mark.parametrize('raised', [OSError(errno.ENOSPC, 'No space left on device'), OSError(errno.EDQUOT, 'quota'), OSError(errno.EROFS, 'Read-only'), OSError('12 requested and 0 written')])
+@pytest.mark.parametrize('raised', [
+    OSError(errno.ENOSPC, 'No space left on device'),
+    OSError(errno.EDQUOT, 'quota'),
+    OSError(errno.EROFS, 'Read-only'),
+    OSError('12 requested and 0 written')])
 @pytest.mark.parametrize('where', ['np.save', 'posix_fallocate', 'to_parquet'])
 def test_a_disk_that_fills_up_is_one_message_and_nothing_is_left(asked, tmp_path, monkeypatch, raised, where):
     def fail(*_, **__): raise raised
@@ -167,16 +226,28 @@ def test_a_disk_that_fills_up_is_one_message_and_nothing_is_left(asked, tmp_path
     assert list((tmp_path/'out'/'tasks').iterdir()) == []
 
 def test_a_real_limit_of_size_is_one_message(asked, tmp_path):
-    code = ('import json, resource, signal, sys; from perturbench.core import InputError; from perturbench.tasks import open_task\n'
-            'signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n'
-            'try: open_task(json.loads(sys.argv[1]), sys.argv[2])\n'
-            'except InputError as e: print(e)')
-    done = subprocess.run([sys.executable, '-c', code, json.dumps(asked), str(tmp_path/'out')], capture_output=True, text=True)
-    assert done.returncode == 0 and 'cannot be written' in done.stdout and list((tmp_path/'out'/'tasks').iterdir()) == [], done.stderr
+    code = (
+        'import json, resource, signal, sys\n'
+        'from perturbench.core import InputError\n'
+        'from perturbench.tasks import open_task\n'
+        'signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n'
+        'resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n'
+        'try: open_task(json.loads(sys.argv[1]), sys.argv[2])\n'
+        'except InputError as e: print(e)')
+    command = [sys.executable, '-c', code, json.dumps(asked), str(tmp_path/'out')]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert 'cannot be written' in done.stdout, done.stderr
+    assert list((tmp_path/'out'/'tasks').iterdir()) == [], done.stderr
 
 def test_two_at_once_open_one_task(asked, tmp_path):
-    code = 'import json, sys; from perturbench.tasks import open_task; print(open_task(json.loads(sys.argv[1]), sys.argv[2]).store.values.sum())'
-    both = [subprocess.Popen([sys.executable, '-c', code, json.dumps(asked), str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    code = (
+        'import json, sys\n'
+        'from perturbench.tasks import open_task\n'
+        'print(open_task(json.loads(sys.argv[1]), sys.argv[2]).store.values.sum())')
+    command = [sys.executable, '-c', code, json.dumps(asked), str(tmp_path)]
+    start = lambda: subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    both = [start() for _ in range(2)]
     said = [p.communicate() for p in both]
     assert [p.returncode for p in both] == [0, 0], said
     assert said[0][0] == said[1][0]
@@ -201,7 +272,8 @@ def test_whatever_numbers_a_store_is_made_of_kernels_read_nothing_else(whole, da
     arrays = {k: np.array(getattr(s, k)) for k in ('indptr', 'indices', 'values', 'codes', 'order')}
     name = data.draw(st.sampled_from(['indptr', 'indices', 'codes', 'order']))
     for _ in range(data.draw(st.integers(1, 4))):
-        arrays[name][data.draw(st.integers(0, len(arrays[name]) - 1))] = data.draw(st.sampled_from([-2**31, -1, 0, 1, 39, 40, 2**31 - 1]) | st.integers(0, 400))
+        number = data.draw(st.sampled_from([-2**31, -1, 0, 1, 39, 40, 2**31 - 1]) | st.integers(0, 400))
+        arrays[name][data.draw(st.integers(0, len(arrays[name]) - 1))] = number
     try: made = CellStore(**arrays, cells=None, genes=s.genes, design=s.design)
     except InputError: return
     assert np.isfinite(made.dense(np.arange(s.n_cells)).numpy()).all()
@@ -223,38 +295,106 @@ itself = {}
 itself['again'] = itself
 
 @pytest.mark.parametrize('changed, words', [
-    (dict(where={'day': datetime.date(2024, 1, 1)}), 'where.day is a date; put quotes'), (dict(where={'day': [datetime.datetime(2024, 1, 1)]}), 'where.day[0] is a time'), (dict(where={'a': {1, 2}}), 'is a set'),
-    (dict(where={'a': b'x'}), 'is binary'), (dict(where={7: ['a']}), 'a key that is a number'), (dict(where={None: ['a']}), 'a key that is empty'), (dict(where={'a': None}), 'give it a value'), (dict(where={'a': []}), 'empty list'),
-    (dict(where={'a': [['b']]}), 'or one list'), (dict(where={'a': {'b': 1}}), 'or one list'), (dict(where={'a': float('nan')}), 'is nan'), (dict(where={'a': [float('-inf')]}), 'is -inf'), (dict(where=['a']), 'is a mapping, such as'),
-    (dict(where=itself), 'too deep'), (dict(split=dict(kind='states', states=nested(3000))), 'too deep'), (dict(where={'a': 10**5000}), '64 bits'), (dict(where={'a': 'x\0'}), 'characters that are none'),
-    (dict(split=dict(kind='file', file=None)), 'the task.split.file is empty'), (dict(split=dict(kind='file', file=7)), "'file' of a split is a number"), (dict(split=dict(kind='file', file=['a.csv'])), "'file' of a split is a list"),
-    (dict(split=dict(kind='file', file='.')), 'is a folder'), (dict(split=dict(kind='file', file='no.csv')), 'does not exist'), (dict(split=dict(kind='file', file='x'*300)), 'too long'), (dict(split=dict(kind='file')), 'one field more'),
-    (dict(split=dict(kind='file', file='a.csv', seed=1)), 'one field more'), (dict(split=dict(kind='loops')), "'loops' is not known"), (dict(split=dict(kind=3)), 'with a `kind`'), (dict(split=dict(fraction=.3)), 'with a `kind`'), (dict(split='transfer'), 'is a mapping'),
-    (dict(split=dict(kind='transfer', fraction=float('nan'))), 'is nan'), (dict(split=dict(kind='transfer', fraction=float('inf'))), 'is inf'), (dict(split=dict(kind='transfer', fraction='a')), "is 'a'; give a number"), (dict(split=dict(kind='transfer', fraction=2)), 'from 0 to 1'),
-    (dict(split=dict(kind='transfer', fraction=True)), 'is True'), (dict(split=dict(kind='transfer', seed=1.5)), 'is 1.5; give a whole'), (dict(split=dict(kind='transfer', seed=-1)), 'is -1'), (dict(split=dict(kind='transfer', folds=0)), 'is 0; give a whole'),
-    (dict(split=dict(kind='transfer', folds=True)), 'is True; give a whole'), (dict(split=dict(kind='transfer', folds=3, fold='1')), "is '1'"), (dict(split=dict(kind='released', name=3)), "'name' of a split is a number"),
-    (dict(genes=dict(hvg=-1)), "'hvg' of `genes` is -1"), (dict(genes=dict(hvg=True)), 'is True'), (dict(genes=dict(cells=['train'])), '`cells` of `genes`'), (dict(genes=dict(hvgs=3)), "did you mean 'hvg'"), (dict(genes=3), 'is a mapping'),
-    (dict(name=''), 'empty name'), (dict(name='  '), 'empty name'), (dict(name='a/b'), "holds a '/'"), (dict(name='.'), "begins with a '.'"), (dict(name='..'), "begins with a '.'"), (dict(name='.hidden'), "begins with a '.'"), (dict(name='a\nb'), 'cannot be printed'),
-    (dict(name='a\0'), 'characters that are none'), (dict(name='\udc80'), 'characters that are none'), (dict(name='ä'*101), 'at most 200'), (dict(name=3), '`name` of a task is a number; put quotes'), (dict(name=True), 'put quotes'), (dict(name=['a']), 'put quotes'),
-    (dict(screen=3), '`screen` of a task is a number'), (dict(screen=None), 'the task.screen is empty'), (dict(screen=''), 'needs `screen`'), (dict(screen='a\0.h5ad'), 'characters that are none'), (dict(screen='x'*5000), 'too long'),
-    (dict(screen='no/such.h5ad'), 'neither a file'), (dict(spilt={}), "did you mean 'split'"), ({3: 4}, 'a key that is a number')])
+    (dict(where={'day': datetime.date(2024, 1, 1)}), 'where.day is a date; put quotes'),
+    (dict(where={'day': [datetime.datetime(2024, 1, 1)]}), 'where.day[0] is a time'),
+    (dict(where={'a': {1, 2}}), 'is a set'),
+    (dict(where={'a': b'x'}), 'is binary'),
+    (dict(where={7: ['a']}), 'a key that is a number'),
+    (dict(where={None: ['a']}), 'a key that is empty'),
+    (dict(where={'a': None}), 'give it a value'),
+    (dict(where={'a': []}), 'empty list'),
+    (dict(where={'a': [['b']]}), 'or one list'),
+    (dict(where={'a': {'b': 1}}), 'or one list'),
+    (dict(where={'a': float('nan')}), 'is nan'),
+    (dict(where={'a': [float('-inf')]}), 'is -inf'),
+    (dict(where=['a']), 'is a mapping, such as'),
+    (dict(where=itself), 'too deep'),
+    (dict(split=dict(kind='states', states=nested(3000))), 'too deep'),
+    (dict(where={'a': 10**5000}), '64 bits'),
+    (dict(where={'a': 'x\0'}), 'characters that are none'),
+    (dict(split=dict(kind='file', file=None)), 'the task.split.file is empty'),
+    (dict(split=dict(kind='file', file=7)), "'file' of a split is a number"),
+    (dict(split=dict(kind='file', file=['a.csv'])), "'file' of a split is a list"),
+    (dict(split=dict(kind='file', file='.')), 'is a folder'),
+    (dict(split=dict(kind='file', file='no.csv')), 'does not exist'),
+    (dict(split=dict(kind='file', file='x'*300)), 'too long'),
+    (dict(split=dict(kind='file')), 'one field more'),
+    (dict(split=dict(kind='file', file='a.csv', seed=1)), 'one field more'),
+    (dict(split=dict(kind='loops')), "'loops' is not known"),
+    (dict(split=dict(kind=3)), 'with a `kind`'),
+    (dict(split=dict(fraction=.3)), 'with a `kind`'),
+    (dict(split='transfer'), 'is a mapping'),
+    (dict(split=dict(kind='transfer', fraction=float('nan'))), 'is nan'),
+    (dict(split=dict(kind='transfer', fraction=float('inf'))), 'is inf'),
+    (dict(split=dict(kind='transfer', fraction='a')), "is 'a'; give a number"),
+    (dict(split=dict(kind='transfer', fraction=2)), 'from 0 to 1'),
+    (dict(split=dict(kind='transfer', fraction=True)), 'is True'),
+    (dict(split=dict(kind='transfer', seed=1.5)), 'is 1.5; give a whole'),
+    (dict(split=dict(kind='transfer', seed=-1)), 'is -1'),
+    (dict(split=dict(kind='transfer', folds=0)), 'is 0; give a whole'),
+    (dict(split=dict(kind='transfer', folds=True)), 'is True; give a whole'),
+    (dict(split=dict(kind='transfer', folds=3, fold='1')), "is '1'"),
+    (dict(split=dict(kind='released', name=3)), "'name' of a split is a number"),
+    (dict(genes=dict(hvg=-1)), "'hvg' of `genes` is -1"),
+    (dict(genes=dict(hvg=True)), 'is True'),
+    (dict(genes=dict(cells=['train'])), '`cells` of `genes`'),
+    (dict(genes=dict(hvgs=3)), "did you mean 'hvg'"),
+    (dict(genes=3), 'is a mapping'),
+    (dict(name=''), 'empty name'),
+    (dict(name='  '), 'empty name'),
+    (dict(name='a/b'), "holds a '/'"),
+    (dict(name='.'), "begins with a '.'"),
+    (dict(name='..'), "begins with a '.'"),
+    (dict(name='.hidden'), "begins with a '.'"),
+    (dict(name='a\nb'), 'cannot be printed'),
+    (dict(name='a\0'), 'characters that are none'),
+    (dict(name='\udc80'), 'characters that are none'),
+    (dict(name='ä'*101), 'at most 200'),
+    (dict(name=3), '`name` of a task is a number; put quotes'),
+    (dict(name=True), 'put quotes'),
+    (dict(name=['a']), 'put quotes'),
+    (dict(screen=3), '`screen` of a task is a number'),
+    (dict(screen=None), 'the task.screen is empty'),
+    (dict(screen=''), 'needs `screen`'),
+    (dict(screen='a\0.h5ad'), 'characters that are none'),
+    (dict(screen='x'*5000), 'too long'),
+    (dict(screen='no/such.h5ad'), 'neither a file'),
+    (dict(spilt={}), "did you mean 'split'"),
+    ({3: 4}, 'a key that is a number')])
 def test_an_entry_that_cannot_be_is_one_message(asked, changed, words, tmp_path):
     with pytest.raises(InputError) as e: read_task(asked | changed, tmp_path)
     assert words in str(e.value) and len(str(e.value)) < 6000
 
-@pytest.mark.parametrize('entry', [None, 7, 1.5, True, [], ['sim-null'], {'sim-null'}, datetime.date(2024, 1, 1), b'sim-null', [10**5000], nested(3000)], ids=lambda o: type(o).__name__)
+@pytest.mark.parametrize('entry', [
+    None,
+    7,
+    1.5,
+    True,
+    [],
+    ['sim-null'],
+    {'sim-null'},
+    datetime.date(2024, 1, 1),
+    b'sim-null',
+    [10**5000],
+    nested(3000)], ids=lambda o: type(o).__name__)
 def test_what_is_no_task_is_one_message(entry):
     with pytest.raises(InputError, match='a task is a name, the path of an h5ad or a mapping'): read_task(entry)
 
 def test_all_faults_of_an_entry_are_named(asked):
-    with pytest.raises(InputError) as e: read_task(asked | dict(name=3, genes=dict(hvg=-1), split=dict(kind='transfer', seed='x', folds=0), extra=1))
+    with pytest.raises(InputError) as e:
+        read_task(asked | dict(name=3, genes=dict(hvg=-1), split=dict(kind='transfer', seed='x', folds=0), extra=1))
     assert str(e.value).count('\n- ') == 5
 
-plain = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.binary(max_size=3) | st.dates(),
-                     lambda o: st.lists(o, max_size=3) | st.dictionaries(st.text(max_size=4) | st.integers() | st.none(), o, max_size=3), max_leaves=6)
+def nest(o):
+    "Lists and mappings of what `o` draws."
+    return st.lists(o, max_size=3) | st.dictionaries(st.text(max_size=4) | st.integers() | st.none(), o, max_size=3)
+
+words = st.text(max_size=5) | st.binary(max_size=3) | st.dates()
+plain = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | words, nest, max_leaves=6)
+entries = st.fixed_dictionaries({}, optional={k: plain for k in ('name', 'where', 'split', 'genes', 'more')})
 
 @settings(max_examples=300, deadline=None, derandomize=True)
-@given(st.fixed_dictionaries({}, optional={k: plain for k in ('name', 'where', 'split', 'genes', 'more')}) | plain, st.sampled_from(['sim-null', None]))
+@given(entries | plain, st.sampled_from(['sim-null', None]))
 def test_any_entry_is_a_task_or_one_message(entry, screen):
     if isinstance(entry, dict) and screen: entry['screen'] = screen
     try: spec = read_task(entry)
@@ -268,7 +408,8 @@ def test_what_the_system_says_of_a_path_is_said(asked, tmp_path, monkeypatch):
     loop = tmp_path/'loop.h5ad'
     loop.symlink_to(loop)
     with pytest.raises(InputError, match='leads back to itself'): read_task(str(loop))
-    with pytest.raises(InputError, match='leads back to itself'): read_task(asked | dict(split=dict(kind='file', file=str(loop))))
+    with pytest.raises(InputError, match='leads back to itself'):
+        read_task(asked | dict(split=dict(kind='file', file=str(loop))))
     with pytest.raises(InputError, match='is a file and no folder'): read_task(str(Path(asked['screen'])/'deeper.h5ad'))
     monkeypatch.setattr(os, 'access', lambda *_: False)
     with pytest.raises(InputError, match='no permission'): read_task(asked['screen'])
@@ -276,9 +417,14 @@ def test_what_the_system_says_of_a_path_is_said(asked, tmp_path, monkeypatch):
 def test_tasks_work_where_texts_are_not_utf8(asked, tmp_path):
     "Greek names in the question and in the path, with the plainest of locales."
     shutil.copy(asked['screen'], tmp_path/'δοκιμή.h5ad')
-    code = ('import sys; from pathlib import Path; from perturbench.tasks import open_task, load_task\n'
-            'out = Path(sys.argv[1]); task = open_task(dict(screen=str(next(out.glob("*.h5ad"))), name="\\u03b1", split=dict(kind="transfer")), out)\n'
-            'assert load_task(task.folder).name == "\\u03b1" and set(task.leaks().status) and task.picture()')
+    code = (
+        'import sys\n'
+        'from pathlib import Path\n'
+        'from perturbench.tasks import open_task, load_task\n'
+        'out = Path(sys.argv[1])\n'
+        'screen = str(next(out.glob("*.h5ad")))\n'
+        'task = open_task(dict(screen=screen, name="\\u03b1", split=dict(kind="transfer")), out)\n'
+        'assert load_task(task.folder).name == "\\u03b1" and set(task.leaks().status) and task.picture()')
     env = os.environ | dict(LC_ALL='C', PYTHONUTF8='0', PYTHONCOERCECLOCALE='0', PYTHONIOENCODING='ascii')
     done = subprocess.run([sys.executable, '-c', code, str(tmp_path)], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
