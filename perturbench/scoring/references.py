@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['NULLS', 'WIDE', 'ONE_SIDED', 'NOT_JUDGED', 'Values', 'halves_as_distributions', 'halves_as_tests', 'halves_as_stated',
            'reference_table', 'duplicate', 'surely_different', 'followed', 'interpolated', 'seen_in_training',
-           'null_predictions', 'dense_or_nothing', 'halved_in_words', 'references', 'task_references', 'Scale',
-           'scores_of', 'is_correlation', 'better_null', 'calibrate', 'without_range', 'wilson_lower', 'wins',
+           'null_of_state', 'null_predictions', 'dense_or_nothing', 'halved_in_words', 'references', 'task_references',
+           'Scale', 'scores_of', 'is_correlation', 'better_null', 'calibrate', 'without_range', 'wilson_lower', 'wins',
            'fitness', 'collapsed', 'systematic_share']
 
 # %% ../../nbs/65_scoring.references.ipynb #b1d60db7
-from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 import numpy as np
@@ -22,7 +21,7 @@ from ..metrics.distributions import FUNCTIONS
 from ..metrics.effects import MOMENTS, Moments
 from ..models.base import ModelInfo
 from ..models.baselines import PerturbedMean
-from ..predict import predict_task
+from ..predict import Prediction, effect_variance, predict_cells, tested_by_state
 from .cells import TrueCells, compressed
 from .collect import Comparison, extras_for
 from .evaluation import Evaluation, labelled
@@ -170,21 +169,36 @@ def seen_in_training(
     return np.concatenate(rows) if rows else np.zeros(0, int)
 
 # %% ../../nbs/65_scoring.references.ipynb #0925bd5a
+def null_of_state(
+    task, # A `Task`
+    fold:int,
+    name:str, # A key of `NULLS`
+    model:PerturbedMean, # Fitted to the training cells of the fold
+    rows, # Store rows of the controls of the state that models are given
+    codes, # Of the conditions of the state, and of its control
+): # `Prediction`s
+    "The predictions of a null for a state, whose cells are made dense once."
+    design, given, by_control = task.design, task.store.dense(rows), name == 'null_control'
+    def seen(control): return seen_in_training(task, fold, design.state[codes[0]], control)
+    cells = {control: dense_or_nothing(task, seen(control)) for control in {True, by_control}}
+    for code in codes:
+        asked, variance, status = (design.perturbation[code], design.covariate[code]), None, 'ok'
+        mine = cells[by_control or bool(design.is_control[code])]
+        if not by_control and not design.is_control[code]: variance = effect_variance(model, given, *asked, code)
+        if mine is None: mine, status = predict_cells(model, given, *asked, code), model.status(*asked)
+        yield Prediction(code, mine, fold, status, variance)
+
 def null_predictions(
     task, # A `Task`
     name:str, # A key of `NULLS`
 ): # `Prediction`s, fold by fold
     "The predictions of a null."
     for fold in range(task.n_folds):
-        train, cells = task.cells('train', fold), {}
+        train = task.cells('train', fold)
         model = PerturbedMean(ModelInfo(task.genes, task.design, train.n, task.protocol))
         if len(train): model.fit(train)
-        for p in predict_task(model, task, fold, controls=True):
-            control = name == 'null_control' or bool(task.design.is_control[p.condition])
-            key = task.design.state[p.condition], control
-            if key not in cells: cells = {key: dense_or_nothing(task, seen_in_training(task, fold, *key))}
-            if name == 'null_control': p = replace(p, variance=None)
-            yield p if cells[key] is None else replace(p, status='ok', cells=cells[key])
+        for rows, codes in tested_by_state(task, fold, controls=True):
+            yield from null_of_state(task, fold, name, model, rows, codes)
 
 def dense_or_nothing(task, rows): return task.store.dense(rows).numpy() if len(rows) else None
 
