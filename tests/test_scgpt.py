@@ -1,4 +1,4 @@
-"scGPT embeddings against a forward pass in NumPy and PyTorch's own transformer; what must not matter; files that are refused."
+"scGPT embeddings against a forward pass in NumPy and PyTorch's transformer; what must not matter; files refused."
 import json, os, pickle
 from fractions import Fraction
 import anndata as ad, numpy as np, pandas as pd, pytest, torch
@@ -8,32 +8,55 @@ from perturbench.core import InputError, rng
 from perturbench.data.screen import Screen, read_screen
 from perturbench.data.scgpt import bin_values, embed_cells, embed_screen, read_scgpt
 
-few = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+few = settings(
+    max_examples=25, deadline=None, derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 D, HEADS, LAYERS, HID = 32, 4, 2, 48
 SYMBOLS = [f'GENE{i}' for i in range(57)]
 VOCAB = {t: i for i, t in enumerate([*SYMBOLS[:30], '<pad>', '<cls>', *SYMBOLS[30:], '<eoc>'])}
-ARGS = dict(embsize=D, nheads=HEADS, nlayers=LAYERS, d_hid=HID, n_bins=51, pad_token='<pad>', pad_value=-2, input_emb_style='continuous',
-            dropout=.2, fast_transformer=True)
+ARGS = dict(
+    embsize=D, nheads=HEADS, nlayers=LAYERS, d_hid=HID, n_bins=51, pad_token='<pad>', pad_value=-2,
+    input_emb_style='continuous', dropout=.2, fast_transformer=True)
 
 def weights(seed=0):
-    "Random weights under the names of a published checkpoint, written out by hand; biases are not zero and norms are not one."
+    "Random weights under the names of a published checkpoint; biases are not zero and norms are not one."
     r = np.random.default_rng(seed)
-    shapes = {'encoder.embedding.weight': (len(VOCAB), D), 'encoder.enc_norm.weight': (D,), 'encoder.enc_norm.bias': (D,),
-              'value_encoder.linear1.weight': (D, 1), 'value_encoder.linear1.bias': (D,), 'value_encoder.linear2.weight': (D, D),
-              'value_encoder.linear2.bias': (D,), 'value_encoder.norm.weight': (D,), 'value_encoder.norm.bias': (D,)}
+    shapes = {
+        'encoder.embedding.weight': (len(VOCAB), D),
+        'encoder.enc_norm.weight': (D,),
+        'encoder.enc_norm.bias': (D,),
+        'value_encoder.linear1.weight': (D, 1),
+        'value_encoder.linear1.bias': (D,),
+        'value_encoder.linear2.weight': (D, D),
+        'value_encoder.linear2.bias': (D,),
+        'value_encoder.norm.weight': (D,),
+        'value_encoder.norm.bias': (D,)}
     for l in range(LAYERS):
-        parts = {'self_attn.Wqkv.weight': (3*D, D), 'self_attn.Wqkv.bias': (3*D,), 'self_attn.out_proj.weight': (D, D),
-                 'self_attn.out_proj.bias': (D,), 'linear1.weight': (HID, D), 'linear1.bias': (HID,), 'linear2.weight': (D, HID),
-                 'linear2.bias': (D,), 'norm1.weight': (D,), 'norm1.bias': (D,), 'norm2.weight': (D,), 'norm2.bias': (D,)}
+        parts = {
+            'self_attn.Wqkv.weight': (3*D, D),
+            'self_attn.Wqkv.bias': (3*D,),
+            'self_attn.out_proj.weight': (D, D),
+            'self_attn.out_proj.bias': (D,),
+            'linear1.weight': (HID, D),
+            'linear1.bias': (HID,),
+            'linear2.weight': (D, HID),
+            'linear2.bias': (D,),
+            'norm1.weight': (D,),
+            'norm1.bias': (D,),
+            'norm2.weight': (D,),
+            'norm2.bias': (D,)}
         shapes |= {f'transformer_encoder.layers.{l}.{k}': s for k, s in parts.items()}
-    values = {k: r.normal(0, 1/s[-1]**.5 if len(s) > 1 else .5, s) + ('norm' in k and 'weight' in k) for k, s in shapes.items()}
+    is_norm = lambda k: 'norm' in k and 'weight' in k
+    spread = lambda s: 1/s[-1]**.5 if len(s) > 1 else .5
+    values = {k: r.normal(0, spread(s), s) + is_norm(k) for k, s in shapes.items()}
     return {k: torch.tensor(v, dtype=torch.float32) for k, v in values.items()}
 
 def torch_names(state): return {k.replace('Wqkv.', 'in_proj_'): v for k, v in state.items()}
 
 def write(folder, state=None, args=ARGS, vocab=VOCAB):
     folder.mkdir(exist_ok=True)
-    for name, o in (('args.json', args), ('vocab.json', vocab)): (folder/name).write_text(o if isinstance(o, str) else json.dumps(o))
+    for name, o in (('args.json', args), ('vocab.json', vocab)):
+        (folder/name).write_text(o if isinstance(o, str) else json.dumps(o))
     torch.save(weights() if state is None else state, folder/'best_model.pt')
     return folder
 
@@ -45,7 +68,8 @@ CELLS = [f'cell {i}' for i in range(40)]
 
 @pytest.fixture(scope='module')
 def counts():
-    X = rng(0, 'scgpt counts').poisson(np.repeat([.05, .4, 2, 9], 10)[:, None]*rng(1, 'scgpt counts').gamma(.5, 2, len(GENES)))
+    of_cells, of_genes = np.repeat([.05, .4, 2, 9], 10)[:, None], rng(1, 'scgpt counts').gamma(.5, 2, len(GENES))
+    X = rng(0, 'scgpt counts').poisson(of_cells*of_genes)
     X[3] = 0
     X[4] = [5] + [0]*(len(GENES) - 2) + [2]
     return sparse.csr_matrix(X.astype(np.float32))
@@ -62,7 +86,9 @@ def exact_bounds(values, n_bins):
 def reference(state, row, cell, seed=0, max_length=1200):
     "The embedding of one cell: NumPy, float64, gene by gene."
     w = {k: v.double().numpy() for k, v in state.items()}
-    def norm(x, k): return (x - x.mean(-1, keepdims=True))/np.sqrt(x.var(-1, keepdims=True) + 1e-5)*w[f'{k}.weight'] + w[f'{k}.bias']
+    def norm(x, k):
+        z = (x - x.mean(-1, keepdims=True))/np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+        return z*w[f'{k}.weight'] + w[f'{k}.bias']
     def linear(x, k): return x@w[f'{k}.weight'].T + w[f'{k}.bias']
     known = sorted((VOCAB[g], x) for g, x in zip(GENES, row) if x > 0 and g in VOCAB)
     r = rng(seed, 'scgpt', cell)
@@ -74,7 +100,8 @@ def reference(state, row, cell, seed=0, max_length=1200):
     x = []
     for t, v in zip(tokens, values):
         e = np.maximum(w['value_encoder.linear1.weight'][:, 0]*min(v, 512) + w['value_encoder.linear1.bias'], 0)
-        x.append(norm(w['encoder.embedding.weight'][t], 'encoder.enc_norm') + norm(linear(e, 'value_encoder.linear2'), 'value_encoder.norm'))
+        of_gene = norm(w['encoder.embedding.weight'][t], 'encoder.enc_norm')
+        x.append(of_gene + norm(linear(e, 'value_encoder.linear2'), 'value_encoder.norm'))
     x = np.array(x)
     for l in range(LAYERS):
         at, heads = f'transformer_encoder.layers.{l}', []
@@ -90,21 +117,25 @@ def reference(state, row, cell, seed=0, max_length=1200):
 @pytest.mark.parametrize('max_length', [1200, 12])
 def test_equal_to_a_forward_pass_in_numpy(model, counts, max_length):
     found, report = embed_cells(model, counts, GENES, CELLS, max_length=max_length)
-    expected = np.array([reference(weights(), row, cell, max_length=max_length) for row, cell in zip(counts.toarray(), CELLS)])
+    rows = zip(counts.toarray(), CELLS)
+    expected = np.array([reference(weights(), row, cell, max_length=max_length) for row, cell in rows])
     np.testing.assert_allclose(found, expected, atol=2e-6)
     assert np.linalg.norm(expected - expected[0], axis=1)[1:].min() > .05
     n = (counts.toarray()[:, 1:-1] > 0).sum(1)
-    assert report == dict(n_cells=40, n_genes=59, n_found=57, n_missing=2, missing=['unknown1', 'unknown2'], n_empty=(n == 0).sum(),
-                          n_sampled=(n >= max_length).sum())
+    assert report == dict(
+        n_cells=40, n_genes=59, n_found=57, n_missing=2, missing=['unknown1', 'unknown2'], n_empty=(n == 0).sum(),
+        n_sampled=(n >= max_length).sum())
     assert report['n_empty'] >= 2 and (report['n_sampled'] > 5) == (max_length == 12)
 
 def test_equal_to_the_transformer_of_pytorch(model):
     layer = torch.nn.TransformerEncoderLayer(D, HEADS, HID, batch_first=True)
     encoder = torch.nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=False).eval()
-    encoder.load_state_dict({k.removeprefix('transformer_encoder.'): v for k, v in torch_names(weights()).items() if k.startswith('transformer_encoder.')})
+    at, named = 'transformer_encoder.', torch_names(weights())
+    encoder.load_state_dict({k.removeprefix(at): v for k, v in named.items() if k.startswith(at)})
     tokens, values = torch.randint(0, 57, (5, 20)), torch.randint(1, 51, (5, 20)).float()
     seen = torch.arange(20) < torch.tensor([[20], [1], [7], [13], [19]])
-    with torch.no_grad(): x = encoder(model.encoder(tokens) + model.value_encoder(values[..., None]), src_key_padding_mask=~seen)[:, 0]
+    with torch.no_grad():
+        x = encoder(model.encoder(tokens) + model.value_encoder(values[..., None]), src_key_padding_mask=~seen)[:, 0]
     torch.testing.assert_close(model(tokens, values, seen), torch.nn.functional.normalize(x, dim=1), atol=2e-6, rtol=0)
 
 def test_padding_changes_nothing(model):
@@ -131,9 +162,12 @@ def test_both_names_of_the_attention_weights(model, counts, tmp_path):
 
 @pytest.mark.parametrize('zipped', [True, False])
 def test_half_precision_is_read_as_single(tmp_path, zipped):
-    torch.save({k: v.half() for k, v in weights().items()}, write(tmp_path)/'best_model.pt', _use_new_zipfile_serialization=zipped)
+    halves = {k: v.half() for k, v in weights().items()}
+    torch.save(halves, write(tmp_path)/'best_model.pt', _use_new_zipfile_serialization=zipped)
     m = read_scgpt(tmp_path)
-    assert {p.dtype for p in m.parameters()} == {torch.float32} and not any(p.requires_grad for p in m.parameters()) and not m.training
+    assert {p.dtype for p in m.parameters()} == {torch.float32}
+    assert not any(p.requires_grad for p in m.parameters())
+    assert not m.training
     assert torch.equal(m.encoder.enc_norm.bias, weights()['encoder.enc_norm.bias'].half().float())
 
 def test_reading_leaves_the_global_generator_alone(tmp_path):
@@ -144,7 +178,8 @@ def test_reading_leaves_the_global_generator_alone(tmp_path):
 
 def test_special_tokens_that_are_absent_come_last(tmp_path):
     vocab = {g: i for i, g in enumerate(SYMBOLS)}
-    assert {k: v for k, v in read_scgpt(write(tmp_path, vocab=vocab)).vocab.items() if k[0] == '<'} == {'<pad>': 57, '<cls>': 58, '<eoc>': 59}
+    read = read_scgpt(write(tmp_path, vocab=vocab)).vocab
+    assert {k: v for k, v in read.items() if k[0] == '<'} == {'<pad>': 57, '<cls>': 58, '<eoc>': 59}
     write(tmp_path, vocab=dict(list(vocab.items())[:55]))
     with pytest.raises(InputError, match=r'embedding.weight \(\(60, 32\) instead of \(58, 32\)'): read_scgpt(tmp_path)
 
@@ -170,7 +205,8 @@ def test_bins_grow_with_the_value(values, seed):
 def test_ties_are_spread_evenly():
     bins = bin_values(np.ones(1000), 51, (np.arange(1000) + .5)/1000)
     assert np.unique(bins, return_counts=True)[1].tolist() == [20]*50
-    assert bin_values(np.array([3.]), 51, np.array([.999])) == 1 and bin_values(np.array([3.]), 51, np.array([0.])) == 50
+    assert bin_values(np.array([3.]), 51, np.array([.999])) == 1
+    assert bin_values(np.array([3.]), 51, np.array([0.])) == 50
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 64), st.sampled_from([8, 30, 1200]), st.sampled_from([.5, 3, 1000]))
 @few
@@ -178,16 +214,28 @@ def test_neither_order_nor_batches_nor_depth_matter(model, counts, seed, batch_s
     r = np.random.default_rng(seed)
     i, j = r.permutation(len(CELLS))[:r.integers(1, 41)], r.permutation(len(GENES))
     expected = embed_cells(model, counts, GENES, CELLS, max_length=max_length)[0]
-    found = embed_cells(model, counts[i][:, j]*factor, np.array(GENES)[j], np.array(CELLS)[i], batch_size=batch_size, max_length=max_length)[0]
+    genes, cells = np.array(GENES)[j], np.array(CELLS)[i]
+    options = dict(batch_size=batch_size, max_length=max_length)
+    found = embed_cells(model, counts[i][:, j]*factor, genes, cells, **options)[0]
     np.testing.assert_allclose(found, expected[i], atol=3e-6)
 
 def test_forms_of_the_matrix_are_one(model, counts):
     expected = embed_cells(model, counts, GENES, CELLS)[0]
     dense = counts.toarray()
-    zeros = sparse.csr_matrix((np.r_[counts.data, 0, 0], np.r_[counts.indices, 7, 8], np.r_[counts.indptr[:-1], counts.nnz + 2]), shape=counts.shape)
-    halves = sparse.csr_matrix((np.repeat(counts.data/2, 2), np.repeat(counts.indices, 2), counts.indptr*2), shape=counts.shape)
+    zeros = sparse.csr_matrix((
+        np.r_[counts.data, 0, 0],
+        np.r_[counts.indices, 7, 8],
+        np.r_[counts.indptr[:-1], counts.nnz + 2]), shape=counts.shape)
+    entries = np.repeat(counts.data/2, 2), np.repeat(counts.indices, 2), counts.indptr*2
+    halves = sparse.csr_matrix(entries, shape=counts.shape)
     wide = sparse.hstack([counts, np.full((40, 1), 9.)]).tocsr()
-    for X, genes in ((dense, GENES), (dense.astype(int), GENES), (zeros, GENES), (halves, GENES), (counts.tocsc(), GENES), (wide, [*GENES, 'unknown3'])):
+    for X, genes in (
+            (dense, GENES),
+            (dense.astype(int), GENES),
+            (zeros, GENES),
+            (halves, GENES),
+            (counts.tocsc(), GENES),
+            (wide, [*GENES, 'unknown3'])):
         np.testing.assert_allclose(embed_cells(model, X, genes, CELLS)[0], expected, atol=3e-6)
     assert embed_cells(model, counts[:0], GENES, [])[0].shape == (0, D)
 
@@ -225,7 +273,8 @@ def test_a_screen_in_a_file_is_read_block_by_block(model, counts, tmp_path, monk
     from perturbench.data import blocks as room
     obs = pd.DataFrame({'what': ['control', 'GENE1']*20}, index=CELLS)
     logs = counts.log1p()
-    Screen(ad.AnnData(logs, obs=obs, var=pd.DataFrame(index=GENES), layers={'counts': counts}), 'what').write(tmp_path/'s.h5ad')
+    a = ad.AnnData(logs, obs=obs, var=pd.DataFrame(index=GENES), layers={'counts': counts})
+    Screen(a, 'what').write(tmp_path/'s.h5ad')
     screen, most, read = read_screen(tmp_path/'s.h5ad', backed=True), [], room.Blocks._read
     expected = embed_cells(model, counts, GENES, CELLS)[0]
     monkeypatch.setattr(room, 'BLOCK', counts.nnz//4)
@@ -285,18 +334,19 @@ def without(part): return {k: v for k, v in weights().items() if part not in k}
     ('from 0 without gaps', dict(vocab={g: str(i) for g, i in VOCAB.items()})),
     ('missing: value_encoder.norm.bias', dict(state=without('value_encoder.norm.bias'))),
     ('missing: transformer_encoder.layers.1.self_attn.in_proj_weight, .* and 9 more', dict(state=without('layers.1.'))),
-    ('not known: transformer_encoder.layers.1.self_attn.in_proj_weight, .* and 9 more', dict(args=ARGS | dict(nlayers=1))),
+    ('not known: transformer_encoder.layers.1.self_attn.in_proj_weight, .* and 9 more',
+     dict(args=ARGS | dict(nlayers=1))),
     (r'linear1.weight \(\(48, 32\) instead of \(64, 32\)\)', dict(args=ARGS | dict(d_hid=64))),
     ('not known: value_encoder.extra', dict(state=weights() | {'value_encoder.extra': torch.zeros(2)})),
     ('not finite: encoder.embedding.weight, ', dict(state={k: v*float('inf') for k, v in weights().items()})),
     ('not a table of tensors', dict(state=torch.zeros(3))),
-    ('not a table of tensors', dict(state={'model': weights()})),
-])
+    ('not a table of tensors', dict(state={'model': weights()}))])
 def test_checkpoints_that_do_not_fit_are_refused(tmp_path, match, change):
     with pytest.raises(InputError, match=match): read_scgpt(write(tmp_path, **change))
 
 def test_folders_that_are_no_checkpoint(tmp_path):
-    with pytest.raises(InputError, match='has no args.json, vocab.json, best_model.pt; give the folder'): read_scgpt(tmp_path/'nothing')
+    with pytest.raises(InputError, match='has no args.json, vocab.json, best_model.pt; give the folder'):
+        read_scgpt(tmp_path/'nothing')
     write(tmp_path)
     with pytest.raises(InputError, match='has no'): read_scgpt(tmp_path/'args.json')
     (tmp_path/'best_model.pt').write_bytes((tmp_path/'best_model.pt').read_bytes()[:1000])
