@@ -3,7 +3,8 @@ import anndata as ad, numpy as np, pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
 from scipy import sparse
 from perturbench.core import InputError, rng
-from perturbench.data.scale import DO, ValueCheck, cell_faults, compare, exact_kind, measure, sample, scale_faults, scale_notes, scale_text
+from perturbench.data.scale import (DO, ValueCheck, cell_faults, compare, exact_kind, measure, sample, scale_faults,
+                                    scale_notes, scale_text)
 from perturbench.data.blocks import Blocks
 from perturbench.scoring.files import evaluate_files
 
@@ -13,17 +14,26 @@ def draw(seed, n_genes, depth, target, chosen):
     "Measured cells twice, from the same means, and the condition of each."
     r = rng(seed, 'test_scale')
     base = r.gamma(.5, 1, n_genes) + 1e-3
-    mean = np.repeat(base*np.exp(r.normal(0, .4, (CONDITIONS, n_genes))*(r.random((CONDITIONS, n_genes)) < .3)), CELLS, 0)
+    changes = r.normal(0, .4, (CONDITIONS, n_genes))*(r.random((CONDITIONS, n_genes)) < .3)
+    mean = np.repeat(base*np.exp(changes), CELLS, 0)
     mean /= mean.sum(1, keepdims=True)
     genes = np.sort(r.permutation(n_genes)[:n_genes//2]) if chosen else np.arange(n_genes)
     def cells():
-        c = r.poisson(mean*r.gamma(1, 1, mean.shape)*depth*n_genes*np.exp(r.normal(0, .4, (len(mean), 1)))) + (np.arange(n_genes) < 6)
+        of_genes, of_cells = r.gamma(1, 1, mean.shape), np.exp(r.normal(0, .4, (len(mean), 1)))
+        c = r.poisson(mean*of_genes*depth*n_genes*of_cells) + (np.arange(n_genes) < 6)
         return np.log1p(target*c/c.sum(1, keepdims=True))[:, genes]
     return cells(), cells(), np.repeat(np.arange(CONDITIONS), CELLS), r
 
-screens = dict(seed=st.integers(0, 10**6), n_genes=st.sampled_from([80, 200, 800, 3000]), depth=st.sampled_from([.5, 3, 20]),
-               target=st.sampled_from([1e3, 1e4, 1e5, 1e6]), chosen=st.booleans())
-realistic = screens | dict(n_genes=st.sampled_from([80, 200, 800]), target=st.sampled_from([1e4, 1e5, 1e6]), depth=st.sampled_from([2, 5, 20]))
+screens = dict(
+    seed=st.integers(0, 10**6),
+    n_genes=st.sampled_from([80, 200, 800, 3000]),
+    depth=st.sampled_from([.5, 3, 20]),
+    target=st.sampled_from([1e3, 1e4, 1e5, 1e6]),
+    chosen=st.booleans())
+realistic = screens | dict(
+    n_genes=st.sampled_from([80, 200, 800]),
+    target=st.sampled_from([1e4, 1e5, 1e6]),
+    depth=st.sampled_from([2, 5, 20]))
 quick = settings(derandomize=True, deadline=None, max_examples=10)
 
 def judged(values, codes, truth, truth_codes):
@@ -31,7 +41,8 @@ def judged(values, codes, truth, truth_codes):
     return faults[0] if faults else ''
 
 def smoothed(x, codes, change=lambda v: v, back=lambda v: v):
-    return np.concatenate([np.repeat(back(change(x[codes == c]).mean(0))[None], (codes == c).sum(), 0) for c in range(CONDITIONS)])
+    cells = [x[codes == c] for c in range(CONDITIONS)]
+    return np.concatenate([np.repeat(back(change(o).mean(0))[None], len(o), 0) for o in cells])
 
 @quick
 @given(**screens)
@@ -41,13 +52,28 @@ def test_nothing_legitimate_is_refused(seed, n_genes, depth, target, chosen):
     several = np.stack([x[r.choice(np.flatnonzero(codes == c), 5)].mean(0) for c in codes])
     strong = np.where((codes == 0)[:, None], np.log1p(np.expm1(x)*r.gamma(1, 1, x.shape[1])), x)
     legitimate = dict(
-        cells=x, denoised=smoothed(x, codes), log_of_mean=smoothed(x, codes, np.expm1, np.log1p), neighbours=several, half_denoised=(x + smoothed(x, codes))/2,
-        noise=(x + .5*r.normal(size=x.shape)).clip(0), clipped=np.minimum(x, np.quantile(x, .95)), zeros=0*x, constant=0*x + x.mean(), other_genes=x[:, r.permutation(x.shape[1])],
-        control=np.repeat(x[codes == 0].mean(0)[None], len(x), 0), lost=x*(r.random(x.shape) < .5), more=np.log1p(1.2*np.expm1(x)), less=np.log1p(.82*np.expm1(x)), strong=strong,
-        rounded=x.astype(np.float16).astype(float), poor=np.repeat((x.mean(0)*np.exp(.5*r.normal(size=x.shape[1]))).clip(0, 15)[None], len(x), 0), uniform=r.uniform(0, x.max(), x.shape),
+        cells=x,
+        denoised=smoothed(x, codes),
+        log_of_mean=smoothed(x, codes, np.expm1, np.log1p),
+        neighbours=several,
+        half_denoised=(x + smoothed(x, codes))/2,
+        noise=(x + .5*r.normal(size=x.shape)).clip(0),
+        clipped=np.minimum(x, np.quantile(x, .95)),
+        zeros=0*x,
+        constant=0*x + x.mean(),
+        other_genes=x[:, r.permutation(x.shape[1])],
+        control=np.repeat(x[codes == 0].mean(0)[None], len(x), 0),
+        lost=x*(r.random(x.shape) < .5),
+        more=np.log1p(1.2*np.expm1(x)),
+        less=np.log1p(.82*np.expm1(x)),
+        strong=strong,
+        rounded=x.astype(np.float16).astype(float),
+        poor=np.repeat((x.mean(0)*np.exp(.5*r.normal(size=x.shape[1]))).clip(0, 15)[None], len(x), 0),
+        uniform=r.uniform(0, x.max(), x.shape),
         some_zero=x*(np.arange(len(x)) % 2)[:, None])
     said = {k: judged(v, codes, truth, codes) for k, v in legitimate.items()}
-    said |= {'means': judged(smoothed(x, codes)[first], codes[first], truth, codes), 'log of means': judged(legitimate['log_of_mean'][first], codes[first], truth, codes)}
+    said['means'] = judged(smoothed(x, codes)[first], codes[first], truth, codes)
+    said['log of means'] = judged(legitimate['log_of_mean'][first], codes[first], truth, codes)
     assert not any(said.values()), {k: v for k, v in said.items() if v}
 
 @quick
@@ -75,7 +101,8 @@ def test_a_mixture_is_refused(seed, n_genes, depth, target, chosen, share, by_co
 
 @quick
 @given(**realistic | dict(n_genes=st.just(800)))
-def test_smoothed_cells_whose_scale_cannot_be_told_are_never_scored_without_a_word(seed, n_genes, depth, target, chosen):
+def test_smoothed_cells_whose_scale_cannot_be_told_are_never_scored_without_a_word(
+        seed, n_genes, depth, target, chosen):
     truth, x, codes, r = draw(seed, n_genes, depth, target, chosen)
     v, measured = np.expm1(x), sample(truth, codes)
     for kind, F in (('log', 3), ('log', 1/3), ('log2', 1), ('root', 1)):
@@ -88,7 +115,8 @@ def test_smoothed_cells_whose_scale_cannot_be_told_are_never_scored_without_a_wo
 def test_the_other_scale_of_smoothed_cells_is_named():
     truth, x, codes, _ = draw(7, 800, .5, 1e4, False)
     told = lambda values: compare(sample(smoothed(values, codes), codes), sample(truth, codes)).notes[0]
-    assert 'values cannot tell' in told(np.log1p(3*np.expm1(x))) and 'times the target sum' in told(np.log1p(3*np.expm1(x)))
+    assert 'values cannot tell' in told(np.log1p(3*np.expm1(x)))
+    assert 'times the target sum' in told(np.log1p(3*np.expm1(x)))
     assert 'at the logarithm to the base 2' in told(x/np.log(2))
 
 @pytest.mark.parametrize('F', [1, .02, 30])
@@ -97,16 +125,21 @@ def test_measured_files_need_the_same_target_sum(F):
     a, b = sample(np.log1p(F*np.expm1(x)), codes), sample(truth, codes)
     assert bool(compare(a, b, measured=True).faults) == (F != 1)
     a = sample(np.log1p(1.1*np.expm1(x)), codes)
-    assert compare(a, b, measured=True).faults and not compare(a, b).faults and 'another target sum' in compare(a, b).notes[0]
+    assert compare(a, b, measured=True).faults and not compare(a, b).faults
+    assert 'another target sum' in compare(a, b).notes[0]
 
 def test_a_factor_is_named_and_its_remedy_works():
     truth, x, codes, _ = draw(2, 300, 3, 1e4, False)
     values = np.log1p(np.expm1(x)*242/1e4)
     said = judged(values, codes, truth, codes)
-    assert 'a cell sums to 242' in said and 'measured one to 10,000' in said and 'a.X = np.log1p(np.expm1(a.X)*41.32)' in said
+    assert 'a cell sums to 242' in said and 'measured one to 10,000' in said
+    assert 'a.X = np.log1p(np.expm1(a.X)*41.32)' in said
     assert np.abs(np.log1p(np.expm1(values)*41.32) - x).max() < 1e-3
 
-@pytest.mark.parametrize('kind, remedy', [('twice', np.expm1), ('log2', lambda x: x*np.log(2)), ('log10', lambda x: x*np.log(10))])
+@pytest.mark.parametrize('kind, remedy', [
+    ('twice', np.expm1),
+    ('log2', lambda x: x*np.log(2)),
+    ('log10', lambda x: x*np.log(10))])
 def test_remedies_bring_values_back(kind, remedy):
     truth, x, codes, _ = draw(3, 300, 3, 1e4, True)
     values = DO[kind](np.expm1(x))
@@ -126,12 +159,16 @@ def test_what_cannot_be_logarithms_is_refused_alone():
     x = draw(4, 100, 20, 1e4, True)[0]
     v, half = np.expm1(x), (np.arange(len(x)) % 2 == 0)[:, None]
     assert scale_faults(measure(x)) == scale_notes(measure(x)) == []
-    assert 'values above 30' in scale_faults(measure(v))[0] and 'whole numbers only' in scale_faults(measure(np.where(half, np.rint(v/100), x)))[0]
+    assert 'values above 30' in scale_faults(measure(v))[0]
+    assert 'whole numbers only' in scale_faults(measure(np.where(half, np.rint(v/100), x)))[0]
     all_genes = draw(5, 200, 3, 1e4, False)[0]
-    assert 'cells were scaled to 2 target sums' in scale_faults(measure(np.where((np.arange(len(x)) % 3 == 0)[:, None], np.log1p(9*np.expm1(all_genes)), all_genes)))[0]
+    third = (np.arange(len(x)) % 3 == 0)[:, None]
+    mixed = np.where(third, np.log1p(9*np.expm1(all_genes)), all_genes)
+    assert 'cells were scaled to 2 target sums' in scale_faults(measure(mixed))[0]
     counted = np.log1p(np.random.default_rng(0).poisson(1.5, (50, 60)))
     assert scale_faults(measure(counted)) == [] and 'log1p of whole numbers' in scale_notes(measure(counted))[0]
-    for odd in (np.zeros((20, 30)), np.ones((20, 30)), np.zeros((0, 30)), np.full((3, 30), 700.)): scale_text(measure(odd)), scale_notes(measure(odd))
+    for odd in (np.zeros((20, 30)), np.ones((20, 30)), np.zeros((0, 30)), np.full((3, 30), 700.)):
+        scale_text(measure(odd)), scale_notes(measure(odd))
     assert 'values above 30' in scale_faults(measure(np.full((3, 30), 1e30)))[0]
 
 def test_blocks_are_measured_as_a_whole():
@@ -142,14 +179,16 @@ def test_blocks_are_measured_as_a_whole():
     assert (check.scale.maximum, check.scale.least) == (whole.maximum, whole.least)
 
 def file(x, codes, own, controls=False):
-    obs = pd.DataFrame(dict(gene=[f'p{c}' if c or not controls else 'control' for c in codes]), index=[f'{own}{i}' for i in range(len(x))])
+    genes = [f'p{c}' if c or not controls else 'control' for c in codes]
+    obs = pd.DataFrame(dict(gene=genes), index=[f'{own}{i}' for i in range(len(x))])
     return ad.AnnData(x.astype(np.float32), obs=obs, var=pd.DataFrame(index=[f'g{i}' for i in range(x.shape[1])]))
 
 def test_evaluate_refuses_a_file_on_another_scale_and_scores_the_others():
     truth, x, codes, _ = draw(7, 60, 3, 1e4, False)
     measured, mine = file(truth, codes, 't', True), file(x, codes, 'm', True)
     values = np.expm1(x)
-    wrong = dict(median=np.log1p(values*.03), twice=np.log1p(x), part=np.where((codes % 2 == 0)[:, None], np.log1p(8*values), x))
+    half = (codes % 2 == 0)[:, None]
+    wrong = dict(median=np.log1p(values*.03), twice=np.log1p(x), part=np.where(half, np.log1p(8*values), x))
     wrong = {k: file(v, codes, k, True) for k, v in wrong.items()}
     found = evaluate_files(measured, {'mine': mine} | wrong, 'gene', metrics=['rmse_average'])
     assert list(found.refused) == list(wrong)
@@ -157,23 +196,30 @@ def test_evaluate_refuses_a_file_on_another_scale_and_scores_the_others():
     assert scores.count()[list(wrong)].sum() == 0 and scores.mean()['mine'] < scores.mean()['control_mean']
     assert set(found.scores.status[found.scores.model.isin(wrong)]) == {'refused'}
     for k, v in wrong.items():
-        with pytest.raises(InputError, match='cannot be scored'): evaluate_files(measured, {k: v}, 'gene', metrics=['rmse_average'])
+        with pytest.raises(InputError, match='cannot be scored'):
+            evaluate_files(measured, {k: v}, 'gene', metrics=['rmse_average'])
 
 def test_training_cells_are_brought_to_the_genes_of_the_truth_before_they_are_normalised():
     r = np.random.default_rng(0)
     mean = r.gamma(1.5, 2, 50)*np.exp(r.normal(0, .5, (4, 50)))
-    def cells(own): return file(np.concatenate([r.poisson(m, (15, 50)) for m in mean]), np.repeat(range(4), 15), own, True)
+    def cells(own):
+        return file(np.concatenate([r.poisson(m, (15, 50)) for m in mean]), np.repeat(range(4), 15), own, True)
     truth, train, mine = cells('t'), cells('s'), cells('m')
-    more = ad.AnnData(r.poisson(5, (train.n_obs, 300)).astype(np.float32), obs=train.obs, var=pd.DataFrame(index=[f'x{i}' for i in range(300)]))
+    other_genes, others = pd.DataFrame(index=[f'x{i}' for i in range(300)]), r.poisson(5, (train.n_obs, 300))
+    more = ad.AnnData(others.astype(np.float32), obs=train.obs, var=other_genes)
     wide = ad.concat([more, train[:, ::-1]], axis=1, merge='first')
-    found = [evaluate_files(truth, {'mine': mine}, 'gene', values='counts', train=o, metrics=['rmse_centred', 'energy_pca', 'rmse_average']).scores for o in (train, wide)]
+    options = dict(values='counts', metrics=['rmse_centred', 'energy_pca', 'rmse_average'])
+    found = [evaluate_files(truth, {'mine': mine}, 'gene', train=o, **options).scores for o in (train, wide)]
     np.testing.assert_allclose(found[0].value, found[1].value, rtol=1e-6)
     logs = ad.AnnData(np.log1p(1e4*wide.X/wide.X.sum(1, keepdims=True)), obs=wide.obs, var=wide.var)
     screen = ad.AnnData(np.log1p(1e4*truth.X/truth.X.sum(1, keepdims=True)), obs=truth.obs, var=truth.var)
-    with pytest.raises(InputError, match='take the same genes in both files and normalise both'): evaluate_files(screen, {'mine': screen}, 'gene', train=logs, metrics=['rmse_average'])
+    with pytest.raises(InputError, match='take the same genes in both files and normalise both'):
+        evaluate_files(screen, {'mine': screen}, 'gene', train=logs, metrics=['rmse_average'])
 
-@pytest.mark.parametrize('name, key, state, control', [('norman_mcfaline', 'condition', 'cell_type', 'control'), ('gbm_panobinostat', 'condition', 'patient_id', 'ctrl'),
-                                                       ('tcell_crop', 'gene', 'perturbation_2', 'control')])
+@pytest.mark.parametrize('name, key, state, control', [
+    ('norman_mcfaline', 'condition', 'cell_type', 'control'),
+    ('gbm_panobinostat', 'condition', 'patient_id', 'ctrl'),
+    ('tcell_crop', 'gene', 'perturbation_2', 'control')])
 def test_real_screens_raise_no_alarm(real, name, key, state, control):
     from perturbench.data.preprocess import normalise
     a = ad.read_h5ad(real/f'{name}.h5ad')
@@ -184,4 +230,6 @@ def test_real_screens_raise_no_alarm(real, name, key, state, control):
     for genes in (slice(None), np.arange(0, a.n_vars, 3)):
         theirs, truth = sample(X[half][:, genes], codes[half]), sample(X[~half][:, genes], codes[~half])
         assert compare(theirs, truth) == compare(theirs, truth, measured=True) == ([], [])
-        for F in (.02, 30): assert judged(np.log1p(F*np.expm1(X[half][:, genes].toarray())), codes[half], X[~half][:, genes], codes[~half])
+        for F in (.02, 30):
+            scaled = np.log1p(F*np.expm1(X[half][:, genes].toarray()))
+            assert judged(scaled, codes[half], X[~half][:, genes], codes[~half])
