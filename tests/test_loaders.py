@@ -10,10 +10,14 @@ from perturbench.loaders.batches import Batches, Matched, entropic_plan
 from perturbench.loaders.disk import DiskBatches, FileStore
 from perturbench.loaders.store import CellStore, upload
 
-few = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+few = settings(
+    max_examples=40, deadline=None, derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 
 def matrix(r, n, g, counts):
-    "A compressed matrix as files bring it: unsorted, with explicit zeros and entries in two pieces, empty rows and columns, of any type."
+    """A compressed matrix as files bring it.
+
+    Unsorted, with explicit zeros and entries in two pieces, empty rows and columns, of any type."""
     density = r.choice([0, .1, .5, 1.])
     rows, columns = np.nonzero(r.random((n, g)) < density)
     values = r.integers(1, 9, len(rows)) if counts else r.random(len(rows))*3
@@ -30,12 +34,18 @@ def make(seed):
     "A random screen with its matrices, dense."
     r = np.random.default_rng(seed)
     n, g, lines = int(r.integers(12, 60)), int(r.integers(1, 30)), ['A', 'B', 'C_c'][:r.integers(1, 4)]
-    obs = pd.DataFrame(dict(what=r.choice(['control', 'x', 'y', 'x+y', 'β/,'], n), line=r.choice(lines, n), lane=r.choice(['1', '2'], n)), index=[f'c{i}' for i in range(n)])
+    columns = dict(
+        what=r.choice(['control', 'x', 'y', 'x+y', 'β/,'], n),
+        line=r.choice(lines, n),
+        lane=r.choice(['1', '2'], n))
+    obs = pd.DataFrame(columns, index=[f'c{i}' for i in range(n)])
     obs.loc[obs.index[:len(lines)], ['what', 'line']] = [('control', o) for o in lines]
     obs.loc[obs.index[-1], 'what'] = 'x'
     X, counts = matrix(r, n, g, False), matrix(r, n, g, True) if r.random() < .6 else None
-    a = ad.AnnData(X, obs=obs, var=pd.DataFrame(index=[f'g{i}' for i in range(g)]), layers={} if counts is None else {'counts': counts})
-    dense = [np.asarray(o.toarray() if sparse.issparse(o) else o).astype(np.float32) for o in (X, counts) if o is not None]
+    layers = {} if counts is None else {'counts': counts}
+    a = ad.AnnData(X, obs=obs, var=pd.DataFrame(index=[f'g{i}' for i in range(g)]), layers=layers)
+    matrices = [o.toarray() if sparse.issparse(o) else o for o in (X, counts) if o is not None]
+    dense = [np.asarray(o).astype(np.float32) for o in matrices]
     return r, Screen(a, 'what', 'line', batch_key='lane'), *dense, *([] if len(dense) == 2 else [None])
 
 screens = st.integers(0, 2**32 - 1).map(make)
@@ -54,7 +64,8 @@ def test_a_store_holds_what_scipy_holds(tmp_path, made, from_disk):
     columns, rows = slice(None) if genes is None else genes, r.integers(0, screen.n_cells, r.integers(0, 40))
     at = store.order[rows]
     np.testing.assert_array_equal(store.dense(rows).numpy(), X[at][:, columns])
-    np.testing.assert_array_equal(sparse.csr_matrix((store.values, store.indices, store.indptr), (screen.n_cells, store.n_genes)).toarray(), X[store.order][:, columns])
+    parts, shape = (store.values, store.indices, store.indptr), (screen.n_cells, store.n_genes)
+    np.testing.assert_array_equal(sparse.csr_matrix(parts, shape).toarray(), X[store.order][:, columns])
     if counts is not None:
         np.testing.assert_array_equal(store.dense(rows, layer='counts').numpy(), counts[at][:, columns])
         np.testing.assert_array_equal(store.library, counts.sum(1)[store.order])  # over all genes
@@ -72,9 +83,9 @@ def test_a_store_holds_what_scipy_holds(tmp_path, made, from_disk):
 
 def some_controls(r, store):
     "A mask over some controls of a store, at least one of each state."
-    pool = store.design.is_control[store.codes] & (r.random(store.n_cells) < .5)
-    state = store.design.state[store.codes]
-    pool[[np.flatnonzero(store.design.is_control[store.codes] & (state == s))[0] for s in set(store.design.state)]] = True
+    is_control, state = store.design.is_control[store.codes], store.design.state[store.codes]
+    pool = is_control & (r.random(store.n_cells) < .5)
+    for s in set(store.design.state): pool[np.flatnonzero(is_control & (state == s))[0]] = True
     return pool, state
 
 def as_tensors(store):
@@ -92,7 +103,12 @@ def check(b, store, X, counts):
     if counts is not None: np.testing.assert_array_equal(b.counts.numpy(), counts[at])
 
 @few
-@given(screens, st.sampled_from(['disentangling', 'matched', 'ot', 'sets']), st.integers(1, 70), st.booleans(), st.booleans())
+@given(
+    screens,
+    st.sampled_from(['disentangling', 'matched', 'ot', 'sets']),
+    st.integers(1, 70),
+    st.booleans(),
+    st.booleans())
 def test_batches_visit_each_cell_with_a_control_of_its_state(tmp_path, made, strategy, batch_size, shuffle, same_batch):
     r, screen, X, counts = made
     store = CellStore.from_screen(screen)
@@ -102,7 +118,9 @@ def test_batches_visit_each_cell_with_a_control_of_its_state(tmp_path, made, str
     fields = ['batch'] + ['counts', 'library']*(counts is not None)
     store.save(tmp_path/'store')
     stores = store, CellStore.load(tmp_path/'store'), as_tensors(store)
-    name = dict(name=strategy) | (dict(same_batch=same_batch) if strategy != 'disentangling' else {}) | (dict(size=int(r.integers(1, 9))) if strategy == 'sets' else {})
+    name = dict(name=strategy)
+    if strategy != 'disentangling': name['same_batch'] = same_batch
+    if strategy == 'sets': name['size'] = int(r.integers(1, 9))
     options = dict(strategy=name, batch_size=batch_size, seed=int(r.integers(9)), shuffle=shuffle, fields=fields)
     ours, *theirs = (Batches(s.select(mask), s.select(pool), **options) for s in stores)
     choice = {s: {x.tobytes() for x in X[store.order[pool & (state == s)]]} for s in set(state)}
@@ -113,13 +131,20 @@ def test_batches_visit_each_cell_with_a_control_of_its_state(tmp_path, made, str
         cells = torch.cat([b.cell for b in batches]).numpy()
         if strategy == 'sets':
             assert set(cells.ravel()) == set(np.flatnonzero(mask)) and (np.ptp(store.codes[cells], axis=1) == 0).all()
-        else: assert sorted(cells) == list(np.flatnonzero(mask)) and (shuffle or list(cells) == sorted(cells)) and len(batches) == -(-mask.sum()//batch_size)
+        else:
+            assert sorted(cells) == list(np.flatnonzero(mask))
+            assert shuffle or list(cells) == sorted(cells)
+            assert len(batches) == -(-mask.sum()//batch_size)
         for a, *others in zip(batches, *theirs):
             for b in others:
-                for k, v in vars(a).items(): assert (v is None) == (getattr(b, k) is None) and (v is None or torch.equal(v, getattr(b, k)))
+                for k, v in vars(a).items():
+                    assert (v is None) == (getattr(b, k) is None) and (v is None or torch.equal(v, getattr(b, k)))
             check(a, store, X, counts)
             if strategy == 'disentangling': assert a.controls is None and a.cell_features is a.expression
-            else: assert a.cell_features is a.controls and all(x.tobytes() in choice[state[i]] for x, i in zip(a.controls.flatten(0, -2).numpy(), a.cell.ravel().numpy()))
+            else:
+                assert a.cell_features is a.controls
+                drawn = zip(a.controls.flatten(0, -2).numpy(), a.cell.ravel().numpy())
+                assert all(x.tobytes() in choice[state[i]] for x, i in drawn)
 
 @few
 @given(screens, st.integers(1, 5), st.sampled_from(['uniform', 'condition', 'state']), st.sampled_from([None, 3]))
@@ -127,20 +152,25 @@ def test_processes_share_an_epoch(made, world, sampler, size):
     r, screen, X, _ = made
     store = CellStore.from_screen(screen)
     cells = store.select(np.ones(screen.n_cells, bool))
-    options = dict(strategy='matched' if size is None else {'name': 'sets', 'size': size}, batch_size=7, sampler=sampler, seed=1)
+    strategy = 'matched' if size is None else {'name': 'sets', 'size': size}
+    options = dict(strategy=strategy, batch_size=7, sampler=sampler, seed=1)
     alone = Batches(cells, **options)
     if alone.total < world: return
     ranks = [Batches(cells, rank=i, world=world, **options) for i in range(world)]
     parts, whole = [[p for p in b.plan()] for b in ranks], alone.plan()
-    for k in (0, 1): np.testing.assert_array_equal(np.stack([p[k] for p in parts], 1).reshape(-1, *whole[k].shape[1:]), whole[k][:len(whole[k])//world*world])
+    for k in (0, 1):
+        dealt = np.stack([p[k] for p in parts], 1).reshape(-1, *whole[k].shape[1:])
+        np.testing.assert_array_equal(dealt, whole[k][:len(whole[k])//world*world])
     assert len({len(b) for b in ranks}) == 1 == len({len(list(b)) for b in ranks})
-    if sampler == 'uniform' and size is None: assert len(set(np.concatenate([p[0] for p in parts]))) == len(cells)//world*world
+    if sampler == 'uniform' and size is None:
+        assert len(set(np.concatenate([p[0] for p in parts]))) == len(cells)//world*world
 
 def test_matching_within_a_batch_falls_back_to_the_state(task):
     screen = simulate(Parameters(n_genes=20, n_states=2, n_perturbations=3, cells=30, controls=40)).screen
     obs = screen.adata.obs
     obs['lane'] = [str(i % 3) for i in range(len(obs))]
-    screen = Screen(screen.adata, screen.perturbation_key, screen.covariate_keys, control=screen.control, batch_key='lane')
+    keys = screen.perturbation_key, screen.covariate_keys
+    screen = Screen(screen.adata, *keys, control=screen.control, batch_key='lane')
     store = CellStore.from_screen(screen)
     is_control, state = store.design.is_control[store.codes], store.design.state[store.codes]
     pool = is_control & ~((store.batch == 2) & (state == 1))
@@ -149,7 +179,8 @@ def test_matching_within_a_batch_falls_back_to_the_state(task):
     same = store.batch[drawn] == store.batch[cells.rows]
     bare = (store.batch[cells.rows] == 2) & (state[cells.rows] == 1)
     assert (state[drawn] == state[cells.rows]).all() and same[:, ~bare].all() and not same[:, bare].any() and bare.any()
-    for i in np.flatnonzero(bare)[:3]: assert set(store.batch[drawn[:, i]]) == {0, 1}  # of the whole state, not of one lane
+    # of the whole state, not of one lane
+    for i in np.flatnonzero(bare)[:3]: assert set(store.batch[drawn[:, i]]) == {0, 1}
 
 @few
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 99), st.sampled_from([.05, .5]))
@@ -170,7 +201,8 @@ def test_a_set_of_a_condition_is_a_slice_of_it(task):
     n = train.n[c]
     assert times.sum() == 15000 == times[train.of(c)].sum()
     expected = 15000/n
-    assert ((times[train.of(c)] - expected)**2/(expected*(1 - 5/n))).sum() < stats.chi2.ppf(.999, n - 1)  # each cell equally often
+    # each cell equally often
+    assert ((times[train.of(c)] - expected)**2/(expected*(1 - 5/n))).sum() < stats.chi2.ppf(.999, n - 1)
     with pytest.raises(InputError, match='has no cell'): train.where(np.arange(len(train.n)) != c).draw(c, 5, r)
 
 def test_the_same_cells_and_controls_whatever_the_size_of_batches(task):
@@ -180,7 +212,8 @@ def test_the_same_cells_and_controls_whatever_the_size_of_batches(task):
         batches = Batches(train, controls, batch_size=size, seed=4)
         batches.set_epoch(2)
         some = [b for i, b in zip(range(200 if size == 1 else 30), batches)]
-        found.append([torch.cat([getattr(b, k) for b in some])[:200] for k in ('cell', 'condition', 'perturbation', 'controls')])
+        fields = ('cell', 'condition', 'perturbation', 'controls')
+        found.append([torch.cat([getattr(b, k) for b in some])[:200] for k in fields])
         if size == len(train) - 1: assert len(list(batches)[-1]) == 1
     for other in found[1:]:
         for a, b in zip(found[0], other): assert torch.equal(a, b)
@@ -205,19 +238,26 @@ def test_a_screen_of_300_genes():
         store = CellStore.from_screen(screen, names)
         every = np.ones(screen.n_cells, bool)
         for b in Batches(store.select(every), batch_size=50):
-            np.testing.assert_array_equal(b.expression.numpy(), X[store.order[b.cell.numpy()]][:, screen.adata.var_names.get_indexer(store.genes)])
+            rows, columns = store.order[b.cell.numpy()], screen.adata.var_names.get_indexer(store.genes)
+            np.testing.assert_array_equal(b.expression.numpy(), X[rows][:, columns])
         assert store.n_genes == (300 if names is None else 123)
 
 def test_a_store_leaves_its_screen_as_it_was():
-    X = sparse.csr_matrix((np.array([1.5, .5, 0., 2.], np.float32), np.array([2, 0, 1, 1]), np.array([0, 2, 4])), shape=(2, 3))
+    values = np.array([1.5, .5, 0., 2.], np.float32)
+    X = sparse.csr_matrix((values, np.array([2, 0, 1, 1]), np.array([0, 2, 4])), shape=(2, 3))
     before = [o.copy() for o in (X.data, X.indices, X.indptr)]
-    screen = Screen(ad.AnnData(X, obs=pd.DataFrame({'what': ['x', 'control']}, index=['a', 'b']), var=pd.DataFrame(index=['g', 'h', 'i'])), 'what')
+    obs = pd.DataFrame({'what': ['x', 'control']}, index=['a', 'b'])
+    screen = Screen(ad.AnnData(X, obs=obs, var=pd.DataFrame(index=['g', 'h', 'i'])), 'what')
     store = CellStore.from_screen(screen)
     for a, b in zip(before, (X.data, X.indices, X.indptr)): np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(store.dense([0, 1]).numpy(), [[0, 2, 0], [.5, 0, 1.5]])
     with pytest.raises(ValueError): store.values[0] = 1
 
-@pytest.mark.parametrize('strategy', ['disentangling', 'matched', {'name': 'ot', 'n_components': 3}, {'name': 'sets', 'size': 4}])
+@pytest.mark.parametrize('strategy', [
+    'disentangling',
+    'matched',
+    {'name': 'ot', 'n_components': 3},
+    {'name': 'sets', 'size': 4}])
 @pytest.mark.parametrize('kind', [Batches, DiskBatches])
 def test_an_embedding_is_that_of_the_cell_that_a_model_reads(strategy, kind, tmp_path):
     "Whatever order and draws: the embedding holds two sums of the expression, which tell a cell from any other."
@@ -229,8 +269,10 @@ def test_an_embedding_is_that_of_the_cell_that_a_model_reads(strategy, kind, tmp
     assert list(CellStore.load(tmp_path/'store').embeddings) == ['X_sums']
     store = FileStore.from_store(store) if kind is DiskBatches else store
     cells, design = store.select(np.ones(store.n_cells, bool)), store.design
-    batches = kind(cells if strategy == 'disentangling' else cells.where(~design.is_control), cells.where(design.is_control), strategy, 32, features='X_sums')
+    mine = cells if strategy == 'disentangling' else cells.where(~design.is_control)
+    batches = kind(mine, cells.where(design.is_control), strategy, 32, features='X_sums')
     for batch in batches:
         read = batch.expression if batch.controls is None else batch.controls
         np.testing.assert_allclose(batch.cell_features, of(read.numpy()), rtol=1e-4)
-    with pytest.raises(InputError, match="the cells have no embedding 'X_sum'; did you mean 'X_sums'"): kind(cells, features='X_sum')
+    with pytest.raises(InputError, match="the cells have no embedding 'X_sum'; did you mean 'X_sums'"):
+        kind(cells, features='X_sum')
