@@ -14,7 +14,8 @@ from perturbench.data.simulate import Parameters, simulate
 from perturbench.loaders.batches import Batches
 from perturbench.loaders.disk import DiskBatches, FileStore, shuffle_file
 from perturbench.loaders.store import CellStore
-from perturbench.models.base import ModelInfo, build_model
+from perturbench.models.base import ModelInfo
+from perturbench.models.zoo import build_model
 from perturbench.trainer import fit_batches
 
 SIZES = dict(cells=[500_000, 5_000_000], block=50_000, genes=4_000, threads=2, rounds=3)

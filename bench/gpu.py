@@ -4,7 +4,8 @@ import numba, numpy as np, torch
 from perturbench.core import rng
 from perturbench.loaders.batches import Batches
 from perturbench.loaders.store import Cells, aligned, plain_gather
-from perturbench.models.base import ModelInfo, build_model
+from perturbench.models.base import ModelInfo
+from perturbench.models.zoo import build_model
 from perturbench.train import Budget
 from perturbench.trainer import fit_batches
 from _common import epochs_in_turn, header, in_turn, options, random_store, ratio, report, table

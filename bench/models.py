@@ -9,8 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from perturbench.core import progress
 from perturbench.loaders.batches import Batches
 from perturbench.loaders.store import Cells
-from perturbench.models.base import MODELS, ModelInfo, build_model, model_class, model_options
+from perturbench.models.base import ModelInfo, model_options
 from perturbench.models.simple import distinct
+from perturbench.models.zoo import MODELS, build_model, model_class
 from _common import header, in_turn, options, random_store, ratio, report, set_threads, table
 sys.path.append(str(Path(__file__).resolve().parents[1]/'tests'))
 from test_gears import predict_by_cell

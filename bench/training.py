@@ -8,7 +8,8 @@ from torch import nn
 from perturbench.core import progress, rng
 from perturbench.loaders.batches import Batches
 from perturbench.loaders.store import Cells
-from perturbench.models.base import ModelInfo, PerturbationModel, build_model
+from perturbench.models.base import ModelInfo, PerturbationModel
+from perturbench.models.zoo import build_model
 from perturbench.train import Budget
 from perturbench.trainer import fit_batches
 from _common import epochs_in_turn, header, options, random_store, ratio, report, set_threads, table

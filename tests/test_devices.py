@@ -7,14 +7,14 @@ from perturbench import train, trainer
 from perturbench.core import InputError
 from perturbench.loaders.batches import Batches
 from perturbench.loaders.store import CellStore, upload
-from perturbench.models.base import build_model
+from perturbench.models.zoo import build_model
 
 SCRIPT = '''
 import os, sys
 import numpy as np, torch
 from perturbench import train
 from perturbench.loaders.batches import Batches
-from perturbench.models.base import build_model
+from perturbench.models.zoo import build_model
 from perturbench.tasks import load_task
 
 visits, assemble = [], Batches.assemble
@@ -171,7 +171,7 @@ def test_a_thread_is_no_matter(task):
 SPAWN = """
 import multiprocessing, sys
 from perturbench import train
-from perturbench.models.base import build_model
+from perturbench.models.zoo import build_model
 from perturbench.tasks import load_task
 if __name__ == '__main__':
     multiprocessing.set_start_method('spawn')

@@ -11,7 +11,7 @@ from perturbench.data.screen import OPTIONS, Screen, read_screen
 from perturbench.loaders import disk
 from perturbench.loaders.disk import DiskBatches, FileStore, some_of_each
 from perturbench.loaders.store import CellStore, upload
-from perturbench.models.base import build_model
+from perturbench.models.zoo import build_model
 
 FORMS = ['memory', 'h5ad', 'by columns', 'dense', 'dense zarr', 'zarr', 'wide', 'shuffled', 'part', 'store']
 

@@ -14,7 +14,7 @@ from perturbench.loaders.batches import principal_axes
 from perturbench.scoring.references import duplicate, task_references
 from perturbench.metrics.distributions import energy_to_truth, median_distance, mmd_rbf
 from perturbench.metrics.effects import Profiles, fold_change, read_gene_sets
-from perturbench.models.base import build_model
+from perturbench.models.zoo import build_model
 from perturbench.predict import Prediction, predict_task
 from perturbench.splits.parts import PARTS
 from perturbench.tasks import open_task

@@ -7,7 +7,8 @@ import perturbench.models.gears as gears
 from perturbench.core import InputError
 from perturbench.data.screen import Design
 from perturbench.loaders.batches import Batch
-from perturbench.models.base import ModelInfo, build_model, load_model, save_model
+from perturbench.models.base import ModelInfo
+from perturbench.models.zoo import build_model, load_model, save_model
 from perturbench.predict import predict_task
 from perturbench.train import batches, fit, model_info
 

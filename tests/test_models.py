@@ -191,6 +191,23 @@ def test_a_state_that_was_not_trained_on_is_predicted_and_said(name, tmp_path):
     assert np.isfinite(found[first].cells).all()
     if name in TRAINED: assert found[first].status == 'unseen_state' and {p.status for c, p in found.items() if there[c]} <= {'ok', 'unseen_part'}
 
+WITHOUT_THE_ZOO = """
+import sys
+from perturbench.core import InputError
+from perturbench.models.base import MODELS, build_model, model_class
+assert 'perturbench.models.zoo' not in sys.modules and not len(MODELS)
+try: build_model('linear', None)
+except InputError as e: print(e)
+import perturbench.models.zoo
+print(model_class('linear').__module__)
+"""
+
+def test_the_room_that_keeps_the_register_imports_no_model_and_says_how_to_get_them():
+    done = subprocess.run([sys.executable, '-c', WITHOUT_THE_ZOO], capture_output=True, text=True, check=True)
+    said, home = done.stdout.splitlines()
+    assert "'linear' is not known" in said and said.endswith('`import perturbench.models.zoo` adds the models of this library')
+    assert home == 'perturbench.models.simple'
+
 class Trial:
     "What a search asks, answered by the first or the last value of each range."
     def __init__(self, last): self.last = last

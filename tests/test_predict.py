@@ -6,7 +6,7 @@ from perturbench import predict
 from perturbench.core import InputError
 from perturbench.data.screen import Screen
 from perturbench.data.simulate import Parameters, simulate
-from perturbench.models.base import build_model
+from perturbench.models.zoo import build_model
 from perturbench.predict import read_conditions, read_conditions_csv, write_predictions
 from perturbench.tasks import open_task
 from perturbench.train import fit, model_info

@@ -3,8 +3,9 @@ import anndata as ad, numpy as np, pandas as pd, pytest, torch
 from perturbench.data.screen import Screen
 from perturbench.loaders.batches import Batch, Batches
 from perturbench.loaders.store import CellStore
-from perturbench.models.base import ModelInfo, build_model, load_model, model_options, save_model
+from perturbench.models.base import ModelInfo, model_options
 from perturbench.models.sams_vae import SAMSVAE, perturbation_visits
+from perturbench.models.zoo import build_model, load_model, save_model
 from perturbench.predict import predict_cells
 from perturbench.trainer import fit_batches
 

@@ -22,7 +22,7 @@ from .runs import clear_run, drop_empty, own_files, put_in_place, read_run
 from .runs import run_home, run_id, seal, survey
 from ..core import NO_ROOM, InputError, Lock, file_name_fault, is_part, nearest, os_fault
 from ..core import part_name, progress, remove, sweep_parts, writing_to
-from ..models.base import check_options, model_class
+from ..models.zoo import check_options, model_class
 from ..tasks import PROTOCOLS, TaskSpec, open_task, read_task
 from ..train import Budget, read_budget
 

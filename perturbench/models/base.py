@@ -6,20 +6,22 @@
 __all__ = ['MODELS', 'ModelInfo', 'PerturbationModel', 'model_class', 'model_options', 'presets', 'check_options', 'build_model',
            'save_model', 'load_model']
 
-# %% ../../nbs/30_models.base.ipynb #e5dc607d
+# %% ../../nbs/30_models.base.ipynb #502513a1
 import importlib, inspect, json, os, sys
 from dataclasses import dataclass, field, fields
 from functools import cache
 from importlib.metadata import entry_points
+from importlib.resources import files
 from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import nn
 from ..core import InputError, Registry, atomic_path, nearest
 from ..data.screen import Design
 
-# %% ../../nbs/30_models.base.ipynb #7e9a3ba4
+# %% ../../nbs/30_models.base.ipynb #8c68b45b
 @dataclass(eq=False)
 class ModelInfo:
     "What a model is told about its task: C conditions, P single perturbations, K covariate values in all."
@@ -28,8 +30,8 @@ class ModelInfo:
     train_cells: np.ndarray # Number of training cells of each condition [C]
     protocol: str = 'default' # 'perturbench' asks for the ways of the original benchmark
     features: dict = field(default_factory=dict) # Tables of side information by name, as tensors
-    targets: dict = field(default_factory=dict) # The genes that a perturbation acts on, where these are not its own name
-    embeddings: dict = field(default_factory=dict) # Width of each embedding of the cells that can be read in place of expression
+    targets: dict = field(default_factory=dict) # The genes a perturbation acts on, where these are not its own name
+    embeddings: dict = field(default_factory=dict) # Name -> width, of what can be read of cells in place of expression
     cells: object = None # The training `Cells`, for tables that are made of them; not saved
 
     @property
@@ -38,57 +40,72 @@ class ModelInfo:
     def n_perturbations(self) -> int: return len(self.design.perturbations)
     @property
     def n_covariates(self) -> int: return self.design.covariate.shape[1]
-    @property
-    def seen_perturbations(self) -> np.ndarray:
-        "Whether some training cell carries the perturbation, alone or in a combination [P]."
-        return (self.design.perturbation[self.train_cells > 0] != 0).any(0)
 
-    @property
-    def seen_covariates(self) -> np.ndarray:
-        "Whether some training cell has the covariate value [K]."
-        return (self.design.covariate[self.train_cells > 0] != 0).any(0)
+# %% ../../nbs/30_models.base.ipynb #8ac29746
+@patch(as_prop=True)
+def seen_perturbations(self:ModelInfo) -> np.ndarray: # bool [P]
+    "Whether some training cell carries the perturbation, alone or in a combination."
+    return (self.design.perturbation[self.train_cells > 0] != 0).any(0)
 
-    def table(self,
-        name:str, # What it is kept as in `features`
-        make, # Makes a tensor from the training cells
-    ) -> torch.Tensor: # None where it is neither kept nor can be made, since there are no cells
-        "A table of side information, made when it is first asked for and saved with the model."
-        if name not in self.features and self.cells is not None: self.features[name] = make(self.cells)
-        return self.features.get(name)
+@patch(as_prop=True)
+def seen_covariates(self:ModelInfo) -> np.ndarray: # bool [K]
+    "Whether some training cell has the covariate value."
+    return (self.design.covariate[self.train_cells > 0] != 0).any(0)
 
-    def width(self,
-        features:str=None, # An embedding; None stands for expression
-    ) -> int: # Raises InputError for an embedding that the cells do not have
-        "How many numbers a model reads of a cell."
-        if features is None: return self.n_genes
-        if features in self.embeddings: return self.embeddings[features]
-        raise InputError(f"the cells of this task have no embedding '{features}'{nearest(features, self.embeddings)}; put one into obsm of the screen, "
-                         'as perturbench.data.scgpt.embed_screen does, and prepare it again')
+# %% ../../nbs/30_models.base.ipynb #053c0da8
+@patch
+def table(self:ModelInfo,
+    name:str, # What it is kept as in `features`
+    make, # Makes a tensor from the training cells
+) -> torch.Tensor: # None where it is neither kept nor can be made, since there are no cells
+    "A table of side information, made when it is first asked for and saved with the model."
+    if name not in self.features and self.cells is not None: self.features[name] = make(self.cells)
+    return self.features.get(name)
 
-    def to_dict(self) -> dict:
-        "Plain values and tensors, which `torch.load(weights_only=True)` accepts."
-        design = {f.name: getattr(self.design, f.name) for f in fields(Design)}
-        return _plain({f.name: getattr(self, f.name) for f in fields(self) if f.name != 'cells'} | {'design': design})
+# %% ../../nbs/30_models.base.ipynb #e6a506a6
+@patch
+def width(self:ModelInfo,
+    features:str=None, # An embedding; None stands for expression
+) -> int: # Raises InputError for an embedding that the cells do not have
+    "How many numbers a model reads of a cell."
+    if features is None: return self.n_genes
+    if features in self.embeddings: return self.embeddings[features]
+    raise InputError(f"the cells of this task have no embedding '{features}'{nearest(features, self.embeddings)}; put "
+                     'one into obsm of the screen, as perturbench.data.scgpt.embed_screen does, and prepare it again')
 
-    @classmethod
-    def from_dict(cls, d:dict):
-        "The info that `to_dict` wrote."
-        design = {k: v.numpy() if torch.is_tensor(v) else v for k, v in d['design'].items()}
-        return cls(**{**d, 'design': Design(**design), 'train_cells': d['train_cells'].numpy()})
-
-def _plain(o):
-    if isinstance(o, dict): return {str(k): _plain(v) for k, v in o.items()}
-    if isinstance(o, (list, tuple)): return [_plain(v) for v in o]
+# %% ../../nbs/30_models.base.ipynb #ee651df5
+def _plain(
+    o, # Any nesting of dicts, lists, arrays and values
+): # The same of what `torch.load(weights_only=True)` accepts
+    "`o` with arrays as tensors, tuples as lists, keys and text as `str`."
+    if isinstance(o, dict): return {str(key): _plain(value) for key, value in o.items()}
+    if isinstance(o, (list, tuple)): return [_plain(value) for value in o]
     if isinstance(o, np.ndarray): return torch.tensor(np.array(o))
     return str(o) if isinstance(o, str) else o
 
-# %% ../../nbs/30_models.base.ipynb #3e78a087
+# %% ../../nbs/30_models.base.ipynb #02370173
+@patch
+def to_dict(self:ModelInfo) -> dict: # All but the cells
+    "Plain values and tensors, which `torch.load(weights_only=True)` accepts."
+    design = {f.name: getattr(self.design, f.name) for f in fields(Design)}
+    others = {f.name: getattr(self, f.name) for f in fields(self) if f.name != 'cells'}
+    return _plain(others | {'design': design})
+
+@patch(cls_method=True)
+def from_dict(cls:ModelInfo,
+    d:dict, # What `to_dict` gave
+) -> ModelInfo: # Without cells
+    "The info that `to_dict` wrote."
+    design = {key: value.numpy() if torch.is_tensor(value) else value for key, value in d['design'].items()}
+    return cls(**d | {'design': Design(**design), 'train_cells': d['train_cells'].numpy()})
+
+# %% ../../nbs/30_models.base.ipynb #b5d58ac0
 class PerturbationModel(nn.Module):
     "Predicts cells after a perturbation; the base of all models."
     strategy, sampler, fields, features = 'matched', 'uniform', (), None # Of its training batches: see `Batches`
-    trains_on_controls = True # Whether control cells are among the cells it is trained on, where these come without a control each
-    name, options = None, {}
-    lr, weight_decay = 1e-3, 0.
+    trains_on_controls = True # Whether control cells are among the cells alone that it is trained on
+    name, options = None, {} # Those that `build_model` made it with
+    lr, weight_decay = 1e-3, 0. # Of the default optimiser
     def __init__(self,
         info:ModelInfo, # What the model is told about its task
     ):
@@ -117,59 +134,81 @@ class PerturbationModel(nn.Module):
         "One Adam over all parameters, a step of which is one pass over them."
         return [torch.optim.Adam(self.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=True)]
 
-    @classmethod
-    def search_space(cls,
-        trial, # An Optuna trial, or what has its `suggest_float`, `suggest_int` and `suggest_categorical`
-    ) -> dict: # Values of options
-        "What a search tries: the ranges of the published benchmark."
-        return dict(lr=trial.suggest_float('lr', 5e-6, 5e-3, log=True), weight_decay=trial.suggest_float('weight_decay', 1e-8, 1e-3, log=True))
+# %% ../../nbs/30_models.base.ipynb #cf57c21e
+@patch
+def status(self:PerturbationModel,
+    perturbation, # The vector of a condition [P]
+    covariates, # Its covariate vector [K]
+) -> str: # 'ok', 'unseen_part' (of the perturbation) or 'unseen_state' (a covariate value)
+    "What the scores of a prediction for this condition should say about it."
+    asked_parts = np.asarray(perturbation) != 0
+    if asked_parts[~self.info.seen_perturbations].any(): return 'unseen_part'
+    asked_values = np.asarray(covariates) != 0
+    return 'unseen_state' if asked_values[~self.info.seen_covariates].any() else 'ok'
 
-    def status(self,
-        perturbation, # The vector of a condition [P]
-        covariates, # Its covariate vector [K]
-    ) -> str: # 'ok'; 'unseen_part' when no training cell carried some part of the perturbation; 'unseen_state' when none had some covariate value
-        "What the scores of a prediction for this condition should say about it."
-        if (np.asarray(perturbation) != 0)[~self.info.seen_perturbations].any(): return 'unseen_part'
-        return 'unseen_state' if (np.asarray(covariates) != 0)[~self.info.seen_covariates].any() else 'ok'
+# %% ../../nbs/30_models.base.ipynb #74346595
+@patch(cls_method=True)
+def search_space(cls:PerturbationModel,
+    trial, # An Optuna trial, or what has its `suggest_float`, `suggest_int` and `suggest_categorical`
+) -> dict: # Values of options
+    "What a search tries: the ranges of the published benchmark."
+    lr = trial.suggest_float('lr', 5e-6, 5e-3, log=True)
+    return dict(lr=lr, weight_decay=trial.suggest_float('weight_decay', 1e-8, 1e-3, log=True))
 
-# %% ../../nbs/30_models.base.ipynb #28d71a4a
+# %% ../../nbs/30_models.base.ipynb #8edd16d8
 MODELS = Registry('model')
 
-def _imported(name):
-    module, _, attribute = name.partition(':')
+# %% ../../nbs/30_models.base.ipynb #a227c26b
+def _imported(
+    name:str, # 'my_module:MyModel'
+): # Raises InputError when the module or the class is not there
+    "What `name` stands for."
+    home, _, attribute = name.partition(':')
     if os.getcwd() not in sys.path: sys.path.append(os.getcwd())
-    try: module = importlib.import_module(module)
-    except ImportError as e: raise InputError(f"the model '{name}' cannot be imported ({e}); start in the folder of {module}.py, or install it") from e
+    try: module = importlib.import_module(home)
+    except ImportError as e:
+        raise InputError(f"the model '{name}' cannot be imported ({e}); start in the folder of {home}.py, or "
+                         'install it') from e
     if hasattr(module, attribute): return getattr(module, attribute)
-    raise InputError(f"the model '{name}' has no class in {module.__name__}{nearest(attribute, [k for k, o in vars(module).items() if inspect.isclass(o)])}")
+    classes = [key for key, value in vars(module).items() if inspect.isclass(value)]
+    raise InputError(f"the model '{name}' has no class in {module.__name__}{nearest(attribute, classes)}")
 
+# %% ../../nbs/30_models.base.ipynb #b59fddfd
+_ZOO = 'perturbench.models.zoo' # The room whose import registers all models of this library
+
+def _announced(
+    name:str, # Of an entry point
+): # Raises InputError when no installed package has one of this name
+    "What an installed package announces as the model `name`."
+    points = {point.name: point for point in entry_points(group='perturbench.models')}
+    if name in points: return points[name].load()
+    remedy = '' if _ZOO in sys.modules else f'; `import {_ZOO}` adds the models of this library'
+    raise InputError(f"the model '{name}' is not known{nearest(name, [*MODELS, *points])}{remedy}")
+
+# %% ../../nbs/30_models.base.ipynb #f1b9336f
 def model_class(
     name:str, # A registered name, 'my_module:MyModel' or the name of an entry point
 ) -> type: # A PerturbationModel; raises InputError when there is none of that name
     "The class that `name` stands for."
-    importlib.import_module('perturbench.models.zoo')  # completes MODELS
     if name in MODELS: cls = MODELS[name]
     elif ':' in name: cls = _imported(name)
-    else:
-        points = {p.name: p for p in entry_points(group='perturbench.models')}
-        if name not in points: raise InputError(f"the model '{name}' is not known{nearest(name, [*MODELS, *points])}")
-        cls = points[name].load()
+    else: cls = _announced(name)
     if isinstance(cls, type) and issubclass(cls, PerturbationModel): return cls
     raise InputError(f"'{name}' is no PerturbationModel; derive it from perturbench.models.base.PerturbationModel")
 
-# %% ../../nbs/30_models.base.ipynb #b5f54426
+# %% ../../nbs/30_models.base.ipynb #967e2ca0
 def model_options(
     cls:type, # A PerturbationModel
 ) -> dict: # The default of each option, `inspect.Parameter.empty` where there is none
     "The options of `cls`."
-    params = list(inspect.signature(cls).parameters.values())[1:]
-    return {p.name: p.default for p in params if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    after_info = list(inspect.signature(cls).parameters.values())[1:]
+    return {p.name: p.default for p in after_info if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
-# %% ../../nbs/30_models.base.ipynb #3b43327a
+# %% ../../nbs/30_models.base.ipynb #10ac8786
 @cache
-def _published():
+def _published() -> dict: # Has `models`, by name
     "What `presets.json` holds."
-    return json.loads(Path(__file__).with_name('presets.json').read_text(encoding='utf-8'))
+    return json.loads((files('perturbench.models')/'presets.json').read_text(encoding='utf-8'))
 
 def presets(
     name:str, # A model
@@ -177,23 +216,41 @@ def presets(
     "The published options of a model."
     return _published()['models'].get(name, {})
 
-def _with_preset(name, options):
+# %% ../../nbs/30_models.base.ipynb #8e742e63
+def _with_preset(
+    name:str, # A model
+    options:dict, # Some options, and perhaps a `preset`
+) -> dict: # Options alone; raises InputError for a preset that is not known
     "`options`, over those of the preset that they name."
     options = dict(options)
     preset = options.pop('preset', None)
     if preset is None: return options
-    if preset in (known := presets(name)): return known[preset]['options'] | options
+    known = presets(name)
+    if preset in known: return known[preset]['options'] | options
     raise InputError(f"{name} has no preset '{preset}'{nearest(preset, known)}")
 
-# %% ../../nbs/30_models.base.ipynb #0075a4e9
-def _as_default(name, option, value, default):
-    "`value` as the kind of `default`; raises InputError when it is of another kind."
-    if isinstance(default, float) and isinstance(value, (str, int)) and not isinstance(value, bool):
+# %% ../../nbs/30_models.base.ipynb #24cf4fe3
+_KINDS = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'text'} # As messages name them
+
+def _as_default(
+    name:str, # The model
+    option:str, # The option
+    value, # What is given for it
+    default, # Its default
+): # Raises InputError when `value` is of another kind
+    "`value` as the kind of `default`."
+    may_be_number = isinstance(value, (str, int)) and not isinstance(value, bool)
+    if isinstance(default, float) and may_be_number:
         try: return float(value)
         except ValueError: pass
-    kind = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'text'}.get(type(default))
+    kind = _KINDS.get(type(default))
     if kind is None or type(value) is type(default): return value
     raise InputError(f"the option '{option}' of {name} is {kind}, and {value!r} is not; its default is {default!r}")
+
+# %% ../../nbs/30_models.base.ipynb #856889e9
+def _takes_any(cls) -> bool:
+    "Whether the constructor of `cls` takes options of any name."
+    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(cls).parameters.values())
 
 def check_options(
     name:str, # As `model_class` takes it
@@ -201,15 +258,17 @@ def check_options(
 ) -> dict: # All its options; raises InputError for one that it does not have, or a value of another kind
     "The options that `build_model` would build `name` with."
     cls = model_class(name)
-    known, options = model_options(cls), _with_preset(name, options)
-    free = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(cls).parameters.values())
-    for k, v in options.items():
-        if k in known: options[k] = _as_default(name, k, v, known[k])
-        elif not free: raise InputError(f"{name} has no option '{k}'{nearest(k, known)}")
-    options = {k: v for k, v in known.items() if v is not inspect.Parameter.empty} | options
-    if missing := [k for k in known if k not in options]: raise InputError(f"{name} needs the option '{missing[0]}'; give it a value")
-    return options
+    known, given = model_options(cls), _with_preset(name, options)
+    for option, value in given.items():
+        if option in known: given[option] = _as_default(name, option, value, known[option])
+        elif not _takes_any(cls): raise InputError(f"{name} has no option '{option}'{nearest(option, known)}")
+    defaults = {option: value for option, value in known.items() if value is not inspect.Parameter.empty}
+    complete = defaults | given
+    missing = [option for option in known if option not in complete]
+    if missing: raise InputError(f"{name} needs the option '{missing[0]}'; give it a value")
+    return complete
 
+# %% ../../nbs/30_models.base.ipynb #b54784b4
 def build_model(
     name:str, # As `model_class` takes it
     info:ModelInfo, # What the model is told about its task
@@ -223,27 +282,40 @@ def build_model(
     model.name, model.options = name, options
     return model
 
-# %% ../../nbs/30_models.base.ipynb #657fe7ba
-_KEYS = {'name', 'options', 'info', 'weights'}
+# %% ../../nbs/30_models.base.ipynb #6548c383
+_KEYS = {'name', 'options', 'info', 'weights'} # Of a saved model
 
 def save_model(
     model:PerturbationModel, # Made by `build_model`
     path, # Where to; an old file is replaced
-):
+): # Raises InputError for a model that was made in another way
     "Write `model` so that `load_model` can read it."
-    if model.name is None: raise InputError(f'this {type(model).__name__} has no name to load it by; make it with build_model')
-    weights = {k: v.cpu() for k, v in model.state_dict().items()}
-    with atomic_path(path) as part: torch.save(dict(name=model.name, options=_plain(model.options), info=model.info.to_dict(), weights=weights), part)
+    if model.name is None:
+        raise InputError(f'this {type(model).__name__} has no name to load it by; make it with build_model')
+    weights = {key: value.cpu() for key, value in model.state_dict().items()}
+    saved = dict(name=model.name, options=_plain(model.options), info=model.info.to_dict(), weights=weights)
+    with atomic_path(path) as part: torch.save(saved, part)
 
+# %% ../../nbs/30_models.base.ipynb #2ef66adb
+def _saved(
+    path, # A file
+) -> dict: # With `_KEYS`; raises InputError when the file is none of ours
+    "What `save_model` wrote to `path`."
+    if not Path(path).is_file(): raise InputError(f'{path} does not exist; give the model.ckpt of a run')
+    try: saved = torch.load(path, map_location='cpu', weights_only=True)
+    except Exception: saved = None
+    if isinstance(saved, dict) and _KEYS <= set(saved): return saved
+    raise InputError(f'{path} is not a saved model, or it is damaged; give the model.ckpt of a run')
+
+# %% ../../nbs/30_models.base.ipynb #b4b7e0ba
 def load_model(
     path, # What `save_model` wrote
 ) -> PerturbationModel: # On the CPU, in evaluation mode; raises InputError when the file is none of ours
     "The model saved at `path`."
-    if not Path(path).is_file(): raise InputError(f'{path} does not exist; give the model.ckpt of a run')
-    try: saved = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception: saved = None
-    if not isinstance(saved, dict) or not _KEYS <= set(saved): raise InputError(f'{path} is not a saved model, or it is damaged; give the model.ckpt of a run')
+    saved = _saved(path)
     model = build_model(saved['name'], ModelInfo.from_dict(saved['info']), **saved['options'])
     try: model.load_state_dict(saved['weights'])
-    except RuntimeError as e: raise InputError(f"the weights in {path} do not fit the model '{saved['name']}'; train it again with this version") from e
+    except RuntimeError as e:
+        raise InputError(f"the weights in {path} do not fit the model '{saved['name']}'; train it again with this "
+                         'version') from e
     return model.eval()
