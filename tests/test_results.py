@@ -1,4 +1,4 @@
-"Folders of results: whole or said so, only our own is removed, and a place that takes nothing more ends with one message."
+"Folders of results: whole or said so, only ours is removed, and a place that takes no more ends with one message."
 import errno, json, os, shutil, subprocess, sys
 from pathlib import Path
 import pandas as pd, pytest
@@ -41,7 +41,8 @@ def home(out, label='linear'):
     found, = (out/'runs'/'small'/label).glob('[0-9a-f]*')
     return found
 
-def grid(place, *models): return read_grid(dict(tasks=['small.h5ad'], models=list(models), budget=dict(max_epochs=2, batch_size=64)), place)
+def grid(place, *models):
+    return read_grid(dict(tasks=['small.h5ad'], models=list(models), budget=dict(max_epochs=2, batch_size=64)), place)
 
 @pytest.fixture(scope='module')
 def specs(place): return expand(read_grid(place/'grid.yaml'), place/'first')
@@ -65,7 +66,9 @@ DAMAGE = {
     'null': (lambda f: (f/'run.json').write_text('null'), 'lacks entries'),
     'deep': (lambda f: (f/'run.json').write_text('['*100000), 'is cut or was altered'),
     'latin': (lambda f: (f/'run.json').write_bytes('{"é"'.encode('latin-1')), 'is cut or was altered'),
-    'utf-16': (lambda f: (f/'run.json').write_text((f/'run.json').read_text(encoding='utf-8'), encoding='utf-16'), 'is cut or was altered'),
+    'utf-16': (
+        lambda f: (f/'run.json').write_text((f/'run.json').read_text(encoding='utf-8'), encoding='utf-16'),
+        'is cut or was altered'),
     'no run.json': (lambda f: (f/'run.json').unlink(), 'has no run.json'),
     'folder': (lambda f: ((f/'run.json').unlink(), (f/'run.json').mkdir()), 'is a folder'),
     'nothing left': (lambda f: [p.unlink() for p in f.iterdir()], 'has no run.json'),
@@ -78,13 +81,13 @@ DAMAGE = {
     'earlier version': (lambda f: change(f/'run.json', without('digest', 'files')), 'kept no check sums'),
     'scores lost': (lambda f: (f/'scores.parquet').unlink(), 'scores.parquet is lost'),
     'scores cut': (lambda f: cut(f/'scores.parquet', 500), 'scores.parquet has 500 bytes'),
-    'scores of another': (lambda f: shutil.copy(home(f.parents[3], 'control_mean')/'scores.parquet', f), 'scores.parquet'),
+    'scores of another': (
+        lambda f: shutil.copy(home(f.parents[3], 'control_mean')/'scores.parquet', f), 'scores.parquet'),
     'rows lost': (lambda f: pd.read_parquet(f/'scores.parquet')[3:].to_parquet(f/'scores.parquet'), 'scores.parquet'),
     'weights lost': (lambda f: (f/'model.ckpt').unlink(), 'model.ckpt is lost'),
     'weights longer': (lambda f: (f/'model.ckpt').write_bytes((f/'model.ckpt').read_bytes() + b' '), 'model.ckpt has'),
     'notebook lost': (lambda f: (f/'notebook.ipynb').unlink(), 'notebook.ipynb is lost'),
-    'log cut': (lambda f: cut(f/'log', 1), 'log has 1 bytes'),
-}
+    'log cut': (lambda f: cut(f/'log', 1), 'log has 1 bytes')}
 
 @pytest.mark.parametrize('damage', DAMAGE)
 def test_a_run_that_is_not_whole_is_named(specs, out, damage, capsys):
@@ -124,7 +127,8 @@ def test_what_is_not_whole_is_run_again(place, out, capsys):
     clock = [c for c in table if c.endswith(('_seconds', '_memory'))]
     (out/'before.csv').write_bytes(board)
     before = pd.read_csv(out/'before.csv', float_precision='round_trip')
-    pd.testing.assert_frame_equal(table.drop(columns=clock), before.drop(columns=clock), check_exact=True, check_dtype=False)
+    table, before = table.drop(columns=clock), before.drop(columns=clock)
+    pd.testing.assert_frame_equal(table, before, check_exact=True, check_dtype=False)
 
 def copied(out, *parts):
     "The run `linear`, copied to another place under runs."
@@ -132,7 +136,11 @@ def copied(out, *parts):
     shutil.copytree(home(out), goal)
     return goal
 
-@pytest.mark.parametrize('parts', [('small', 'linear', 'x (copy)'), ('small', 'linear', 'x.bak'), ('small', 'other', 'KEEP'), ('twin', 'linear', 'KEEP')])
+@pytest.mark.parametrize('parts', [
+    ('small', 'linear', 'x (copy)'),
+    ('small', 'linear', 'x.bak'),
+    ('small', 'other', 'KEEP'),
+    ('twin', 'linear', 'KEEP')])
 def test_a_copy_is_said_so(out, parts):
     goal = copied(out, *(home(out).name if p == 'KEEP' else p for p in parts))
     fault, = survey(out).faults
@@ -141,7 +149,8 @@ def test_a_copy_is_said_so(out, parts):
     if parts[-1] == 'KEEP': return
     board, _ = write_report(out, [r['run_id'] for r in survey(out).runs])
     note, = board.attrs['folder_notes']
-    assert note.startswith('left out: ') and str(goal) in note and str(goal) in (out/'leaderboard.html').read_text(encoding='utf-8')
+    assert note.startswith('left out: ') and str(goal) in note
+    assert str(goal) in (out/'leaderboard.html').read_text(encoding='utf-8')
 
 def as_version(folder, version):
     about = json.loads((folder/'run.json').read_text(encoding='utf-8'))
@@ -152,11 +161,15 @@ def test_two_versions_never_meet(specs, out):
     with pytest.raises(InputError, match=r'different versions of perturbench, 0\.0\.1 \(1 run\) and'): write_report(out)
     chosen = to_report(out, [s for s in specs if s.label == 'linear'])
     board, _ = write_report(out, chosen)
-    assert set(board.model) == {'linear'} and 'runs of other versions of perturbench, 0.0.1' in board.attrs['folder_notes'][0]
+    assert set(board.model) == {'linear'}
+    assert 'runs of other versions of perturbench, 0.0.1' in board.attrs['folder_notes'][0]
     as_version(home(out, 'linear'), '0.0.1')
     assert 'the runs are of perturbench 0.0.1' in write_report(out)[0].attrs['folder_notes'][0]
 
-@pytest.mark.parametrize('spoil', [lambda p: flip(p, 3000), lambda p: cut(p, 40), lambda p: p.with_suffix('.stamp').unlink()])
+@pytest.mark.parametrize('spoil', [
+    lambda p: flip(p, 3000),
+    lambda p: cut(p, 40),
+    lambda p: p.with_suffix('.stamp').unlink()])
 def test_references_that_changed_are_computed_again(out, spoil):
     board = (out/'leaderboard.csv').read_bytes()
     path, = out.glob('tasks/*/references.parquet')
@@ -182,8 +195,12 @@ def test_weights_are_looked_at_before_they_predict(out, tmp_path, capsys):
 
 # What is not ours
 
-FOREIGN = ['.git/HEAD', '.env', '.gitkeep', '.DS_Store', '.nfs000000000123', '.ipynb_checkpoints/a.ipynb', '.small.0123abcd', '.small.0123abcd.png', 'notes.txt']
-PLACES = ['', 'runs', 'runs/small', 'runs/small/linear', 'runs/mine/x/y', 'tasks', 'figures', 'failed', 'failed/small/linear', 'checkpoints', 'checkpoints/mine/0']
+FOREIGN = [
+    '.git/HEAD', '.env', '.gitkeep', '.DS_Store', '.nfs000000000123', '.ipynb_checkpoints/a.ipynb', '.small.0123abcd',
+    '.small.0123abcd.png', 'notes.txt']
+PLACES = [
+    '', 'runs', 'runs/small', 'runs/small/linear', 'runs/mine/x/y', 'tasks', 'figures', 'failed',
+    'failed/small/linear', 'checkpoints', 'checkpoints/mine/0']
 
 def test_only_what_is_ours_is_removed(place, out):
     kept = [out/folder/name for folder in PLACES for name in FOREIGN]
@@ -192,8 +209,9 @@ def test_only_what_is_ours_is_removed(place, out):
         path.write_text('mine', encoding='utf-8')
     ended = subprocess.Popen([sys.executable, '-c', ''])
     ended.wait()
-    def parts_of(pid): return [p.with_name(part_name(p).name.replace(f'-{os.getpid()}-', f'-{pid}-')) for p in
-                               (home(out), out/'tasks'/'0123456789ab', out/'figures'/'small.png', out/'leaderboard.csv')]
+    ours = home(out), out/'tasks'/'0123456789ab', out/'figures'/'small.png', out/'leaderboard.csv'
+    def of_process(path, pid): return path.with_name(part_name(path).name.replace(f'-{os.getpid()}-', f'-{pid}-'))
+    def parts_of(pid): return [of_process(path, pid) for path in ours]
     dead, living = parts_of(ended.pid), parts_of(os.getppid())
     for path in dead + living: path.mkdir()
     outcome = run_grid(place/'grid.yaml', out, force=True)
@@ -204,7 +222,11 @@ def test_only_what_is_ours_is_removed(place, out):
     write_report(out)
     assert [p for p in kept if not p.is_file()] == []
 
-EXITS = 'import sys\nfrom perturbench.models.baselines import ControlMean\nclass Model(ControlMean):\n    def predict(self, batch): sys.exit(0)\n'
+EXITS = (
+    'import sys\n'
+    'from perturbench.models.baselines import ControlMean\n'
+    'class Model(ControlMean):\n'
+    '    def predict(self, batch): sys.exit(0)\n')
 
 def test_what_a_failure_left_goes_and_notes_on_it_stay(place, opened, monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
@@ -216,17 +238,20 @@ def test_what_a_failure_left_goes_and_notes_on_it_stay(place, opened, monkeypatc
     notes[-1].parent.mkdir()
     for path in notes: path.write_text('mine', encoding='utf-8')
     run_grid(grid(place, {'name': 'control_mean', 'as': 'Model'}), opened)
-    assert [p for p in (opened/'failed').rglob('*') if p.is_file()] == sorted(notes, key=[p for p in (opened/'failed').rglob('*')].index)
+    left = [p for p in (opened/'failed').rglob('*')]
+    assert [p for p in left if p.is_file()] == sorted(notes, key=left.index)
     shutil.rmtree(notes[-1].parent)
     for path in notes[:2]: path.unlink()
     run_grid(grid(place, {'name': 'control_mean', 'as': 'Model'}), opened)
     assert not (opened/'failed').exists()
 
-@pytest.mark.parametrize('file', ['runs', 'figures', 'failed', 'checkpoints', 'runs/small', 'runs/small/linear', 'failed/small'])
+@pytest.mark.parametrize('file', [
+    'runs', 'figures', 'failed', 'checkpoints', 'runs/small', 'runs/small/linear', 'failed/small'])
 def test_a_file_where_a_folder_shall_be(place, opened, file):
     (opened/file).parent.mkdir(parents=True, exist_ok=True)
     (opened/file).write_text('mine', encoding='utf-8')
-    with pytest.raises(InputError, match='a file stands where a folder of results shall be'): run_grid(place/'grid.yaml', opened)
+    with pytest.raises(InputError, match='a file stands where a folder of results shall be'):
+        run_grid(place/'grid.yaml', opened)
     assert (opened/file).read_text(encoding='utf-8') == 'mine' and not list(opened.glob('runs/*/*/*'))
 
 def test_a_folder_where_a_file_shall_be(place, out):
@@ -234,7 +259,8 @@ def test_a_folder_where_a_file_shall_be(place, out):
     (home(out)/'scores.parquet').mkdir()
     outcome = run_grid(place/'grid.yaml', out)
     (_, log), = outcome.failed
-    assert 'is a folder where a file of a run shall be' in log.read_text(encoding='utf-8') and (home(out)/'model.ckpt').exists()
+    assert 'is a folder where a file of a run shall be' in log.read_text(encoding='utf-8')
+    assert (home(out)/'model.ckpt').exists()
 
 # No room, no right
 
@@ -248,12 +274,17 @@ def failing(code, when):
         return _method
     return wrapped
 
-@pytest.mark.parametrize('code, owner, name, file', [(errno.ENOSPC, pd.DataFrame, 'to_parquet', 'scores.parquet'), (errno.EDQUOT, Path, 'write_text', 'run.json'),
-                                                    (errno.EROFS, Path, 'write_text', 'log'), (errno.EROFS, Path, 'mkdir', '.pb-'), (errno.ENOSPC, Path, 'rename', 'runs')])
+@pytest.mark.parametrize('code, owner, name, file', [
+    (errno.ENOSPC, pd.DataFrame, 'to_parquet', 'scores.parquet'),
+    (errno.EDQUOT, Path, 'write_text', 'run.json'),
+    (errno.EROFS, Path, 'write_text', 'log'),
+    (errno.EROFS, Path, 'mkdir', '.pb-'),
+    (errno.ENOSPC, Path, 'rename', 'runs')])
 def test_a_full_disk_ends_a_batch_with_one_message(place, opened, monkeypatch, code, owner, name, file):
     with monkeypatch.context() as m:
         m.setattr(owner, name, failing(code, lambda p: file in p and 'linear' in p)(getattr(owner, name)))
-        with pytest.raises(NoRoom, match='what was finished is kept, and the same command goes on'): run_grid(grid(place, 'control_mean', 'linear'), opened)
+        with pytest.raises(NoRoom, match='what was finished is kept, and the same command goes on'):
+            run_grid(grid(place, 'control_mean', 'linear'), opened)
     assert [r['model'] for r in survey(opened).runs] == ['control_mean']
     assert [p for p in opened.rglob('.*')] == [] and not (opened/'failed').exists()
     if file != 'log': return
@@ -264,9 +295,13 @@ def test_what_concerns_one_run_fails_one_run(place, opened, monkeypatch):
     monkeypatch.setattr(Path, 'mkdir', failing(errno.EACCES, lambda p: 'runs/small/linear' in p)(Path.mkdir))
     outcome = run_grid(grid(place, 'linear', 'control_mean'), opened)
     (spec, log), = outcome.failed
-    assert outcome.done == 1 and spec.label == 'linear' and 'no permission' in log.read_text(encoding='utf-8').lower().replace('permission denied', 'no permission')
+    assert outcome.done == 1 and spec.label == 'linear'
+    assert 'no permission' in log.read_text(encoding='utf-8').lower().replace('permission denied', 'no permission')
 
-@pytest.mark.parametrize('code, file', [(errno.EROFS, 'leaderboard'), (errno.EACCES, 'figures'), (errno.ENOSPC, 'references')])
+@pytest.mark.parametrize('code, file', [
+    (errno.EROFS, 'leaderboard'),
+    (errno.EACCES, 'figures'),
+    (errno.ENOSPC, 'references')])
 def test_a_report_that_cannot_be_written(out, monkeypatch, capsys, code, file):
     for path in out.glob('tasks/*/references.*'): path.unlink()
     before = {p: p.read_bytes() for p in out.rglob('*') if p.is_file()}
@@ -291,7 +326,8 @@ sys.exit(main(['run', *sys.argv[1:]]))
 '''
 
 def test_files_that_the_system_cuts_short(place, opened):
-    done = subprocess.run([sys.executable, '-c', FULL, str(place/'grid.yaml'), '-o', str(opened)], capture_output=True, text=True)
+    command = [sys.executable, '-c', FULL, str(place/'grid.yaml'), '-o', str(opened)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode in (1, 2) and 'Traceback' not in done.stderr
     assert 'there is no room for it' in done.stderr and 'the same command goes on' in done.stderr
     assert [p for p in opened.rglob('.*')] == [] and survey(opened) == ([], [])
@@ -334,7 +370,8 @@ if __name__ == '__main__':
 def test_a_running_loop_spawned_workers_another_folder_and_a_plain_locale(place, tmp_path):
     shutil.copy(place/'small.h5ad', tmp_path)
     for jobs in (1, 2): shutil.copytree(place/'first'/'tasks', tmp_path/f'out{jobs}'/'tasks')
-    for name, text in {'elsewhere.py': ELSEWHERE, 'script.py': SCRIPT}.items(): (tmp_path/name).write_text(text, encoding='utf-8')
+    for name, text in {'elsewhere.py': ELSEWHERE, 'script.py': SCRIPT}.items():
+        (tmp_path/name).write_text(text, encoding='utf-8')
     environment = os.environ | dict(LC_ALL='C', PYTHONUTF8='0', PYTHONIOENCODING='ascii', PYTHONCOERCECLOCALE='0')
     done = subprocess.run([sys.executable, 'script.py'], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
