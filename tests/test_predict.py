@@ -1,4 +1,6 @@
-"Tables of conditions as people write them: read right or refused in one message, and what is predicted is finite and the same each time."
+"""Tables of conditions as people write them: read right or refused in one message.
+
+What is predicted is finite and the same each time."""
 import errno, os, re, warnings
 import anndata as ad, h5py, numpy as np, pandas as pd, pytest, torch
 from hypothesis import HealthCheck, given, settings, strategies as st
@@ -17,11 +19,16 @@ few = settings(max_examples=60, deadline=None, derandomize=True, suppress_health
 def task(tmp_path_factory):
     "A small task with doses and two covariates."
     folder = tmp_path_factory.mktemp('dosed')
-    screen = simulate(Parameters(n_genes=40, n_perturbations=4, n_states=2, cells=20, controls=30, n_programmes=3), 0).screen
+    parameters = Parameters(n_genes=40, n_perturbations=4, n_states=2, cells=20, controls=30, n_programmes=3)
+    screen = simulate(parameters, 0).screen
     a, r = screen.adata, np.random.default_rng(0)
-    a.obs = pd.DataFrame(dict(what=a.obs.perturbation.astype(str).str.replace('p', 'Π'), line=a.obs.cell_type.astype(str), donor='d 1',
-                              uM=np.where(a.obs.perturbation == screen.control, 0., r.choice([.5, 10.], a.n_obs))), index=a.obs_names)
-    control = a.obs.what[(screen.adata.obs.perturbation == screen.control).to_numpy()].iloc[0] if 'perturbation' in a.obs else screen.control.replace('p', 'Π')
+    columns = dict(
+        what=a.obs.perturbation.astype(str).str.replace('p', 'Π'),
+        line=a.obs.cell_type.astype(str),
+        donor='d 1',
+        uM=np.where(a.obs.perturbation == screen.control, 0., r.choice([.5, 10.], a.n_obs)))
+    a.obs = pd.DataFrame(columns, index=a.obs_names)
+    control = screen.control.replace('p', 'Π')
     Screen(a, 'what', ('line', 'donor'), control=control, dose_key='uM').write(folder/'dosed.h5ad')
     return open_task(dict(screen=str(folder/'dosed.h5ad'), split=dict(kind='transfer', fraction=.5)), folder/'out')
 
@@ -38,8 +45,15 @@ def table(task):
 
 def codes(task, table): return [o.code for o in read_conditions(table, task)]
 
-WAYS = {'plain': dict(), 'semicolons': dict(sep=';'), 'tabs': dict(sep='\t'), 'with an index': dict(index=True), 'from Windows': dict(lineterminator='\r\n', encoding='utf-8-sig'),
-        'from an old Mac': dict(lineterminator='\r'), 'in quotes': dict(quoting=1), 'zipped': dict(compression='gzip')}
+WAYS = {
+    'plain': dict(),
+    'semicolons': dict(sep=';'),
+    'tabs': dict(sep='\t'),
+    'with an index': dict(index=True),
+    'from Windows': dict(lineterminator='\r\n', encoding='utf-8-sig'),
+    'from an old Mac': dict(lineterminator='\r'),
+    'in quotes': dict(quoting=1),
+    'zipped': dict(compression='gzip')}
 
 @pytest.mark.parametrize('way', WAYS)
 def test_a_table_is_the_same_however_it_is_written(task, table, tmp_path, way):
@@ -56,9 +70,21 @@ def test_blank_lines_columns_of_others_and_their_order_change_nothing(task, tabl
     assert codes(task, read_conditions_csv(tmp_path/'t.csv')) == task.test_conditions().tolist()
 
 @pytest.mark.parametrize('data, words', [
-    (b'', 'is empty'), (b'\n \n', 'is empty'), (b'\xef\xbb\xbf', 'is empty'), (b'perturbation,line\nA\0,b', 'is binary'), ('perturbation,β\n'.encode('utf-16'), 'is in UTF-16'), ('perturbation\nS\xe9zary'.encode('latin-1'), 'not in UTF-8 (line 2)'),
-    (b'PK\x03\x04\0\0rest', 'Excel'), (b'\x89HDF\r\n\x1a\n\0\0', 'an h5 file'), (b'\x1f\x8b\x08', 'cut or damaged'), (b'perturbation,perturbation\nA,B', "the column 'perturbation' is there 2 times"), (b'perturbation,,line\nA,B,C', 'column 2 has no name'),
-    (b'perturbation,line\nA', 'line 2 has 1 fields instead of 2'), (b'perturbation,line\nA,B\nA,B,C', 'line 3 has 3 fields'), (b'perturbation,line\n"A,B', 'quotes are closed'), (b'perturbation,line\n"A"x,B', 'quotes are closed')])
+    (b'', 'is empty'),
+    (b'\n \n', 'is empty'),
+    (b'\xef\xbb\xbf', 'is empty'),
+    (b'perturbation,line\nA\0,b', 'is binary'),
+    ('perturbation,β\n'.encode('utf-16'), 'is in UTF-16'),
+    ('perturbation\nS\xe9zary'.encode('latin-1'), 'not in UTF-8 (line 2)'),
+    (b'PK\x03\x04\0\0rest', 'Excel'),
+    (b'\x89HDF\r\n\x1a\n\0\0', 'an h5 file'),
+    (b'\x1f\x8b\x08', 'cut or damaged'),
+    (b'perturbation,perturbation\nA,B', "the column 'perturbation' is there 2 times"),
+    (b'perturbation,,line\nA,B,C', 'column 2 has no name'),
+    (b'perturbation,line\nA', 'line 2 has 1 fields instead of 2'),
+    (b'perturbation,line\nA,B\nA,B,C', 'line 3 has 3 fields'),
+    (b'perturbation,line\n"A,B', 'quotes are closed'),
+    (b'perturbation,line\n"A"x,B', 'quotes are closed')])
 def test_a_file_that_is_no_table_says_what_it_is(tmp_path, data, words):
     (tmp_path/'t.csv').write_bytes(data)
     with pytest.raises(InputError, match=re.escape(words)) as e: read_conditions_csv(tmp_path/'t.csv')
@@ -67,7 +93,13 @@ def test_a_file_that_is_no_table_says_what_it_is(tmp_path, data, words):
 def test_a_path_that_is_no_file_says_why(tmp_path):
     (tmp_path/'loop').symlink_to(tmp_path/'loop')
     (tmp_path/'file').write_text('x', encoding='utf-8')
-    for path, words in [(tmp_path, 'is a folder'), (tmp_path/'none.csv', 'does not exist'), (tmp_path/'loop', 'leads back to itself'), (tmp_path/'file'/'t.csv', 'a file and no folder'), ('a\0b', 'cannot be the path'), ('x'*300, 'too long')]:
+    for path, words in [
+            (tmp_path, 'is a folder'),
+            (tmp_path/'none.csv', 'does not exist'),
+            (tmp_path/'loop', 'leads back to itself'),
+            (tmp_path/'file'/'t.csv', 'a file and no folder'),
+            ('a\0b', 'cannot be the path'),
+            ('x'*300, 'too long')]:
         with pytest.raises(InputError, match=words): read_conditions_csv(path)
 
 @few
@@ -78,9 +110,26 @@ def test_any_bytes_are_a_table_or_one_message(tmp_path, data):
     except InputError: pass
 
 @pytest.mark.parametrize('column, value, words', [
-    ('uM', '', 'uM is empty'), ('uM', 'NaN', 'uM is empty'), ('uM', ' ', 'uM is empty'), ('uM', 'inf', 'is no number'), ('uM', '1e999', 'finite number'), ('uM', '1e39', 'finite number'), ('uM', '-0.5', '0 or more'), ('uM', '0,5', 'with a point'), ('uM', '10 uM', 'without a unit'),
-    ('uM', '10nM', 'without a unit'), ('uM', '1_0', 'no number'), ('uM', '0x10', 'no number'), ('uM', '١٠٠٠%', 'no number'), ('perturbation', '', 'the perturbation is empty'), ('perturbation', '  ', 'the perturbation is empty'), ('perturbation', 'none of these', 'is not in the screen'),
-    ('line', '', 'is not in the screen'), ('line', 'nan', 'is not in the screen'), ('donor', 'd 1 ', "did you mean 'd 1'"), ('donor', 'D 1', "did you mean 'd 1'")])
+    ('uM', '', 'uM is empty'),
+    ('uM', 'NaN', 'uM is empty'),
+    ('uM', ' ', 'uM is empty'),
+    ('uM', 'inf', 'is no number'),
+    ('uM', '1e999', 'finite number'),
+    ('uM', '1e39', 'finite number'),
+    ('uM', '-0.5', '0 or more'),
+    ('uM', '0,5', 'with a point'),
+    ('uM', '10 uM', 'without a unit'),
+    ('uM', '10nM', 'without a unit'),
+    ('uM', '1_0', 'no number'),
+    ('uM', '0x10', 'no number'),
+    ('uM', '١٠٠٠%', 'no number'),
+    ('perturbation', '', 'the perturbation is empty'),
+    ('perturbation', '  ', 'the perturbation is empty'),
+    ('perturbation', 'none of these', 'is not in the screen'),
+    ('line', '', 'is not in the screen'),
+    ('line', 'nan', 'is not in the screen'),
+    ('donor', 'd 1 ', "did you mean 'd 1'"),
+    ('donor', 'D 1', "did you mean 'd 1'")])
 def test_a_row_that_cannot_be_is_named_by_its_number(task, table, column, value, words):
     table.loc[1, column] = value
     with pytest.raises(InputError, match='row 2: ') as e: read_conditions(table, task)
@@ -92,12 +141,19 @@ def test_all_faults_of_a_table_are_named_with_their_rows(task, table):
     with pytest.raises(InputError) as e: read_conditions(table, task)
     assert [l.split(':')[0] for l in str(e.value).splitlines()[1:]] == ['- row 1', '- row 2', '- rows 3, 4']
 
-@pytest.mark.parametrize('name, other', [('perturbation', 'Perturbation'), ('perturbation', 'perturbation '), ('line', 'LINE'), ('uM', 'um'), ('donor', ' Donor')])
+@pytest.mark.parametrize('name, other', [
+    ('perturbation', 'Perturbation'),
+    ('perturbation', 'perturbation '),
+    ('line', 'LINE'),
+    ('uM', 'um'),
+    ('donor', ' Donor')])
 def test_a_column_of_another_spelling_is_shown(task, table, name, other):
-    with pytest.raises(InputError, match=re.escape(f"did you mean '{other}'? call it '{name}'")): read_conditions(table.rename(columns={name: other}), task)
+    with pytest.raises(InputError, match=re.escape(f"did you mean '{other}'? call it '{name}'")):
+        read_conditions(table.rename(columns={name: other}), task)
 
 def test_a_column_twice_and_no_rows_are_refused(task, table):
-    with pytest.raises(InputError, match="the column 'line' more than once"): read_conditions(pd.concat([table, table[['line']]], axis=1), task)
+    with pytest.raises(InputError, match="the column 'line' more than once"):
+        read_conditions(pd.concat([table, table[['line']]], axis=1), task)
     with pytest.raises(InputError, match='has no rows'): read_conditions(table[:0], task)
 
 @few
@@ -106,10 +162,15 @@ def test_a_dose_is_finite_or_refused(task, value):
     row = task.conditions.loc[task.test_conditions(), ['perturbation', *task.covariate_keys]].head(1)
     try: asked, = read_conditions(row.assign(uM=pd.Series([value], index=row.index, dtype=object)), task)
     except InputError: return
-    assert np.isfinite(asked.perturbation).all() and 0 <= asked.dose == float(str(value)) and not isinstance(value, bool)
+    assert np.isfinite(asked.perturbation).all()
+    assert 0 <= asked.dose == float(str(value))
+    assert not isinstance(value, bool)
 
 def test_numbers_and_categories_mean_what_their_texts_mean(task, table):
-    typed = table.assign(uM=table.uM.astype(float), line=table.line.astype('category'), perturbation=table.perturbation.astype('string'))
+    typed = table.assign(
+        uM=table.uM.astype(float),
+        line=table.line.astype('category'),
+        perturbation=table.perturbation.astype('string'))
     assert codes(task, typed) == codes(task, table) == task.test_conditions().tolist()
 
 def test_the_dose_of_a_control_is_free(task, model, table, tmp_path):
@@ -140,11 +201,14 @@ def test_predictions_are_those_of_the_condition_however_it_is_asked_for(task, mo
     assert np.array_equal(a.X, expected.clip(min=0))
 
 def test_a_row_twice_is_said(task, model, table, tmp_path):
-    with pytest.warns(UserWarning, match='row 3: a row above names'): write_predictions([model], task, table.iloc[[0, 1, 0]], tmp_path/'a.h5ad')
-    with warnings.catch_warnings(action='error', category=UserWarning): write_predictions([model], task, table, tmp_path/'a.h5ad')
+    with pytest.warns(UserWarning, match='row 3: a row above names'):
+        write_predictions([model], task, table.iloc[[0, 1, 0]], tmp_path/'a.h5ad')
+    with warnings.catch_warnings(action='error', category=UserWarning):
+        write_predictions([model], task, table, tmp_path/'a.h5ad')
 
 @pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
-def test_predictions_that_are_not_finite_are_refused_and_nothing_is_written(task, model, table, tmp_path, monkeypatch, bad):
+def test_predictions_that_are_not_finite_are_refused_and_nothing_is_written(
+        task, model, table, tmp_path, monkeypatch, bad):
     whole, second = model.predict, table.perturbation[1]
     calls = []
     def broken(batch):
@@ -153,7 +217,8 @@ def test_predictions_that_are_not_finite_are_refused_and_nothing_is_written(task
         if len(calls) == 2: cells[0, 3] = bad
         return cells
     monkeypatch.setattr(model, 'predict', broken)
-    with pytest.raises(InputError, match='values that are not finite') as e: write_predictions([model], task, table, tmp_path/'a.h5ad')
+    with pytest.raises(InputError, match='values that are not finite') as e:
+        write_predictions([model], task, table, tmp_path/'a.h5ad')
     assert second in str(e.value) and list(tmp_path.iterdir()) == []
 
 def test_where_nothing_can_be_written_is_one_message(task, model, table, tmp_path):
@@ -161,10 +226,13 @@ def test_where_nothing_can_be_written_is_one_message(task, model, table, tmp_pat
     (tmp_path/'file').write_text('mine', encoding='utf-8')
     for path in ('/proc/x', '/proc/x/y.h5ad', tmp_path/'folder', tmp_path/'file'/'x.h5ad'):
         with pytest.raises(InputError): write_predictions([model], task, table, path)
-    assert {p.name for p in tmp_path.iterdir()} == {'folder', 'file'} and (tmp_path/'file').read_text(encoding='utf-8') == 'mine'
+    assert {p.name for p in tmp_path.iterdir()} == {'folder', 'file'}
+    assert (tmp_path/'file').read_text(encoding='utf-8') == 'mine'
     write_predictions([model], task, table, tmp_path/'new'/'deep'/'x.h5ad')
 
-@pytest.mark.parametrize('error', [OSError(errno.ENOSPC, 'No space left on device'), OSError('Unable to write (errno = 28, error message = ...)')])
+@pytest.mark.parametrize('error', [
+    OSError(errno.ENOSPC, 'No space left on device'),
+    OSError('Unable to write (errno = 28, error message = ...)')])
 def test_a_disk_that_fills_up_is_one_message(task, model, table, tmp_path, monkeypatch, error):
     def fail(*_): raise error
     monkeypatch.setattr(predict, '_finite', fail)
