@@ -30,31 +30,51 @@ if __name__ == '__main__':
     model = build_model('latent_additive', train.model_info(task), dropout=0.)
     flat = lambda: torch.cat([v.flatten() for v in model.state_dict().values()]).numpy()
     before = flat()
-    history = train.fit(model, task, budget=dict(max_epochs=epochs, batch_size=500), folder=f'{out}/checkpoint', every=0, devices=devices)
+    budget = dict(max_epochs=epochs, batch_size=500)
+    history = train.fit(model, task, budget=budget, folder=f'{out}/checkpoint', every=0, devices=devices)
     rank = int(os.environ.get('LOCAL_RANK', 0))
-    seen = {f'{"train" if t else "val"}_{e}': np.concatenate([r for a, b, r in visits if (a, b) == (t, e)]) for t, e in {v[:2] for v in visits}}
+    seen = {}
+    for shuffled, epoch in {v[:2] for v in visits}:
+        rows = [r for a, b, r in visits if (a, b) == (shuffled, epoch)]
+        seen[f'{"train" if shuffled else "val"}_{epoch}'] = np.concatenate(rows)
     np.savez(f'{out}/{rank}.npz', before=before, weights=flat(), history=history.to_numpy(), **seen)
 '''
 
 JOBS = {
-    'slurm': dict(SLURM_JOB_ID='7', SLURM_JOB_NAME='bench', SLURM_NTASKS='3', SLURM_PROCID='2', SLURM_LOCALID='2', SLURM_NODEID='0', SLURM_NNODES='1', SLURM_STEP_NODELIST='n1'),
-    'slurm, nodes': dict(SLURM_JOB_ID='7', SLURM_JOB_NAME='x', SLURM_NTASKS='16', SLURM_NTASKS_PER_NODE='4', SLURM_PROCID='15', SLURM_LOCALID='3', SLURM_NODEID='3', SLURM_NNODES='4'),
-    'slurm, interactive': dict(SLURM_JOB_ID='7', SLURM_JOB_NAME='bash', SLURM_NTASKS='4', SLURM_PROCID='0', SLURM_LOCALID='0', SLURM_NODEID='0'),
+    'slurm': dict(
+        SLURM_JOB_ID='7', SLURM_JOB_NAME='bench', SLURM_NTASKS='3', SLURM_PROCID='2', SLURM_LOCALID='2',
+        SLURM_NODEID='0', SLURM_NNODES='1', SLURM_STEP_NODELIST='n1'),
+    'slurm, nodes': dict(
+        SLURM_JOB_ID='7', SLURM_JOB_NAME='x', SLURM_NTASKS='16', SLURM_NTASKS_PER_NODE='4', SLURM_PROCID='15',
+        SLURM_LOCALID='3', SLURM_NODEID='3', SLURM_NNODES='4'),
+    'slurm, interactive': dict(
+        SLURM_JOB_ID='7', SLURM_JOB_NAME='bash', SLURM_NTASKS='4', SLURM_PROCID='0', SLURM_LOCALID='0',
+        SLURM_NODEID='0'),
     'slurm, half': dict(SLURM_JOB_ID='7', SLURM_NTASKS='many', SLURM_PROCID='0'),
-    'slurm, restarted': dict(SLURM_JOB_ID='7', SLURM_ARRAY_JOB_ID='3', SLURM_ARRAY_TASK_ID='2', SLURM_NTASKS='1', SLURM_PROCID='0', SLURM_LOCALID='0', SLURM_RESTART_COUNT='1'),
-    'lsf': dict(LSB_JOBID='9', LSB_HOSTS='a b c', LSB_DJOB_RANKFILE='/nowhere/ranks', JSM_NAMESPACE_LOCAL_RANK='1', JSM_NAMESPACE_SIZE='3', JSM_NAMESPACE_RANK='2'),
-    'torchrun': dict(TORCHELASTIC_RUN_ID='none', GROUP_RANK='0', RANK='1', LOCAL_RANK='1', WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='localhost', MASTER_PORT='1'),
-    'kubeflow': dict(KUBERNETES_PORT='tcp://1.2.3.4:443', MASTER_ADDR='elsewhere', MASTER_PORT='23456', WORLD_SIZE='4', RANK='3'),
-    'mpi': dict(OMPI_COMM_WORLD_SIZE='4', OMPI_COMM_WORLD_RANK='3', OMPI_COMM_WORLD_LOCAL_RANK='3', PMI_SIZE='4', PMI_RANK='3', PBS_JOBID='5', PBS_NODEFILE='/nowhere'),
-    'by hand': dict(LOCAL_RANK='one', NODE_RANK='two', WORLD_SIZE='', MASTER_PORT='http'),
-}
+    'slurm, restarted': dict(
+        SLURM_JOB_ID='7', SLURM_ARRAY_JOB_ID='3', SLURM_ARRAY_TASK_ID='2', SLURM_NTASKS='1', SLURM_PROCID='0',
+        SLURM_LOCALID='0', SLURM_RESTART_COUNT='1'),
+    'lsf': dict(
+        LSB_JOBID='9', LSB_HOSTS='a b c', LSB_DJOB_RANKFILE='/nowhere/ranks', JSM_NAMESPACE_LOCAL_RANK='1',
+        JSM_NAMESPACE_SIZE='3', JSM_NAMESPACE_RANK='2'),
+    'torchrun': dict(
+        TORCHELASTIC_RUN_ID='none', GROUP_RANK='0', RANK='1', LOCAL_RANK='1', WORLD_SIZE='2', LOCAL_WORLD_SIZE='2',
+        MASTER_ADDR='localhost', MASTER_PORT='1'),
+    'kubeflow': dict(
+        KUBERNETES_PORT='tcp://1.2.3.4:443', MASTER_ADDR='elsewhere', MASTER_PORT='23456', WORLD_SIZE='4', RANK='3'),
+    'mpi': dict(
+        OMPI_COMM_WORLD_SIZE='4', OMPI_COMM_WORLD_RANK='3', OMPI_COMM_WORLD_LOCAL_RANK='3', PMI_SIZE='4',
+        PMI_RANK='3', PBS_JOBID='5', PBS_NODEFILE='/nowhere'),
+    'by hand': dict(LOCAL_RANK='one', NODE_RANK='two', WORLD_SIZE='', MASTER_PORT='http')}
 
 def run(task, out, devices, epochs, **more):
     "What each process of a training saw, and what it ended with."
     (out/'script.py').write_text(SCRIPT)
-    env = {k: v for k, v in os.environ.items() if k not in ('IN_TEST', 'PERTURBENCH_DEVICES', 'LOCAL_RANK', 'WORLD_SIZE', 'NODE_RANK', 'MASTER_PORT', 'MASTER_ADDR')}
+    env = {k: v for k, v in os.environ.items() if k not in (
+        'IN_TEST', 'PERTURBENCH_DEVICES', 'LOCAL_RANK', 'WORLD_SIZE', 'NODE_RANK', 'MASTER_PORT', 'MASTER_ADDR')}
     env |= dict(PYTHONPATH=os.pathsep.join(filter(None, sys.path)), CUDA_VISIBLE_DEVICES='')
-    done = subprocess.run([sys.executable, out/'script.py', task.folder, out, str(devices), str(epochs)], env=env | more, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, out/'script.py', task.folder, out, str(devices), str(epochs)]
+    done = subprocess.run(command, env=env | more, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return [np.load(out/f'{rank}.npz') for rank in range(devices)]
 
@@ -65,11 +85,15 @@ def alone(task, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def shared(task, tmp_path_factory):
-    "Two processes: a training of one epoch, and one that goes on from there to a second, inside a batch job of more tasks."
+    """Two processes: a training of one epoch, and one that goes on from there to a second.
+
+    The second is inside a batch job of more tasks."""
     folder = tmp_path_factory.mktemp('shared')
     first = [dict(o) for o in run(task, folder, 2, 1)]
     assert [p.name for p in (folder/'checkpoint').iterdir()] == ['last.ckpt']
-    return [a | dict(b) | dict(before=a['before']) for a, b in zip(first, run(task, folder, 2, 2, **JOBS['slurm'], MASTER_ADDR='elsewhere', MASTER_PORT='no', NODE_RANK='1'))]
+    job = JOBS['slurm'] | dict(MASTER_ADDR='elsewhere', MASTER_PORT='no', NODE_RANK='1')
+    second = run(task, folder, 2, 2, **job)
+    return [a | dict(b) | dict(before=a['before']) for a, b in zip(first, second)]
 
 def test_each_process_has_its_own_cells(task, shared, alone):
     a, b = shared
@@ -79,7 +103,8 @@ def test_each_process_has_its_own_cells(task, shared, alone):
         assert not np.intersect1d(a[k], b[k]).size and len(a[k]) == len(b[k]) == len(train_cells)//2
         assert np.isin(np.r_[a[k], b[k]], train_cells).all()
         np.testing.assert_array_equal(np.stack([a[k], b[k]], 1).ravel(), alone[k][:len(a[k])*2])
-    np.testing.assert_array_equal(np.sort(np.r_[a['val_0'], b['val_0']][:len(val_cells)]), np.sort(val_cells))  # none is left out
+    # none is left out
+    np.testing.assert_array_equal(np.sort(np.r_[a['val_0'], b['val_0']][:len(val_cells)]), np.sort(val_cells))
 
 def test_two_processes_that_were_stopped_between_end_with_the_weights_of_one(shared, alone):
     a, b = shared
@@ -87,7 +112,8 @@ def test_two_processes_that_were_stopped_between_end_with_the_weights_of_one(sha
     np.testing.assert_array_equal(a['history'], b['history'])
     np.testing.assert_allclose(a['history'], alone['history'], rtol=1e-3)
     way = np.linalg.norm(alone['weights'] - alone['before'])
-    assert way > 1 and np.linalg.norm(a['weights'] - alone['weights']) < .02*way  # Adam enlarges rounding where a gradient is near zero
+    # Adam enlarges rounding where a gradient is near zero
+    assert way > 1 and np.linalg.norm(a['weights'] - alone['weights']) < .02*way
 
 def test_more_gpus_than_there_are(task, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
@@ -117,8 +143,11 @@ def test_a_device_without_room_gives_the_same_result_with_one_warning(task, monk
     n = len(tried)//3
     assert tried == [True]*(n + 1) + [False]*2*n  # an epoch and a step, then all anew
 
-@pytest.mark.parametrize('error', [torch.OutOfMemoryError('CUDA out of memory'), RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`'),
-                                   RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")], ids=['torch', 'cublas', 'host'])
+@pytest.mark.parametrize('error', [
+    torch.OutOfMemoryError('CUDA out of memory'),
+    RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`'),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")],
+    ids=['torch', 'cublas', 'host'])
 def test_no_room_at_all_is_one_message(task, monkeypatch, error):
     def full(self, batch, i): raise error
     monkeypatch.setattr(trainer.Module, 'training_step', full)
@@ -151,7 +180,8 @@ def test_processes_of_another_launcher_are_one_message(job, task, monkeypatch):
     monkeypatch.setattr(trainer, '_in_notebook', lambda: False)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     for k, v in JOBS[job].items(): monkeypatch.setenv(k, v)
-    with pytest.raises(InputError, match='start the script with python alone, or unset LOCAL_RANK') as e: trainer.check_devices(2)
+    with pytest.raises(InputError, match='start the script with python alone, or unset LOCAL_RANK') as e:
+        trainer.check_devices(2)
     assert '\n' not in str(e.value)
 
 def test_a_loop_that_runs_is_no_matter(task):
@@ -176,13 +206,15 @@ from perturbench.tasks import load_task
 if __name__ == '__main__':
     multiprocessing.set_start_method('spawn')
     task = load_task(sys.argv[1])
-    print(len(train.fit(build_model('linear', train.model_info(task)), task, budget=dict(max_epochs=2, batch_size=500))))
+    model = build_model('linear', train.model_info(task))
+    print(len(train.fit(model, task, budget=dict(max_epochs=2, batch_size=500))))
 """
 
 def test_another_way_to_start_processes_is_no_matter(task, tmp_path):
     (tmp_path/'script.py').write_text(SPAWN)
     env = os.environ | dict(PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
-    done = subprocess.run([sys.executable, tmp_path/'script.py', task.folder], env=env, capture_output=True, text=True, timeout=120)
+    command = [sys.executable, tmp_path/'script.py', task.folder]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == '2', done.stderr
 
 def test_a_later_training_is_compiled_as_the_first_was(task, monkeypatch):
