@@ -91,16 +91,23 @@ def test_values_that_a_grid_cannot_hold(at, content, says): refused(content, 'th
 ])
 def test_files_that_are_no_yaml(at, content, says): refused(content, 'the grid file grid.yaml', says)
 
-@pytest.mark.parametrize('content', ['models: &all [*all]\n' + TASKS, 'tasks: [&t {screen: sim-transfer, where: *t}]\n' + MODELS,
-                                     TASKS + 'models: [{name: linear, lr: &x [{a: *x}, *x]}]\n'], ids=['list', 'mapping', 'both'])
+@pytest.mark.parametrize('content', [
+    'models: &all [*all]\n' + TASKS,
+    'tasks: [&t {screen: sim-transfer, where: *t}]\n' + MODELS,
+    TASKS + 'models: [{name: linear, lr: &x [{a: *x}, *x]}]\n'], ids=['list', 'mapping', 'both'])
 def test_yaml_that_holds_itself(at, content): refused(content, 'holds itself')
 
 def test_aliases_that_multiply(at):
-    lines = ['a: &a [x, x, x, x, x, x, x, x, x]'] + [f'{c}: &{c} [{", ".join([f"*{p}"]*9)}]' for p, c in zip('abcdefgh', 'bcdefghi')]
+    nine = lambda name: ', '.join([f'*{name}']*9)
+    lines = ['a: &a [x, x, x, x, x, x, x, x, x]']
+    lines += [f'{c}: &{c} [{nine(p)}]' for p, c in zip('abcdefgh', 'bcdefghi')]
     refused('\n'.join(lines) + f'\nmodels: [*i]\n{TASKS}', 'too many entries')
 
 @pytest.mark.parametrize('content', [
-    GRID.encode('utf-16'), GRID.encode('utf-8-sig'), GRID.replace('\n', '\r\n').encode(), GRID.replace('\n', '\r').encode(),
+    GRID.encode('utf-16'),
+    GRID.encode('utf-8-sig'),
+    GRID.replace('\n', '\r\n').encode(),
+    GRID.replace('\n', '\r').encode(),
     (TASKS + 'models: [&m {name: linear, as: a}, {<<: *m, as: b}]\n').encode()],
     ids=['utf-16', 'mark', 'windows', 'mac', 'merged'])
 def test_files_that_are_fine(at, content): assert read(content).tasks[0].name == 'sim-transfer'
@@ -108,19 +115,45 @@ def test_files_that_are_fine(at, content): assert read(content).tasks[0].name ==
 def test_what_is_no_file(at):
     Path('loop').symlink_to('loop')
     Path('file').touch()
-    for path, says in dict(nowhere='does not exist', loop='leads back to itself', **{'.': 'is a folder', 'file/x': 'a part of its path', 'a\0b': 'no path'}).items():
+    for path, says in {
+            'nowhere': 'does not exist',
+            'loop': 'leads back to itself',
+            '.': 'is a folder',
+            'file/x': 'a part of its path',
+            'a\0b': 'no path'}.items():
         with pytest.raises(InputError, match=says): read_grid(path)
 
-MODULES = dict(raises='raise KeyError("lost")', exits='import sys; sys.exit(0)', leaves='raise SystemExit', syntax='def (:', needs='import surely_nowhere',
-               base='raise BaseException("odd")', endless='def f(): f()\nf()', lazy='def __getattr__(name): raise RuntimeError(name)',
-               plain='class Model: pass', thing='Model = 3', empty='')
+MODULES = dict(
+    raises='raise KeyError("lost")',
+    exits='import sys; sys.exit(0)',
+    leaves='raise SystemExit',
+    syntax='def (:',
+    needs='import surely_nowhere',
+    base='raise BaseException("odd")',
+    endless='def f(): f()\nf()',
+    lazy='def __getattr__(name): raise RuntimeError(name)',
+    plain='class Model: pass',
+    thing='Model = 3',
+    empty='')
 
 @pytest.mark.parametrize('name, says', [
-    ('raises:Model', "ends with KeyError: 'lost'"), ('exits:Model', 'ends with SystemExit'), ('leaves:Model', 'ends with SystemExit'),
-    ('syntax:Model', 'ends with SyntaxError'), ('needs:Model', "No module named 'surely_nowhere'"), ('base:Model', 'ends with BaseException: odd'),
-    ('endless:Model', 'ends with RecursionError'), ('lazy:Model', 'ends with RuntimeError'), ('plain:Model', 'is no PerturbationModel'),
-    ('thing:Model', 'is no PerturbationModel'), ('empty:Model', 'has no class'), ('empty:', 'is no name of a class'), (':Model', 'is no name of a class'),
-    ('.empty:Model', 'is no name of a class'), ('a..b:Model', 'is no name of a class'), ('a:b:c', 'is no name of a class'), ('./plain.py:Model', 'is no name of a class')])
+    ('raises:Model', "ends with KeyError: 'lost'"),
+    ('exits:Model', 'ends with SystemExit'),
+    ('leaves:Model', 'ends with SystemExit'),
+    ('syntax:Model', 'ends with SyntaxError'),
+    ('needs:Model', "No module named 'surely_nowhere'"),
+    ('base:Model', 'ends with BaseException: odd'),
+    ('endless:Model', 'ends with RecursionError'),
+    ('lazy:Model', 'ends with RuntimeError'),
+    ('plain:Model', 'is no PerturbationModel'),
+    ('thing:Model', 'is no PerturbationModel'),
+    ('empty:Model', 'has no class'),
+    ('empty:', 'is no name of a class'),
+    (':Model', 'is no name of a class'),
+    ('.empty:Model', 'is no name of a class'),
+    ('a..b:Model', 'is no name of a class'),
+    ('a:b:c', 'is no name of a class'),
+    ('./plain.py:Model', 'is no name of a class')])
 def test_modules_of_a_user(at, monkeypatch, capsys, name, says):
     monkeypatch.syspath_prepend(at)
     for module, text in MODULES.items(): Path(f'{module}.py').write_text(text, encoding='utf-8')
@@ -130,21 +163,35 @@ def test_modules_of_a_user(at, monkeypatch, capsys, name, says):
 
 def test_a_module_that_goes_elsewhere(at, monkeypatch):
     monkeypatch.syspath_prepend(at)
-    Path('wanders.py').write_text('import os\nos.chdir("/")\nfrom perturbench.models.baselines import ControlMean as Model\n', encoding='utf-8')
+    code = 'import os\nos.chdir("/")\nfrom perturbench.models.baselines import ControlMean as Model\n'
+    Path('wanders.py').write_text(code, encoding='utf-8')
     assert [m.label for m in read(TASKS + 'models: ["wanders:Model"]\n').models] == ['Model']
     assert Path.cwd() == at
 
 def test_all_faults_stand_in_one_message(at):
-    text = refused('tasks: [sim-transfer, {screen: sim-null, where: {line: 2024-01-01}}, sim-nul]\nmodels: [linaer, {name: linear, as: 1}]\nseeds: [x]\n'
-                   'budget: {precision: []}\nsedes: 1\n')
-    for says in ('is a date', "did you mean 'sim-null'", "did you mean 'linear'", 'the label 1', "the seed 'x'", "'precision' is a list", "did you mean 'seeds'"):
+    text = refused(
+        'tasks: [sim-transfer, {screen: sim-null, where: {line: 2024-01-01}}, sim-nul]\n'
+        'models: [linaer, {name: linear, as: 1}]\n'
+        'seeds: [x]\n'
+        'budget: {precision: []}\n'
+        'sedes: 1\n')
+    for says in (
+            'is a date', "did you mean 'sim-null'", "did you mean 'linear'", 'the label 1', "the seed 'x'",
+            "'precision' is a list", "did you mean 'seeds'"):
         assert says in text
     assert len(text.splitlines()) == 8
 
-scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.dates(), st.binary(max_size=4))
-values = st.recursive(scalars, lambda o: st.lists(o, max_size=3) | st.dictionaries(scalars, o, max_size=3) | st.sets(st.text(max_size=3), max_size=2), max_leaves=8)
-fields = st.dictionaries(st.sampled_from(['name', 'screen', 'where', 'split', 'genes', 'as', 'lr', 'ridge', 'preset', 'x']), values, max_size=4)
-grids = st.dictionaries(st.sampled_from(['tasks', 'models', 'seeds', 'budget', 'protocol', 'x']), values | st.lists(fields, max_size=2), max_size=6)
+def nest(o):
+    "Lists, mappings and sets of what `o` draws."
+    return st.lists(o, max_size=3) | st.dictionaries(scalars, o, max_size=3) | st.sets(st.text(max_size=3), max_size=2)
+
+texts = st.text(max_size=8) | st.dates() | st.binary(max_size=4)
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | texts
+values = st.recursive(scalars, nest, max_leaves=8)
+FIELDS = ['name', 'screen', 'where', 'split', 'genes', 'as', 'lr', 'ridge', 'preset', 'x']
+SECTIONS = ['tasks', 'models', 'seeds', 'budget', 'protocol', 'x']
+fields = st.dictionaries(st.sampled_from(FIELDS), values, max_size=4)
+grids = st.dictionaries(st.sampled_from(SECTIONS), values | st.lists(fields, max_size=2), max_size=6)
 
 @settings(derandomize=True, deadline=None, max_examples=150)
 @given(grids)
@@ -159,4 +206,5 @@ def test_what_a_grid_can_hold_is_what_json_can(value):
     back = json.loads(json.dumps(value, allow_nan=False))
     assert back == value and json.dumps(value, ensure_ascii=False).encode('utf-8')
 
-def test_the_grid_that_is_built_in(): assert odd_values(yaml.safe_load(DEFAULT_GRID)) == [] and len(read_grid().models) == 8
+def test_the_grid_that_is_built_in():
+    assert odd_values(yaml.safe_load(DEFAULT_GRID)) == [] and len(read_grid().models) == 8
