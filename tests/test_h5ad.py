@@ -356,28 +356,10 @@ def test_a_lost_piece_of_a_zarr_store_is_no_zero(at):
 TEXT = st.one_of(st.text(max_size=3), st.sampled_from(['a/b', '_index', '', '.', 'nan', 'a\0', '\ud800', '1']))
 NUMBER = st.one_of(st.integers(-2**70, 2**70), st.integers(-3, 3), st.floats(), st.booleans())
 ODD = st.sampled_from([
-    None,
-    np.nan,
-    pd.NA,
-    pd.NaT,
-    b'a\xff',
-    (1, 2),
-    [1],
-    {'a': 1},
-    datetime.date(2024, 1, 31),
-    pd.Timestamp('2024', tz='UTC'),
-    pd.Timedelta('1s'),
-    pd.Interval(0, 1),
-    1j,
-    np.str_('q'),
-    object])
+    None, np.nan, pd.NA, pd.NaT, b'a\xff', (1, 2), [1], {'a': 1}, datetime.date(2024, 1, 31),
+    pd.Timestamp('2024', tz='UTC'), pd.Timedelta('1s'), pd.Interval(0, 1), 1j, np.str_('q'), object])
 CELLS = st.one_of(*[st.lists(o, min_size=4, max_size=4) for o in (
-    TEXT,
-    NUMBER,
-    ODD,
-    TEXT | NUMBER | ODD,
-    TEXT | st.none(),
-    st.none() | st.booleans(),
+    TEXT, NUMBER, ODD, TEXT | NUMBER | ODD, TEXT | st.none(), st.none() | st.booleans(),
     st.none() | st.integers(0, 3))])
 KINDS = st.sampled_from([
     'object', 'category', 'Int64', 'Float64', 'boolean', 'string', 'string[pyarrow]', 'int64[pyarrow]', 'float16',
