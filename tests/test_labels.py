@@ -283,19 +283,9 @@ def same_as_plain(names, at, dose=None):
             assert t.subset({name: [v]}).n_cells == s.subset({'line' if v == 'A' else 'drug': [v]}).n_cells
 
 @pytest.mark.parametrize('pair', [
-    ('state', 'model'),
-    ('task', 'condition'),
-    ('value', 'metric'),
-    ('perturbation', 'n_cells'),
-    ('is_treated', 'is_control'),
-    ('index', '0'),
-    ('obs:state', 'state'),
-    ('size', 'columns'),
-    ('a b', 'a/b'),
-    ('seed', 'obs:line'),
-    ('cell', 'part'),
-    ('level_0', '_'),
-    ('leaks', 'fold')])
+    ('state', 'model'), ('task', 'condition'), ('value', 'metric'), ('perturbation', 'n_cells'),
+    ('is_treated', 'is_control'), ('index', '0'), ('obs:state', 'state'), ('size', 'columns'), ('a b', 'a/b'),
+    ('seed', 'obs:line'), ('cell', 'part'), ('level_0', '_'), ('leaks', 'fold')])
 def test_no_covariate_is_refused_for_its_name(at, pair): same_as_plain(['gene', *pair], at)
 
 @pytest.mark.parametrize('dose', ['value', 'state', 'n_cells', 'index', 'µM', 'obs:value'])
