@@ -83,14 +83,7 @@ def test_a_file_that_is_cut_lost_or_longer_is_found(whole, folder, spoil):
     assert content(load_task(folder)) == content(load_task(whole))
 
 @pytest.mark.parametrize('text', [
-    b'',
-    b'[]',
-    b'null',
-    b'7',
-    b'{"digest": 3}',
-    b'{',
-    b'\xff\xfe{',
-    b'[' * 100_000,
+    b'', b'[]', b'null', b'7', b'{"digest": 3}', b'{', b'\xff\xfe{', b'[' * 100_000,
     '{"name": "α"}'.encode('latin-1', 'replace')])
 def test_what_is_no_card_of_a_task_is_one_message(folder, text):
     (folder/'task.json').write_bytes(text)
@@ -106,15 +99,8 @@ def forge(folder, **changed):
     (folder/'task.json').write_text(text, encoding='utf-8')
 
 @pytest.mark.parametrize('changed', [
-    dict(spec={'new': 1}),
-    dict(spec=3),
-    dict(naming=...),
-    dict(covariate_keys=7),
-    dict(files=7),
-    dict(files={}),
-    dict(files={'a': 1}),
-    dict(task_id='0'*12),
-    dict(protocol=...)])
+    dict(spec={'new': 1}), dict(spec=3), dict(naming=...), dict(covariate_keys=7), dict(files=7), dict(files={}),
+    dict(files={'a': 1}), dict(task_id='0'*12), dict(protocol=...)])
 def test_a_card_of_another_version_is_one_message(folder, changed):
     forge(folder, **changed)
     (folder/'stamp.json').unlink()
@@ -366,16 +352,7 @@ def test_an_entry_that_cannot_be_is_one_message(asked, changed, words, tmp_path)
     assert words in str(e.value) and len(str(e.value)) < 6000
 
 @pytest.mark.parametrize('entry', [
-    None,
-    7,
-    1.5,
-    True,
-    [],
-    ['sim-null'],
-    {'sim-null'},
-    datetime.date(2024, 1, 1),
-    b'sim-null',
-    [10**5000],
+    None, 7, 1.5, True, [], ['sim-null'], {'sim-null'}, datetime.date(2024, 1, 1), b'sim-null', [10**5000],
     nested(3000)], ids=lambda o: type(o).__name__)
 def test_what_is_no_task_is_one_message(entry):
     with pytest.raises(InputError, match='a task is a name, the path of an h5ad or a mapping'): read_task(entry)
