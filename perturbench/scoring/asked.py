@@ -390,6 +390,7 @@ def taken_out(
     del screen.adata.X
     return found
 
+# %% ../../nbs/67_scoring.asked.ipynb #1dbb9a84
 def rows_in_order(
     parts:list, # From `taken_out`: the layers of some files, their cells one behind the other; empty afterwards
     order, # Positions of the cells
@@ -412,6 +413,7 @@ def rows_in_order(
     library = dict(library=np.concatenate(totals)[order]) if 'counts' in out else {}
     return dict(indptr=np.r_[0, ends]) | out | library
 
+# %% ../../nbs/67_scoring.asked.ipynb #a723e7b9
 def store_of(
     whole:Screen, # The cells, without their values
     parts:list, # Their values, from `taken_out`; empty afterwards

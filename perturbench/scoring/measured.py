@@ -105,11 +105,6 @@ class Tested:
         return (self.design.perturbation[self.condition] != 0).sum(1) == 2
 
     @cached_property
-    def replicate(self): # By store row; None where neither is known
-        "The biological replicate of each cell, or else its technical batch."
-        return self.task.store.batch if self.task.replicate is None else self.task.replicate
-
-    @cached_property
     def _halved(self):
         batch = [None if self.replicate is None else self.replicate[rows] for rows in self.rows]
         return [halve(rows, batch[i], *self.names(i)) for i, rows in enumerate(self.rows)]
@@ -119,22 +114,31 @@ class Tested:
         "Which conditions are halved by whole replicates."
         return np.array([whole for _, whole in self._halved], bool)
 
-    def part_of(self,
-        i:int, # A place
-        kind:str, # 'half' or 'third'
-    ) -> np.ndarray:
-        "The number of the half, or third, of each cell of a condition."
-        if kind == 'half': return self._halved[i][0]
-        return rng('thirds', *self.names(i)).permutation(self.n[i]) % 3
+# %% ../../nbs/60_scoring.measured.ipynb #7fe19259
+@patch(as_prop=True)
+def replicate(self:Tested): # By store row; None where neither is known
+    "The biological replicate of each cell, or else its technical batch."
+    return self.task.store.batch if self.task.replicate is None else self.task.replicate
 
-    def cells(self,
-        i:int, # A place
-        part='whole', # Or one of `HALVES` or `THIRDS`
-    ) -> np.ndarray: # Store rows
-        "The measured cells of a condition."
-        if part == 'whole': return self.rows[i]
-        kind, number = part
-        return self.rows[i][self.part_of(i, kind) == number]
+# %% ../../nbs/60_scoring.measured.ipynb #c2703cdc
+@patch
+def part_of(self:Tested,
+    i:int, # A place
+    kind:str, # 'half' or 'third'
+) -> np.ndarray:
+    "The number of the half, or third, of each cell of a condition."
+    if kind == 'half': return self._halved[i][0]
+    return rng('thirds', *self.names(i)).permutation(self.n[i]) % 3
+
+@patch
+def cells(self:Tested,
+    i:int, # A place
+    part='whole', # Or one of `HALVES` or `THIRDS`
+) -> np.ndarray: # Store rows
+    "The measured cells of a condition."
+    if part == 'whole': return self.rows[i]
+    kind, number = part
+    return self.rows[i][self.part_of(i, kind) == number]
 
 # %% ../../nbs/60_scoring.measured.ipynb #04751bca
 def need_controls(

@@ -168,6 +168,7 @@ class StatePairs:
         off = 'offtarget' in metric.needs
         return self.pairs(off).between(metric.space, distance_of(metric), self.alike(off))
 
+# %% ../../nbs/62_scoring.profiles.ipynb #26b083ce
 def ranks_of_state(
     metrics, # Metrics of the kind 'rank'
     pred:Profiles,
