@@ -1,4 +1,4 @@
-"What a model states of how far off its mean effects may be: the variance of `perturbed_mean`, how a model is asked, scores."
+"What a model states of how far off its mean effects may be: that of `perturbed_mean`, how a model is asked, scores."
 import anndata as ad, numpy as np, pandas as pd, pytest, torch
 from dataclasses import replace
 from scipy import stats
@@ -24,8 +24,9 @@ from perturbench.train import fit, model_info
 N_GENES, TAU, BETWEEN, WITHIN = 20_000, 1., .3, .8 # Each gene is a simulation of its own
 
 def measured(n_cells, n_controls, seed=0):
-    """Trained effects of states, and one new true effect of each. `n_cells` has the cells of each trained perturbation of
-    each state, `n_controls` the controls of each state."""
+    """Trained effects of states, and one new true effect of each.
+
+    `n_cells` has the cells of each trained perturbation of each state, `n_controls` the controls of each state."""
     r = np.random.default_rng(seed)
     def normal(variance): return r.normal(0, np.sqrt(variance), N_GENES)
     effects, new = [], []
@@ -68,7 +69,8 @@ def test_noise_alone_is_no_spread():
     "Effects that are one and the same, measured with noise: what is left beside the error of the average is small."
     r = np.random.default_rng(0)
     effects = 2 + r.normal(0, np.sqrt(WITHIN/20), (30, N_GENES))
-    stated = variance_of_average(effects, np.zeros(30, int), np.full(30, 20.), np.full((1, N_GENES), WITHIN), np.array([1e9]))
+    n, within = np.full(30, 20.), np.full((1, N_GENES), WITHIN)
+    stated = variance_of_average(effects, np.zeros(30, int), n, within, np.array([1e9]))
     raw = effects.var(0, ddof=1)*(1 + 1/30)
     assert stated.mean() < .2*raw.mean() and (stated >= 0).all()
 
@@ -76,7 +78,10 @@ def test_noise_alone_is_no_spread():
 def small():
     "A screen of 3 lines x 6 perturbations, of 1 to 7 cells each, and 5 controls in each line."
     r = np.random.default_rng(3)
-    rows = [(line, what) for line in 'xyz' for what in ['control']*5 + [f'p{k}' for k in range(6) for _ in range(r.integers(1, 8))]]
+    rows = []
+    for line in 'xyz':
+        names = [f'p{k}' for k in range(6) for _ in range(r.integers(1, 8))]
+        rows += [(line, what) for what in ['control']*5 + names]
     obs = pd.DataFrame(rows, columns=['line', 'what'])
     obs.index = obs.index.map(str)
     X = (r.gamma(2., 1., (len(obs), 9))*(r.random((len(obs), 9)) < .6)).astype(np.float32)
@@ -91,7 +96,8 @@ def fitted(screen, name='perturbed_mean', where=None, **options):
 def states_variance(model, design, state):
     "What `model` states for a perturbation in a state."
     k = torch.tensor(design.covariate[np.flatnonzero(design.state == state)[0]])[None]
-    return model.effect_variance(Batch(controls=torch.zeros(1, model.info.n_genes), perturbation=torch.ones(1, 6), covariates=k))
+    x, p = torch.zeros(1, model.info.n_genes), torch.ones(1, 6)
+    return model.effect_variance(Batch(controls=x, perturbation=p, covariates=k))
 
 def test_within_variance_is_that_of_a_plain_loop(small):
     model, cells = fitted(small)
@@ -109,7 +115,8 @@ def test_the_model_states_what_a_plain_loop_finds(small):
     model, cells = fitted(small)
     X, obs, design = small.adata.X.toarray().astype(float), small.adata.obs, small.design
     for s, line in small.conditions.groupby('state').line.first().items():
-        here = {w: X[((obs.line == line) & (obs.what == w)).to_numpy()] for w in ['control', *[f'p{k}' for k in range(6)]]}
+        cells_of = lambda what: X[((obs.line == line) & (obs.what == what)).to_numpy()]
+        here = {w: cells_of(w) for w in ['control', *[f'p{k}' for k in range(6)]]}
         squares = sum(((x - x.mean(0))**2).sum(0) for x in here.values())
         within = squares/sum(len(x) - 1 for x in here.values())
         control = here.pop('control')
@@ -138,7 +145,8 @@ def test_a_line_of_the_screen_without_training_states_more(small):
     one_line = small.conditions.line.eq('x') | small.conditions.is_control
     model, _ = fitted(small, where=one_line.to_numpy())
     at = dict(small.conditions.groupby('line').state.first())
-    assert states_variance(model, small.design, at['x']) is not None and states_variance(model, small.design, at['z']) is None
+    assert states_variance(model, small.design, at['x']) is not None
+    assert states_variance(model, small.design, at['z']) is None
 
 def test_only_one_built_in_model_states_a_variance(small):
     assert [name for name in MODELS if hasattr(MODELS[name], 'effect_variance')] == ['perturbed_mean']
@@ -187,7 +195,8 @@ class Normal:
         names = [f'p{k}' for k in range(self.train + self.test)]
         self.effect = {(line, p): r.normal(0, np.sqrt(self.variance), self.n_genes) for line in 'xy' for p in names}
         level = {line: r.uniform(5, 7, self.n_genes) for line in 'xy'}
-        def cells(line, p, n): return r.normal(level[line] + self.effect.get((line, p), 0), np.sqrt(self.within), (n, self.n_genes))
+        def cells(line, p, n):
+            return r.normal(level[line] + self.effect.get((line, p), 0), np.sqrt(self.within), (n, self.n_genes))
         def part(numbers):
             rows = [(line, p) for line in 'xy' for p, n in numbers.items() for _ in range(n)]
             X = np.concatenate([cells(line, p, n) for line in 'xy' for p, n in numbers.items()]).astype(np.float32)
@@ -216,8 +225,10 @@ def normal(): return Normal()
 def means(table, column='value'): return table.groupby('metric')[column].mean()
 
 def test_a_right_variance_covers_what_it_should(normal):
-    """Errors are independent, and the noise of held-out controls, which the conditions of a line share, is 1/60 of .09 + 1/60 + 1/40:
-    the standard deviation of the mean coverage of 24 conditions x 200 genes is about that of independent draws."""
+    """Errors are independent, but for the noise of held-out controls, which the conditions of a line share.
+
+    That noise is 1/60 of .09 + 1/60 + 1/40: the standard deviation of the mean coverage of 24 conditions x 200 genes
+    is about that of independent draws."""
     found = means(evaluate_task(normal.task, normal.predictions(), STATED))
     sd = np.sqrt(.9*.1/(24*200))
     assert abs(found.coverage_90_delta - .9) < 5*sd
@@ -263,7 +274,8 @@ def test_other_scores_do_not_change_and_others_have_no_rows(normal):
     with_variance = evaluate_task(normal.task, normal.predictions(), names)
     silent = evaluate_task(normal.task, (replace(p, variance=None) for p in normal.predictions()), names)
     assert set(with_variance.metric) == set(names) and set(silent.metric) == set(names) - set(STATED)
-    pd.testing.assert_frame_equal(with_variance[~with_variance.metric.isin(STATED)].reset_index(drop=True), silent, check_exact=True)
+    others = with_variance[~with_variance.metric.isin(STATED)].reset_index(drop=True)
+    pd.testing.assert_frame_equal(others, silent, check_exact=True)
     assert evaluate_task(normal.task, (replace(p, variance=None) for p in normal.predictions()), STATED).empty
 
 def test_statuses(normal):
@@ -274,16 +286,19 @@ def test_statuses(normal):
     names = [tuple(normal.task.conditions.loc[c, ['line', 'perturbation']]) for c in codes]
     status = found.groupby(['line', 'perturbation']).status.unique().map(list)
     assert [status[n] for n in names] == [['no_variance'], ['unseen_part'], ['not_predicted'], ['ok']]
-    assert found.value.isna().groupby(found.status).all().to_dict() == dict(no_variance=True, not_predicted=True, ok=False, unseen_part=False)
+    undefined = found.value.isna().groupby(found.status).all().to_dict()
+    assert undefined == dict(no_variance=True, not_predicted=True, ok=False, unseen_part=False)
     assert {'no_variance', 'few_cells'} <= set(STATUSES)
 
 def test_one_cell_has_no_noise_that_is_known():
     r = np.random.default_rng(0)
     def cells(n): return r.normal(5, 1, (n, 6))
     names = ['control']*80 + ['a'] + ['b']*9
-    truth = ad.AnnData(cells(90).astype(np.float32), pd.DataFrame(dict(gene=names), index=map(str, range(90))), pd.DataFrame(index=list('uvwxyz')))
+    obs, var = pd.DataFrame(dict(gene=names), index=map(str, range(90))), pd.DataFrame(index=list('uvwxyz'))
+    truth = ad.AnnData(cells(90).astype(np.float32), obs, var)
     task = file_task('few', Screen(truth, 'gene'), 90, 'default')
-    predictions = [Prediction(int(c), cells(20).astype(np.float32), variance=np.ones(6)) for c in task.test_conditions()]
+    predict = lambda c: Prediction(int(c), cells(20).astype(np.float32), variance=np.ones(6))
+    predictions = [predict(c) for c in task.test_conditions()]
     found = evaluate_task(task, predictions, STATED).set_index(['perturbation', 'metric'])
     assert set(found.loc['a'].status) == {'few_cells'} and set(found.loc['b'].status) == {'ok'}
     assert found.loc['a'].value.isna().all() and found.loc['b'].value.notna().all()
@@ -308,7 +323,8 @@ def test_the_area_under_the_curve_of_an_oracle_and_of_its_opposite(normal):
         for p in normal.predictions():
             line, name = task.conditions.loc[p.condition, ['line', 'perturbation']]
             given = task.controls('test', half=0)
-            controls = task.store.dense(given.rows[task.design.state[given.codes] == task.design.state[p.condition]]).numpy()
+            here = task.design.state[given.codes] == task.design.state[p.condition]
+            controls = task.store.dense(given.rows[here]).numpy()
             error = (p.cells.astype(float).mean(0) - controls.astype(float).mean(0) - normal.effect[line, name])
             off = (scale[p.condition] - 1)*error
             yield replace(p, cells=(p.cells + off).astype(np.float32), variance=p.variance*stated(scale[p.condition]))
@@ -322,7 +338,10 @@ def test_the_area_under_the_curve_of_an_oracle_and_of_its_opposite(normal):
     true_risk = np.mean([s**2*normal.variance for s in scale.values()])
     assert end == pytest.approx(true_risk, rel=.15)
 
-@pytest.mark.parametrize('variance, why', [(np.ones(3), 'one number for each'), (np.full(200, -1.), 'negative or not finite'), (np.full(200, np.nan), 'negative or not finite')])
+@pytest.mark.parametrize('variance, why', [
+    (np.ones(3), 'one number for each'),
+    (np.full(200, -1.), 'negative or not finite'),
+    (np.full(200, np.nan), 'negative or not finite')])
 def test_what_is_no_variance_is_refused(normal, variance, why):
     predictions = [replace(p, variance=variance) for p in normal.predictions()]
     with pytest.raises(InputError, match=why): evaluate_task(normal.task, predictions, STATED)
@@ -350,7 +369,9 @@ def test_folds_have_models_of_their_own(tmp_path):
     evaluation = Evaluation(task, STATED)
     compared = evaluation.collect(predictions())
     by_fold = [np.unique(compared.variance[compared.fold == fold], axis=0) for fold in range(task.n_folds)]
-    assert task.n_folds > 1 and [len(rows) for rows in by_fold] == [len(set(compared.pred.own.at[compared.fold == f])) for f in range(task.n_folds)]
+    assert task.n_folds > 1
+    states = [set(compared.pred.own.at[compared.fold == f]) for f in range(task.n_folds)]
+    assert [len(rows) for rows in by_fold] == [len(o) for o in states]
     assert len(np.unique(np.concatenate(by_fold), axis=0)) == sum(map(len, by_fold))
     table = evaluation.table(compared)
     assert set(table.status) <= {'ok', 'unseen_part', 'few_controls'} and table.value.notna().all()
@@ -368,7 +389,8 @@ def test_a_null_states_what_the_average_does_and_a_replicate_its_noise(normal):
     assert set(table.metric[table.model == 'duplicate']) == {'crps_delta'}
     measured = evaluation.measured
     cells = [task.store.dense(measured.cells(0, half)).numpy().astype(float) for half in HALVES]
-    controls = [task.store.dense(measured.control_rows(0, measured.state[0], half)).numpy().astype(float) for half in (0, 1)]
+    rows = lambda half: measured.control_rows(0, measured.state[0], half)
+    controls = [task.store.dense(rows(half)).numpy().astype(float) for half in (0, 1)]
     def effect(k, half): return cells[k].mean(0) - controls[half].mean(0)
     def noise(k, half): return cells[k].var(0, ddof=1)/len(cells[k]) + controls[half].var(0, ddof=1)/len(controls[half])
     by_hand = [crps(Uncertain([effect(k, 0)], [noise(k, 0)]), [effect(1 - k, 1)], [noise(1 - k, 1)])[0] for k in (0, 1)]
@@ -377,8 +399,9 @@ def test_a_null_states_what_the_average_does_and_a_replicate_its_noise(normal):
 
 def test_a_board_has_the_metrics_of_those_that_state_something(normal):
     names = ['rmse_average', *STATED]
-    tables = [evaluate_task(normal.task, normal.predictions(stated), names).assign(model=f'times {stated}') for stated in (1, 16)]
-    silent = evaluate_task(normal.task, (replace(p, variance=None) for p in normal.predictions()), names).assign(model='silent')
+    def scored(name, predictions): return evaluate_task(normal.task, predictions, names).assign(model=name)
+    tables = [scored(f'times {stated}', normal.predictions(stated)) for stated in (1, 16)]
+    silent = scored('silent', (replace(p, variance=None) for p in normal.predictions()))
     board = leaderboard(pd.concat([*tables, silent], ignore_index=True))
     crps = board[board.metric == 'crps_delta']
     assert list(crps.model) == ['times 1', 'times 16'] and list(crps.best) == [True, False]
