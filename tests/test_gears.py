@@ -27,11 +27,19 @@ def made(doses=False, n_states=2, seen=7, keys=True, n_layers=1, n_genes=G, **op
     torch.manual_seed(0)
     names = [(s, c) for s in range(n_states) for c in COMBOS]
     p = np.array([[(o in c)*(10.*(i + 1) if doses else 1) for i, o in enumerate(PARTS)] for _, c in names], np.float32)
-    k = np.array([[s == o for o in range(n_states)] for s, _ in names], np.float32) if keys else np.ones((len(names), 0), np.float32)
-    design = Design(list(PARTS), {'line': [f's{i}' for i in range(n_states)]} if keys else {}, p, k, np.array([s for s, _ in names]), p.sum(1) == 0)
-    edges = lambda n, m: torch.tensor([(i, j, (i + j) % 5/5 + .1) for i in range(n) for j in range(n) if i != j and (i*j + i + j) % m == 0]).T
-    info = ModelInfo([f'g{i}' for i in range(n_genes)], design, np.array([9*(COMBOS.index(c) < seen) for _, c in names]))
-    info.features = {'co-expression, 20 neighbours above 0.4': edges(n_genes, 3), 'co-expression of perturbations, 20 neighbours above 0.4': edges(5, 2)}
+    state = np.array([s for s, _ in names])
+    k = np.ones((len(names), 0), np.float32)
+    if keys: k = np.array([[s == o for o in range(n_states)] for s in state], np.float32)
+    line = {'line': [f's{i}' for i in range(n_states)]} if keys else {}
+    design = Design(list(PARTS), line, p, k, state, p.sum(1) == 0)
+    def edges(n, m):
+        pairs = [(i, j) for i in range(n) for j in range(n) if i != j and (i*j + i + j) % m == 0]
+        return torch.tensor([(i, j, (i + j) % 5/5 + .1) for i, j in pairs]).T
+    n_cells = np.array([9*(COMBOS.index(c) < seen) for _, c in names])
+    info = ModelInfo([f'g{i}' for i in range(n_genes)], design, n_cells)
+    info.features = {
+        'co-expression, 20 neighbours above 0.4': edges(n_genes, 3),
+        'co-expression of perturbations, 20 neighbours above 0.4': edges(5, 2)}
     model = build_model('gears', info, hidden_dim=8, n_layers_graph=n_layers, **options)
     with torch.no_grad():
         for o in (model.w2, model.b1, model.b2, model.covariate): o.normal_(0, .5)
@@ -59,21 +67,31 @@ def convolve(layers, edges, x):
 def predict_one_cell(model, x, p, k):
     "One cell from the definition, with graphs of its own: what each of the cells of a batch would cost alone."
     e = model.gene/model.gene.norm(dim=1, keepdim=True).clamp(min=1)
-    b = F.relu(F.batch_norm(e, None, None, training=True)) + .2*convolve(model.gene_graph.layers, graph_of_one_cell(model.gene_graph), e)
+    near = convolve(model.gene_graph.layers, graph_of_one_cell(model.gene_graph), e)
+    b = F.relu(F.batch_norm(e, None, None, training=True)) + .2*near
     z = convolve(model.part_graph.layers, graph_of_one_cell(model.part_graph), model.part)
     seen = torch.tensor(model.info.seen_perturbations)
-    total = sum((k[i]*model.covariate[i] for i in range(len(k))), torch.zeros_like(z[0])) if model.inject_covariates else torch.zeros_like(z[0])
-    for i in p.nonzero()[:, 0].tolist(): total = total + p[i]/model.dose_unit[i]*(z[seen].mean(0) if model.alone[i] else z[i])
+    total = torch.zeros_like(z[0])
+    if model.inject_covariates: total = sum((k[i]*model.covariate[i] for i in range(len(k))), total)
+    for i in p.nonzero()[:, 0].tolist():
+        total = total + p[i]/model.dose_unit[i]*(z[seen].mean(0) if model.alone[i] else z[i])
     if not p.any(): return x
     h = model.decode_gene(model.encode_gene(b) + model.encode_condition(total[None]))
     u = (h*model.w1).sum(1) + model.b1
     s = model.decode_all(u[None]).expand(len(x), -1)
     return x + (torch.cat([u[:, None], s], 1)*model.w2).sum(1) + model.b2
 
-def predict_by_cell(model, batch): return torch.stack([predict_one_cell(model, *o) for o in zip(batch.controls, batch.perturbation, batch.covariates)])
+def predict_by_cell(model, batch):
+    return torch.stack([predict_one_cell(model, *o) for o in zip(batch.controls, batch.perturbation, batch.covariates)])
 
-KINDS = {'plain': {}, 'doses': dict(doses=True), 'one state': dict(n_states=1), 'no covariates': dict(keys=False, n_states=1), 'two layers': dict(n_layers=2),
-         'states take no part': dict(inject_covariates=False), 'some unseen': dict(seen=4)}
+KINDS = {
+    'plain': {},
+    'doses': dict(doses=True),
+    'one state': dict(n_states=1),
+    'no covariates': dict(keys=False, n_states=1),
+    'two layers': dict(n_layers=2),
+    'states take no part': dict(inject_covariates=False),
+    'some unseen': dict(seen=4)}
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_it_is_what_one_cell_at_a_time_gives(kind):
@@ -107,11 +125,16 @@ def test_neither_order_nor_company_matters(codes, r):
 def test_a_condition_counts_once_however_many_cells_it_has():
     a, b = (batch_of(model, [c]*n, seed=c) for c, n in ((1, 2), (4, 9)))
     both = Batch(**{k: torch.cat([v, vars(b)[k]]) for k, v in vars(a).items() if v is not None})
-    with torch.no_grad(): assert model.loss(both)['loss'].item() == pytest.approx((model.loss(a)['loss'] + model.loss(b)['loss']).item()/2, rel=1e-5)
+    with torch.no_grad():
+        mean = (model.loss(a)['loss'] + model.loss(b)['loss']).item()/2
+        assert model.loss(both)['loss'].item() == pytest.approx(mean, rel=1e-5)
 
 def test_pieces_give_the_whole_and_its_gradient(monkeypatch):
     batch, found, calls = batch_of(model, torch.arange(16)), [], []
-    monkeypatch.setattr(gears, 'checkpoint', lambda *o, **more: calls.append(1) or torch.utils.checkpoint.checkpoint(*o, **more))
+    def counted(*o, **more):
+        calls.append(1)
+        return torch.utils.checkpoint.checkpoint(*o, **more)
+    monkeypatch.setattr(gears, 'checkpoint', counted)
     for piece in (2**25, 3*G*8):
         monkeypatch.setattr(gears, 'PIECE', piece)
         model.zero_grad()
@@ -129,7 +152,8 @@ def test_a_trained_model_comes_back_to_the_bit(task, one_thread, tmp_path):
     save_model(model, tmp_path/'model.ckpt')
     back = load_model(tmp_path/'model.ckpt')
     assert all(torch.equal(v, back.state_dict()[k]) for k, v in model.state_dict().items())
-    for a, b in zip(predict_task(model, task), predict_task(back, task)): assert (a.cells == b.cells).all() and (a.cells.dtype, a.status) == (np.float32, b.status)
+    for a, b in zip(predict_task(model, task), predict_task(back, task)):
+        assert (a.cells == b.cells).all() and (a.cells.dtype, a.status) == (np.float32, b.status)
 
 def test_half_precision_gives_finite_steps(task, one_thread):
     model = build_model('gears', model_info(task), hidden_dim=16)
@@ -143,12 +167,18 @@ def test_half_precision_gives_finite_steps(task, one_thread):
 
 def test_what_it_knows_of_the_unseen(tmp_path):
     "A, B and C are alike; C and D have no cells, and D has nobody."
-    (tmp_path/'go.tsv').write_text('go_id\tgo_domain\tgene_symbols\nt1\tbiological_process\tA|B|target\nt2\tmolecular_function\tB|target\nt3\tcellular_component\tD')
+    (tmp_path/'go.tsv').write_text(
+        'go_id\tgo_domain\tgene_symbols\n'
+        't1\tbiological_process\tA|B|target\n'
+        't2\tmolecular_function\tB|target\n'
+        't3\tcellular_component\tD')
     p, k = np.vstack([np.zeros(4), np.eye(4)]).astype(np.float32), np.eye(2, dtype=np.float32)
-    design = Design(list('ABCD'), {'line': ['x', 'y']}, np.tile(p, (2, 1)), np.repeat(k, 5, 0), np.repeat([0, 1], 5), np.tile([True, False, False, False, False], 2))
+    state, is_control = np.repeat([0, 1], 5), np.tile([True, False, False, False, False], 2)
+    design = Design(list('ABCD'), {'line': ['x', 'y']}, np.tile(p, (2, 1)), np.repeat(k, 5, 0), state, is_control)
     info = ModelInfo(['g1', 'g2'], design, np.array([5, 5, 5, 0, 0, 0, 0, 0, 0, 0]), targets={'C': ['target', 'other']})
     model = build_model('gears', info, annotations=str(tmp_path/'go.tsv'))
-    assert [model.status(p[i], k[0]) for i in range(5)] == ['ok']*4 + ['unseen_part'] and model.status(p[3] + p[4], k[0]) == 'unseen_part'
+    assert [model.status(p[i], k[0]) for i in range(5)] == ['ok']*4 + ['unseen_part']
+    assert model.status(p[3] + p[4], k[0]) == 'unseen_part'
     assert [model.status(p[i], k[1]) for i in (1, 3, 4)] == ['unseen_state', 'unseen_state', 'unseen_part']
     with torch.no_grad():
         z = model.part_embeddings()
@@ -161,11 +191,14 @@ def test_what_it_knows_of_the_unseen(tmp_path):
 def test_a_gene_ontology_file_relates_real_perturbations(real, tmp_path):
     path = str(real/'side'/'GO_annotations-9606-direct-allev_v1.0.tsv')
     parts = sorted(['KLF1', 'CEBPA', 'CEBPB', 'MAP2K3', 'MAP2K6', 'no_gene'])
-    design = Design(parts, {}, np.vstack([np.zeros(6), np.eye(6)]).astype(np.float32), np.ones((7, 0), np.float32), np.zeros(7, np.int64), np.arange(7) == 0)
+    p, k = np.vstack([np.zeros(6), np.eye(6)]).astype(np.float32), np.ones((7, 0), np.float32)
+    design = Design(parts, {}, p, k, np.zeros(7, np.int64), np.arange(7) == 0)
     seen = np.array([0, *(o not in ('CEBPB', 'MAP2K6', 'no_gene') for o in parts)])*5
     model = build_model('gears', ModelInfo(['g1'], design, seen), annotations=path, n_neighbours=2)
-    assert [model.status(p, []) for p in design.perturbation[1:]] == ['unseen_part' if o == 'no_gene' else 'ok' for o in parts]
-    A = torch.sparse_coo_tensor(model.part_graph.index, model.part_graph.weight, (6, 6), check_invariants=True).to_dense()
+    status = [model.status(p, []) for p in design.perturbation[1:]]
+    assert status == ['unseen_part' if o == 'no_gene' else 'ok' for o in parts]
+    graph = model.part_graph
+    A = torch.sparse_coo_tensor(graph.index, graph.weight, (6, 6), check_invariants=True).to_dense()
     assert [parts[A[parts.index(o)].argmax()] for o in ('CEBPB', 'MAP2K6')] == ['CEBPA', 'MAP2K3']
     save_model(model, tmp_path/'model.ckpt')
     assert torch.equal(load_model(tmp_path/'model.ckpt').part_graph.weight, model.part_graph.weight)
