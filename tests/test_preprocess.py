@@ -1,4 +1,4 @@
-"Preparing screens and selecting genes: the same on disk and in memory, the same as scanpy, bounded, and whole or not at all."
+"Preparing screens, selecting genes: the same on disk and in memory, the same as scanpy, bounded, whole or not at all."
 import errno, os
 from types import SimpleNamespace
 import anndata as ad, numpy as np, pandas as pd, pytest, scanpy as sc
@@ -39,8 +39,9 @@ def at(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
-@pytest.mark.parametrize('kind', ['csr', 'csc', 'dense', 'integers', 'double', 'unsorted', 'csr in file', 'csc in file', 'dense in file',
-                                  'anndata backed'])
+@pytest.mark.parametrize('kind', [
+    'csr', 'csc', 'dense', 'integers', 'double', 'unsorted', 'csr in file', 'csc in file', 'dense in file',
+    'anndata backed'])
 def test_every_kind_of_matrix_gives_the_same_screen(at, monkeypatch, kind):
     a, whole = raw(), prepare(raw(), 'what', 'line', min_cells=30)
     X = a.X
@@ -48,7 +49,8 @@ def test_every_kind_of_matrix_gives_the_same_screen(at, monkeypatch, kind):
     if 'dense' in kind: a.X = X.toarray()
     if kind == 'integers': a.X = X.astype(np.int64)
     if kind == 'double': a.X = X.astype(float)
-    if kind == 'unsorted': a.X = sparse.csr_matrix((X.data[::-1].copy(), X.indices[::-1].copy(), X.nnz - X.indptr[::-1]), X.shape)[::-1]
+    if kind == 'unsorted':
+        a.X = sparse.csr_matrix((X.data[::-1].copy(), X.indices[::-1].copy(), X.nnz - X.indptr[::-1]), X.shape)[::-1]
     in_small_blocks(monkeypatch)
     if 'in file' in kind or kind == 'anndata backed':
         a.write_h5ad('a.h5ad')
@@ -83,19 +85,22 @@ def test_a_screen_in_a_file_is_the_screen_in_memory(at, monkeypatch):
     assert near.card == far.card and near.card['split'] == dict(kind='transfer')
     in_small_blocks(monkeypatch)
     train = np.random.default_rng(0).random(near.n_cells) < .7
-    for choose, n in ((variable_genes, 20), (changed_genes, 5)): assert (choose(near, train, n) == choose(far, train, n)).all()
+    for choose, n in ((variable_genes, 20), (changed_genes, 5)):
+        assert (choose(near, train, n) == choose(far, train, n)).all()
     assert _content(near) == _content(far)
     where = dict(line=['B'])
     near, far = near.subset(where).subset_genes(near.genes[::-2]), far.subset(where).subset_genes(far.genes[::-2])
     assert same(near, far) and (near.adata.X != far.adata.X).nnz == 0
     a, b = CellStore.from_screen(near, near.genes[5:2:-1]), CellStore.from_screen(far, near.genes[5:2:-1], 'store')
-    for k in ('indptr', 'indices', 'values', 'counts', 'library', 'codes', 'order', 'cells'): assert np.array_equal(getattr(a, k), getattr(b, k)), k
+    for k in ('indptr', 'indices', 'values', 'counts', 'library', 'codes', 'order', 'cells'):
+        assert np.array_equal(getattr(a, k), getattr(b, k)), k
 
 def test_a_subset_of_a_screen_in_a_file_reads_no_values(at, monkeypatch):
     far = read_screen((prepare(raw(), 'what', 'line', out='a.h5ad'), 'a.h5ad')[1], backed=True)
     def refused(*args): raise AssertionError('values were read')
     monkeypatch.setattr(Blocks, '_read', refused)
-    monkeypatch.setattr(type(far.adata.X), '__getitem__', refused); monkeypatch.setattr(type(far.adata.X), 'to_memory', refused)
+    monkeypatch.setattr(type(far.adata.X), '__getitem__', refused)
+    monkeypatch.setattr(type(far.adata.X), 'to_memory', refused)
     assert far.subset(dict(line=['B'])).n_cells == (far.adata.obs.line == 'B').sum()
 
 def test_large_files_stay_on_disk_and_give_the_same_task(at, monkeypatch):
@@ -106,7 +111,8 @@ def test_large_files_stay_on_disk_and_give_the_same_task(at, monkeypatch):
     assert in_file(read_screen('a.h5ad').adata.X)
     far = open_task(options, 'far')
     assert near.task_id == far.task_id
-    for k in ('indptr', 'indices', 'values', 'counts', 'library'): assert np.array_equal(getattr(near.store, k), getattr(far.store, k)), k
+    for k in ('indptr', 'indices', 'values', 'counts', 'library'):
+        assert np.array_equal(getattr(near.store, k), getattr(far.store, k)), k
 
 def test_a_screen_in_a_file_can_be_written(at):
     far = read_screen((prepare(raw(), 'what', 'line', out='a.h5ad'), 'a.h5ad')[1], backed=True)
@@ -122,7 +128,8 @@ def test_values_are_checked_wherever_they_lie(at, monkeypatch):
         for o in (a, read_h5ad(f'{says}.h5ad', backed=True)):
             with pytest.raises(InputError, match=says): prepare(o, 'what', 'line', out='b.h5ad')
     raw().write_h5ad('a.h5ad')
-    with pytest.raises(InputError, match='raw counts'): prepare(read_h5ad('a.h5ad', backed=True), 'what', 'line', values='lognorm')
+    with pytest.raises(InputError, match='raw counts'):
+        prepare(read_h5ad('a.h5ad', backed=True), 'what', 'line', values='lognorm')
     with pytest.raises(InputError, match='raw counts'): Screen(read_h5ad('a.h5ad', backed=True), 'what', 'line')
     assert not os.path.exists('b.h5ad')
 
@@ -144,7 +151,8 @@ def test_normalised_values_are_those_of_scanpy():
 def test_variable_genes_are_those_of_scanpy(seed):
     s = prepare(raw(600, 400, seed), 'what', 'line')
     train = np.random.default_rng(seed).random(s.n_cells) < .7
-    theirs = sc.pp.highly_variable_genes(s.adata[train], flavor='seurat_v3', layer='counts', batch_key='line', n_top_genes=60, inplace=False)
+    options = dict(flavor='seurat_v3', layer='counts', batch_key='line', n_top_genes=60, inplace=False)
+    theirs = sc.pp.highly_variable_genes(s.adata[train], **options)
     assert (variable_genes(s, train, 60) == theirs.highly_variable.to_numpy()).all()
     del s.adata.layers['counts']
     one = train & (s.adata.obs.line == 'A').to_numpy()
@@ -163,7 +171,8 @@ def test_sums_of_many_conditions_are_made_in_several_passes(monkeypatch):
     s = prepare(raw(), 'what', 'line')
     whole = changed_genes(s, np.ones(240, bool), 5)
     monkeypatch.setattr(preprocess, 'SUMS', 1)
-    assert [[len(part) for part in chunk] for chunk in preprocess._chunks(s)] == [[2]]*6  # a control and one other condition at a time
+    # a control and one other condition at a time
+    assert [[len(part) for part in chunk] for chunk in preprocess._chunks(s)] == [[2]]*6
     assert (changed_genes(s, np.ones(240, bool), 5) == whole).all()
 
 def test_the_order_of_rows_changes_no_genes():
@@ -196,14 +205,18 @@ def test_without_known_counts_the_published_protocol_keeps_the_scale(at):
     a = prepare(raw(), 'what', 'line').adata
     del a.layers['counts']
     s = prepare(a, 'what', 'line', values='lognorm', out='a.h5ad')
-    task = open_task(dict(screen='a.h5ad', split=dict(kind='combination', fraction=1., seed=1)), 'out', protocol='perturbench')
+    question = dict(screen='a.h5ad', split=dict(kind='combination', fraction=1., seed=1))
+    task = open_task(question, 'out', protocol='perturbench')
     assert np.array_equal(task.store.dense(np.arange(240)).numpy(), s.adata.X[task.store.order].toarray())
     assert pd.read_json(task.folder/'task.json', typ='series').target_sum is None
 
 class Stop(BaseException): "An interruption."
 
-@pytest.mark.parametrize('fault, says', [(OSError(errno.ENOSPC, 'No space left on device'), 'no room'), (None, 'no room'), (Stop(), None),
-                                         (OSError("Can't write data (No space left on device)"), 'no room')])
+@pytest.mark.parametrize('fault, says', [
+    (OSError(errno.ENOSPC, 'No space left on device'), 'no room'),
+    (None, 'no room'),
+    (Stop(), None),
+    (OSError("Can't write data (No space left on device)"), 'no room')])
 def test_a_full_disk_or_an_interruption_leaves_nothing(at, monkeypatch, fault, says):
     in_small_blocks(monkeypatch)
     raw().write_h5ad('a.h5ad')
@@ -214,7 +227,8 @@ def test_a_full_disk_or_an_interruption_leaves_nothing(at, monkeypatch, fault, s
         add(self, block)
     if fault is None: monkeypatch.setattr(h5ad.shutil, 'disk_usage', lambda path: SimpleNamespace(free=2**20))
     else: monkeypatch.setattr(h5ad.RowWriter, 'add', fails)
-    with pytest.raises(InputError if says else Stop, match=says): prepare(read_h5ad('a.h5ad', backed=True), 'what', 'line', out='b.h5ad')
+    with pytest.raises(InputError if says else Stop, match=says):
+        prepare(read_h5ad('a.h5ad', backed=True), 'what', 'line', out='b.h5ad')
     assert set(os.listdir()) == before
 
 def test_an_old_file_survives_a_failed_attempt(at, monkeypatch):
@@ -239,21 +253,26 @@ def test_odd_names_and_smiles_are_kept(at):
     a = raw(names=names)
     s = prepare(a, 'what', 'line', control=names[0], sep=None, out='Schirm β_+, 1.h5ad')
     assert s.perturbations == sorted(names[1:]) and s.conditions.n_perturbations.max() == 1 and not s.card['notes']
-    assert dict(zip(s.card['conditions']['columns'], zip(*s.card['conditions']['rows'])))['n_cells'] == tuple(s.conditions.n_cells)
+    conditions = s.card['conditions']
+    by_column = dict(zip(conditions['columns'], zip(*conditions['rows'])))
+    assert by_column['n_cells'] == tuple(s.conditions.n_cells)
     assert sorted(set(s.adata.obs.what)) == sorted(names)
 
 def test_columns_of_mixed_kinds_are_written_as_text(at):
     a = raw()
     a.obs['mixed'] = [i if i % 2 else None if i == 4 else str(i) for i in range(240)]
-    assert list(prepare(a, 'what', 'line', out='a.h5ad').adata.obs.mixed.dropna()) == [str(i) for i in range(240) if i != 4]
+    kept = prepare(a, 'what', 'line', out='a.h5ad').adata.obs.mixed.dropna()
+    assert list(kept) == [str(i) for i in range(240) if i != 4]
 
 def test_the_card_counts_what_was_kept(at):
     a = raw(); a.X[7] = 0
     masks, why = dict(cells=np.arange(240) > 4, genes=np.arange(150) != 3), [dict(n=1, what='gene', why='a double')]
     s = prepare(a, 'what', 'line', min_cells=3, out='a.h5ad', card=dict(dropped=why), **masks)
-    assert [s.card[k] for k in ('left_out_cells', 'left_out_genes', 'dropped_cells', 'n_cells', 'dropped')] == [5, 1, 1, 234, why]
+    asked = ('left_out_cells', 'left_out_genes', 'dropped_cells', 'n_cells', 'dropped')
+    assert [s.card[k] for k in asked] == [5, 1, 1, 234, why]
     assert s.n_cells == 234 and s.card['median_total'] == np.median(np.asarray(s.adata.layers['counts'].sum(1)))
-    assert read_card('a.h5ad')['median_total'] == s.card['median_total'] and sum(r[-1] for r in s.card['conditions']['rows']) == 234
+    assert read_card('a.h5ad')['median_total'] == s.card['median_total']
+    assert sum(r[-1] for r in s.card['conditions']['rows']) == 234
     for bad in (np.ones(3, bool), np.ones(240)):
         with pytest.raises(InputError, match='`cells` has to be a bool'): prepare(a, 'what', 'line', cells=bad)
 
