@@ -59,8 +59,11 @@ def small(tmp_path):
     root = copied(tmp_path/'small', 'settings.ini', 'Makefile', '.ci')
     (root/'perturbench').mkdir()
     (root/'perturbench'/'__init__.py').write_text('__version__ = "0.1.0"\n')
-    write(root, 'index', title('Small'), text('[The rest](00_core.ipynb#doubled), [files](styles.css), [an anchor](#two-words)\n\n![A dot](images/dot.png)\n\n## Two `words`'))
-    write(root, '00_core', title('Core'), code('#| default_exp core'), code('#| hide\nimport math'), code(EXPORTED), code('#| fig-alt: "A dot: black"\ndot', figure()))
+    links = '[The rest](00_core.ipynb#doubled), [files](styles.css), [an anchor](#two-words)'
+    write(root, 'index', title('Small'), text(f'{links}\n\n![A dot](images/dot.png)\n\n## Two `words`'))
+    dot = code('#| fig-alt: "A dot: black"\ndot', figure())
+    imports = code('#| hide\nimport math')
+    write(root, '00_core', title('Core'), code('#| default_exp core'), imports, code(EXPORTED), dot)
     (root/'nbs'/'styles.css').write_text('')
     (root/'nbs'/'images').mkdir()
     (root/'nbs'/'images'/'dot.png').write_bytes(b'')
@@ -73,35 +76,45 @@ def plant(root):
     page = lambda name, *cells: write(root, f'faulty/{name}', title(name), *cells)
     write(root, 'faulty/first', text(LONG_FIRST_CELL))
     page('mixed', code(EXPORTED), code('#| hide\nimport math\nx = 1'))
-    page('alt', code('dots', figure()), code('#| fig-alt: One text\ntwo', figure(), figure()), code('#| output: false\nunseen', figure()))
+    two = code('#| fig-alt: One text\ntwo', figure(), figure())
+    page('alt', code('dots', figure()), two, code('#| output: false\nunseen', figure()))
     page('options', code('#| fig-alt: Left: a dot\ndot', figure()))
-    page('pictures', text('![](../images/dot.png) ![A dot](../images/none.png)'), code('html', new_output('display_data', data={'text/html': '<img src="data:x">'})))
-    page('links', text('[1](none.ipynb) [2](../00_core.ipynb#tripled) [3](#nowhere) [4](https://perturbench.github.io/perturbench/core.html) `[5](none)`\n\n~~~\n[6](none)\n~~~'))
+    html = new_output('display_data', data={'text/html': '<img src="data:x">'})
+    page('pictures', text('![](../images/dot.png) ![A dot](../images/none.png)'), code('html', html))
+    page('links', text(
+        '[1](none.ipynb) [2](../00_core.ipynb#tripled) [3](#nowhere) '
+        '[4](https://perturbench.github.io/perturbench/core.html) `[5](none)`\n\n~~~\n[6](none)\n~~~'))
     page('raw', code(EXPORTED.replace('A number', 'A [number](https://x.org)').replace('doubled', 'raw')))
     page('unlisted')
-    names = [f'faulty/{n}.ipynb' for n in ('first', 'mixed', 'alt', 'options', 'pictures', 'links', 'raw', 'gone', 'raw')]
-    set_contents(root, ['index.ipynb', '00_core.ipynb', {'section': 'Faulty', 'contents': names}, {'section': 'All', 'contents': 'faulty/*'}],
-                 **{'code-overflow': 'scroll', 'keep-md': False, 'css': 'none.css'})
-    return ['_quarto.yml: without format.html.keep-md: true the link of a page to its .html.md leads nowhere.',
-            '_quarto.yml: without format.html.code-overflow: wrap long lines of code are cut.',
-            '_quarto.yml: the style sheet none.css is not there.',
-            '_quarto.yml: the sidebar names faulty/raw.ipynb 2 times.',
-            '_quarto.yml: the sidebar names faulty/gone.ipynb, which is no notebook.',
-            '_quarto.yml: the sidebar lists "faulty/*" in alphabetical order; name the pages in reading order.',
-            '_quarto.yml: the sidebar does not name faulty/unlisted.ipynb.',
-            'faulty/alt.ipynb: a figure has no text: add #| fig-alt: to the cell that begins with \'dots\'.',
-            'faulty/alt.ipynb: a figure has no text: add #| fig-alt: to the cell that begins with \'#| fig-alt: One text\'.',
-            'faulty/first.ipynb: the first cell holds more than a title, a summary of one line and options, and nbdev drops the rest.',
-            'faulty/links.ipynb: the link none.ipynb leads to no page or file.',
-            'faulty/links.ipynb: the link ../00_core.ipynb#tripled leads to no heading of its page.',
-            'faulty/links.ipynb: the link #nowhere leads to no heading of its page.',
-            'faulty/links.ipynb: the link https://perturbench.github.io/perturbench/core.html names the address of this site; name the notebook.',
-            'faulty/mixed.ipynb: cell 2 has imports and other code, so nbdev executes it to build the page.',
-            'faulty/options.ipynb: the options of the cell that begins with \'#| fig-alt: Left: a dot\' are no YAML.',
-            'faulty/pictures.ipynb: the picture ../images/dot.png has no text.',
-            'faulty/pictures.ipynb: the picture ../images/none.png is not there.',
-            'faulty/pictures.ipynb: a picture has no text: <img src="data:x">',
-            'faulty/raw.ipynb: a link in code is shown raw: [number](https://x.org)']
+    faulty = ('first', 'mixed', 'alt', 'options', 'pictures', 'links', 'raw', 'gone', 'raw')
+    names = [f'faulty/{n}.ipynb' for n in faulty]
+    sections = [{'section': 'Faulty', 'contents': names}, {'section': 'All', 'contents': 'faulty/*'}]
+    options = {'code-overflow': 'scroll', 'keep-md': False, 'css': 'none.css'}
+    set_contents(root, ['index.ipynb', '00_core.ipynb', *sections], **options)
+    return [
+        '_quarto.yml: without format.html.keep-md: true the link of a page to its .html.md leads nowhere.',
+        '_quarto.yml: without format.html.code-overflow: wrap long lines of code are cut.',
+        '_quarto.yml: the style sheet none.css is not there.',
+        '_quarto.yml: the sidebar names faulty/raw.ipynb 2 times.',
+        '_quarto.yml: the sidebar names faulty/gone.ipynb, which is no notebook.',
+        '_quarto.yml: the sidebar lists "faulty/*" in alphabetical order; name the pages in reading order.',
+        '_quarto.yml: the sidebar does not name faulty/unlisted.ipynb.',
+        'faulty/alt.ipynb: a figure has no text: add #| fig-alt: to the cell that begins with \'dots\'.',
+        'faulty/alt.ipynb: a figure has no text: add #| fig-alt: to the cell that begins with '
+        '\'#| fig-alt: One text\'.',
+        'faulty/first.ipynb: the first cell holds more than a title, a summary of one line and options, '
+        'and nbdev drops the rest.',
+        'faulty/links.ipynb: the link none.ipynb leads to no page or file.',
+        'faulty/links.ipynb: the link ../00_core.ipynb#tripled leads to no heading of its page.',
+        'faulty/links.ipynb: the link #nowhere leads to no heading of its page.',
+        'faulty/links.ipynb: the link https://perturbench.github.io/perturbench/core.html '
+        'names the address of this site; name the notebook.',
+        'faulty/mixed.ipynb: cell 2 has imports and other code, so nbdev executes it to build the page.',
+        'faulty/options.ipynb: the options of the cell that begins with \'#| fig-alt: Left: a dot\' are no YAML.',
+        'faulty/pictures.ipynb: the picture ../images/dot.png has no text.',
+        'faulty/pictures.ipynb: the picture ../images/none.png is not there.',
+        'faulty/pictures.ipynb: a picture has no text: <img src="data:x">',
+        'faulty/raw.ipynb: a link in code is shown raw: [number](https://x.org)']
 
 def test_each_kind_of_fault_is_found_and_no_other(small):
     assert (process(small), faults(small)) == (None, [])
@@ -121,8 +134,14 @@ def test_the_introduction_in_a_first_cell_is_what_nbdev_drops(small):
     shown = (small/'_proc'/'first.ipynb').read_text()
     assert 'What it is.' in shown and 'skip_exec' in shown and 'An introduction' not in shown
 
-@pytest.mark.parametrize('heading, anchor', [('Two words', 'two-words'), ('`Resamples.scope`', 'resamples.scope'), ('3 of `a_b`, twice!', 'of-a_b-twice'),
-                                             ('[Linked](x.ipynb) text', 'linked-text'), ('Named {#here}', 'here'), ('_split', 'split'), ('1 + 1', 'section')])
+@pytest.mark.parametrize('heading, anchor', [
+    ('Two words', 'two-words'),
+    ('`Resamples.scope`', 'resamples.scope'),
+    ('3 of `a_b`, twice!', 'of-a_b-twice'),
+    ('[Linked](x.ipynb) text', 'linked-text'),
+    ('Named {#here}', 'here'),
+    ('_split', 'split'),
+    ('1 + 1', 'section')])
 def test_headings_are_named_as_pandoc_names_them(heading, anchor):
     assert identifier(heading) == anchor
 
@@ -137,8 +156,10 @@ def make_docs(root, folder):
     (folder/'quarto').chmod(0o755)
     (root/'.venv').mkdir()
     for file in ('settings.ini', 'setup.py', 'pyproject.toml', 'constraints.txt', '.venv/done'): (root/file).touch()
-    environment = {**os.environ, 'PATH': f'{folder}{os.pathsep}{os.environ["PATH"]}', 'PYTHONPATH': str(root), 'QUARTO_LOG': str(folder/'log')}
-    return subprocess.run(['make', 'docs', f'BIN={Path(sys.executable).parent}'], cwd=root, env=environment, capture_output=True, text=True)
+    path = f'{folder}{os.pathsep}{os.environ["PATH"]}'
+    environment = {**os.environ, 'PATH': path, 'PYTHONPATH': str(root), 'QUARTO_LOG': str(folder/'log')}
+    command = ['make', 'docs', f'BIN={Path(sys.executable).parent}']
+    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
 
 def test_make_docs_builds_the_site_and_only_our_command_writes_the_readme(small, tmp_path):
     (small/'README.md').write_text('old')
