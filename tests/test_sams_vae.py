@@ -14,10 +14,13 @@ PROGRAMME = np.r_[np.repeat(range(6), 4), [-1]*6] # Of 30 perturbations; the las
 def store_of(expression, names, **obs):
     "A store of cells of the perturbations `names`."
     obs = pd.DataFrame(dict(perturbation=names, **obs), index=[f'c{i}' for i in range(len(names))])
-    return CellStore.from_screen(Screen(ad.AnnData(np.asarray(expression, np.float32), obs=obs), 'perturbation', [k for k in obs if k != 'perturbation']))
+    a = ad.AnnData(np.asarray(expression, np.float32), obs=obs)
+    return CellStore.from_screen(Screen(a, 'perturbation', [k for k in obs if k != 'perturbation']))
 
 def planted(seed, n_cells=100, n_genes=100):
-    "Cells whose perturbations move the dozen genes of their programme, each as strongly as it does, over three axes of basal variation."
+    """Cells whose perturbations move the dozen genes of their programme, each as strongly as it does.
+
+    They vary along three axes of basal variation."""
     rng = np.random.default_rng(seed)
     moves = np.zeros((6, n_genes))
     for i in range(6): moves[i, 12*i:12*i + 12] = rng.choice([-1, 1], 12)
@@ -37,7 +40,8 @@ def build(store, seed=0, name='sams_vae', **options):
 def learn(store, seed=0, n_epochs=35, **options):
     "A model after `n_epochs` on all cells."
     model = build(store, seed, decoder_norm=False, **options)
-    (adam,), batches = model.optimisers(), Batches(everything(store), strategy='disentangling', batch_size=256, seed=seed)
+    adam, = model.optimisers()
+    batches = Batches(everything(store), strategy='disentangling', batch_size=256, seed=seed)
     for epoch in range(n_epochs):
         batches.set_epoch(epoch)
         for batch in batches:
@@ -48,7 +52,8 @@ def learn(store, seed=0, n_epochs=35, **options):
 
 def batch_of(design, condition, cells, **more):
     at = torch.as_tensor(condition).expand(len(cells))
-    return Batch(cell_features=cells, perturbation=torch.tensor(design.perturbation)[at], covariates=torch.tensor(design.covariate)[at], **more)
+    p, k = torch.tensor(design.perturbation)[at], torch.tensor(design.covariate)[at]
+    return Batch(cell_features=cells, perturbation=p, covariates=k, **more)
 
 @pytest.fixture(scope='module')
 def small():
@@ -118,7 +123,9 @@ def test_controls_and_cells_that_are_not_visited(small):
 def trained(store, **options):
     "By the loop of the library, for a few epochs."
     model, cells = build(store, **options), everything(store)
-    fit_batches(model, [Batches(cells, strategy='disentangling', batch_size=20, shuffle=k, fields=model.fields) for k in (True, False)], dict(max_epochs=3, batch_size=20))
+    options = dict(strategy='disentangling', batch_size=20, fields=model.fields)
+    loaders = [Batches(cells, shuffle=k, **options) for k in (True, False)]
+    fit_batches(model, loaders, dict(max_epochs=3, batch_size=20))
     return model
 
 def test_a_seed_decides_all_weights(small):
@@ -141,7 +148,8 @@ def test_predictions_are_keyed_and_samples_spread_more(small, tmp_path):
     mean, controls = trained(small), small.dense(range(20))
     sample = build(small, prediction='sample')
     sample.load_state_dict(mean.state_dict())
-    ask = lambda model, c, seed=0: predict_cells(model, controls, small.design.perturbation[c], small.design.covariate[c], seed, c)
+    p, k = small.design.perturbation, small.design.covariate
+    ask = lambda model, c, seed=0: predict_cells(model, controls, p[c], k[c], seed, c)
     first = {c: [ask(m, c) for m in (mean, sample)] for c in range(1, 4)}
     for c in reversed(first):
         torch.manual_seed(c)
@@ -157,14 +165,16 @@ def test_a_mean_is_that_of_many_samples(small):
     sample = build(small, prediction='sample')
     sample.load_state_dict(mean.state_dict())
     with torch.no_grad():
-        for m in (mean, sample): m.effects.logits[:], m.effects.guide[-1].bias[64:], m.effects.guide[-1].weight[64:] = 50, -10, 0
+        for m in (mean, sample):
+            m.effects.logits[:], m.effects.guide[-1].bias[64:], m.effects.guide[-1].weight[64:] = 50, -10, 0
         batch = batch_of(small.design, 1, small.dense([0]).expand(4000, -1))
         found = [m.eval().predict(batch).mean(0) for m in (mean, sample)]
     assert (found[0] - found[1]).abs().max() < .08
 
 def test_the_ablation_is_the_model_with_a_full_mask(small):
     dense, sparse = build(small, name='sams_vae_s').eval(), build(small, n_layers_encoder_e=0).eval()
-    assert [k for k, _ in dense.effects.named_parameters()] == ['vectors'] and dense.options == {**model_options(SAMSVAE), 'sparse_additive_mechanism': False}
+    assert [k for k, _ in dense.effects.named_parameters()] == ['vectors']
+    assert dense.options == {**model_options(SAMSVAE), 'sparse_additive_mechanism': False}
     assert type(dense).predict is type(sparse).predict is SAMSVAE.predict
     controls = small.dense(range(20))
     with torch.no_grad():
@@ -194,12 +204,17 @@ def test_what_is_never_trained_adds_nothing(small):
     torch.manual_seed(0)
     for name in ('sams_vae', 'sams_vae_s'):
         model = build_model(name, ModelInfo(small.genes, small.design, n)).eval()
-        assert model.share[1] == 0 and model.effects.mean()[1].tolist() == [0]*64 and model.status([0, 1], []) == 'unseen_part'
-        model.loss(batch_of(small.design, 1, small.dense(range(4)), expression=small.dense(range(4))))['loss'].backward()
+        assert model.share[1] == 0
+        assert model.effects.mean()[1].tolist() == [0]*64
+        assert model.status([0, 1], []) == 'unseen_part'
+        cells = small.dense(range(4))
+        model.loss(batch_of(small.design, 1, cells, expression=cells))['loss'].backward()
         assert all(p.grad.isfinite().all() for p in model.parameters())
-        if name == 'sams_vae': assert (model.effects.logits.grad[1] == 0).all() and (model.effects.draw()[0].isfinite()).all()
+        if name == 'sams_vae':
+            assert (model.effects.logits.grad[1] == 0).all() and (model.effects.draw()[0].isfinite()).all()
 
 def test_masks_are_not_decayed_and_learn_at_their_own_rate(small):
     groups = build(small, weight_decay=.1, lr=.01, lr_mask=.2).optimisers()[0].param_groups
-    assert [(g['lr'], g['weight_decay'], len(g['params'])) for g in groups[1:]] == [(.2, 0, 1)] and (groups[0]['lr'], groups[0]['weight_decay']) == (.01, .1)
+    assert [(g['lr'], g['weight_decay'], len(g['params'])) for g in groups[1:]] == [(.2, 0, 1)]
+    assert (groups[0]['lr'], groups[0]['weight_decay']) == (.01, .1)
     assert len(build(small, name='sams_vae_s').optimisers()[0].param_groups) == 1
