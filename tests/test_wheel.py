@@ -1,4 +1,4 @@
-"The package as others get it: a wheel, an sdist and a bare checkout work outside the project, and importing it is cheap."
+"The package as others get it: a wheel, an sdist and a bare checkout work outside the project; importing it is cheap."
 import os, shutil, subprocess, sys, tarfile, zipfile
 from pathlib import Path
 import nbformat, perturbench, pytest
@@ -33,11 +33,14 @@ def build_wheel(tree, to):
 def wheel(copy, tmp_path_factory): return build_wheel(copy, tmp_path_factory.mktemp('wheel'))
 
 def venv(folder, *wheels):
-    "A virtual environment of its own that sees the packages of the running one, but no project that is installed there to be edited."
+    "A virtual environment that sees the packages of the running one, but no project installed there to be edited."
     sh(sys.executable, '-m', 'venv', '--without-pip', folder, cwd=folder.parent)
-    site = Path(sh(folder/'bin'/'python', '-c', "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip())
-    for w in wheels: sh(sys.executable, '-m', 'pip', '--python', folder/'bin'/'python', 'install', '-q', '--no-deps', w, cwd=folder)
-    (site/'running.pth').write_text('\n'.join(p for p in sys.path if Path(p).name in ('site-packages', 'dist-packages')))
+    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = Path(sh(folder/'bin'/'python', '-c', where, cwd=folder).strip())
+    for w in wheels:
+        sh(sys.executable, '-m', 'pip', '--python', folder/'bin'/'python', 'install', '-q', '--no-deps', w, cwd=folder)
+    running = [p for p in sys.path if Path(p).name in ('site-packages', 'dist-packages')]
+    (site/'running.pth').write_text('\n'.join(running))
     return site
 
 @pytest.fixture(scope='module')
@@ -49,10 +52,12 @@ def installed(wheel, tmp_path_factory):
 def test_the_wheel_holds_the_notebooks_and_nothing_of_the_project_around(wheel):
     with zipfile.ZipFile(wheel) as z:
         names = {n for n in z.namelist() if '.dist-info/' not in n}
-        assert {n: z.read(n) for n in names if n.endswith('.ipynb')} == {f'perturbench/notebooks/{p.name}': p.read_bytes() for p in NOTEBOOKS}
+        ours = {f'perturbench/notebooks/{p.name}': p.read_bytes() for p in NOTEBOOKS}
+        assert {n: z.read(n) for n in names if n.endswith('.ipynb')} == ours
         modules = {str(p.relative_to(ROOT)) for p in (ROOT/'perturbench').rglob('*.py')}
         notebooks = {f'perturbench/notebooks/{p.name}' for p in NOTEBOOKS}
-        assert notebooks and names == modules | notebooks | {'perturbench/models/presets.json', 'perturbench/bench/page.html'}
+        assert notebooks
+        assert names == modules | notebooks | {'perturbench/models/presets.json', 'perturbench/bench/page.html'}
 
 def test_the_sdist_builds_the_same_wheel(copy, wheel, tmp_path):
     sh(sys.executable, '-c', f'from setuptools.build_meta import build_sdist; build_sdist({str(tmp_path)!r})', cwd=copy)
@@ -67,7 +72,8 @@ def test_the_sdist_builds_the_same_wheel(copy, wheel, tmp_path):
 
 def test_the_installed_command_says_its_version_and_models(installed, tmp_path):
     home, bin = installed
-    assert sh(bin/'python', '-c', 'import perturbench; print(perturbench.__file__)', cwd=tmp_path).strip() == str(home/'__init__.py')
+    code = 'import perturbench; print(perturbench.__file__)'
+    assert sh(bin/'python', '-c', code, cwd=tmp_path).strip() == str(home/'__init__.py')
     assert sh(bin/'perturbench', '--version', cwd=tmp_path).strip() == perturbench.__version__
     assert 'latent_additive' in sh(bin/'perturbench', 'models', cwd=tmp_path)
 
@@ -80,7 +86,8 @@ def test_the_installed_command_runs_its_own_notebook(installed, tmp_path):
     shown = sh(bin/'perturbench', 'run', 'grid.yaml', '-o', 'out', cwd=tmp_path)
     assert 'control_mean' in shown and str(Path('out')/'leaderboard.csv') in shown
     run, = (tmp_path/'out').glob('runs/mine/control_mean/*/notebook.ipynb')
-    assert nbformat.read(run, as_version=4).metadata.papermill.input_path == str(home/'notebooks'/'train_and_score.ipynb')
+    source = nbformat.read(run, as_version=4).metadata.papermill.input_path
+    assert source == str(home/'notebooks'/'train_and_score.ipynb')
 
 @pytest.fixture(scope='module')
 def editable(copy, tmp_path_factory):
@@ -104,9 +111,13 @@ def test_an_editable_install_takes_the_notebooks_of_the_clone(editable, copy):
 def test_a_bare_checkout_finds_its_notebook(copy, tmp_path):
     venv(tmp_path/'venv')
     code = 'from perturbench.bench.batch import notebook_path; print(notebook_path())'
-    assert sh(tmp_path/'venv'/'bin'/'python', '-c', code, cwd=tmp_path, PYTHONPATH=str(copy)).strip() == str(copy/'nbs'/'benchmarks'/'train_and_score.ipynb')
+    found = sh(tmp_path/'venv'/'bin'/'python', '-c', code, cwd=tmp_path, PYTHONPATH=str(copy)).strip()
+    assert found == str(copy/'nbs'/'benchmarks'/'train_and_score.ipynb')
 
-@pytest.mark.parametrize('code', ['import perturbench', "from perturbench.cli import main; assert main(['--help']) == 0", "from perturbench.cli import main; assert main(['run', '--help']) == 0"])
+@pytest.mark.parametrize('code', [
+    'import perturbench', "from perturbench.cli import main; assert main(['--help']) == 0",
+    "from perturbench.cli import main; assert main(['run', '--help']) == 0"])
 def test_nothing_heavy_is_imported_before_it_is_needed(code, tmp_path):
-    loaded = sh(sys.executable, '-c', f"{code}\nimport sys; print(*sys.modules)", cwd=tmp_path, PYTHONPATH=str(ROOT)).split()
+    code = f'{code}\nimport sys; print(*sys.modules)'
+    loaded = sh(sys.executable, '-c', code, cwd=tmp_path, PYTHONPATH=str(ROOT)).split()
     assert 'perturbench' in loaded and HEAVY & set(loaded) == set()
