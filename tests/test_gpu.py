@@ -1,4 +1,6 @@
-"The GPU kernel, its stand-in and the CPU kernel: one matrix, also beyond 2^31 non-zeros; batches are the same wherever rows are."
+"""The GPU kernel, its stand-in and the CPU kernel: one matrix, also beyond 2^31 non-zeros.
+
+Batches are the same wherever rows are."""
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from scipy import sparse
@@ -40,7 +42,9 @@ def by_stores_past_the_cache(parts, rows, n_genes, first=1):
 
 WAYS = [by_kernel, by_torch, by_numba, by_stores_past_the_cache]
 few = settings(max_examples=15, deadline=None, derandomize=True)
-shapes = st.tuples(st.integers(1, 9), st.integers(1, 2100), st.sampled_from([0, .02, .3, 1.]), st.integers(0, 2**31), st.integers(0, 9))
+shapes = st.tuples(
+    st.integers(1, 9), st.integers(1, 2100), st.sampled_from([0, .02, .3, 1.]), st.integers(0, 2**31),
+    st.integers(0, 9))
 
 def made(n, g, density, seed, n_rows):
     "A matrix, its parts as tensors, and some of its rows, repeated or not."
@@ -53,21 +57,24 @@ def made(n, g, density, seed, n_rows):
 @given(shapes)
 def test_all_give_what_scipy_gives(shape):
     X, parts, rows, first = made(*shape)
-    np.testing.assert_array_equal(by_stores_past_the_cache(parts, rows, shape[1], first).numpy(), X[rows.numpy()].toarray())
-    for way in WAYS: np.testing.assert_array_equal(way(parts, rows, shape[1]).numpy(), X[rows.numpy()].toarray())
+    expected = X[rows.numpy()].toarray()
+    np.testing.assert_array_equal(by_stores_past_the_cache(parts, rows, shape[1], first).numpy(), expected)
+    for way in WAYS: np.testing.assert_array_equal(way(parts, rows, shape[1]).numpy(), expected)
 
 @few
 @given(shapes)
 def test_in_bfloat16_each_number_is_rounded_once(shape):
     X, parts, rows, _ = made(*shape)
     rounded = torch.from_numpy(X[rows.numpy()].toarray()).bfloat16()
-    for way in WAYS[DEVICE == 'cpu':2]: assert torch.equal(way(parts, rows, shape[1], torch.bfloat16), rounded)  # interpreted, the kernel cuts off
+    # interpreted, the kernel cuts off
+    for way in WAYS[DEVICE == 'cpu':2]: assert torch.equal(way(parts, rows, shape[1], torch.bfloat16), rounded)
 
 @pytest.fixture(scope='module')
 def huge(tmp_path_factory):
     "Three cells behind 2^31 numbers that are never read: files with holes take no room."
     folder, start = tmp_path_factory.mktemp('huge'), 2**31 + 7
-    indices, values = (np.memmap(folder/k, dtype, 'w+', shape=start + 6) for k, dtype in (('i', np.int32), ('v', np.float32)))
+    made = lambda name, dtype: np.memmap(folder/name, dtype, 'w+', shape=start + 6)
+    indices, values = made('i', np.int32), made('v', np.float32)
     indices[start:], values[start:] = [1, 4, 0, 2, 3, 4], [1, 2, 3, 4, 5, 6]
     return np.array([0, 0, start, start + 2, start + 2, start + 6]), indices, values
 
@@ -86,16 +93,19 @@ def test_positions_beyond_31_bits(huge, way, monkeypatch):
     assert out.tolist() == EXPECTED
 
 def test_a_store_beyond_31_bits(huge):
-    design = Design(['x'], {}, np.array([[0], [1]], np.float32), np.zeros((2, 0), np.float32), np.zeros(2, np.int64), np.array([True, False]))
+    p, k = np.array([[0], [1]], np.float32), np.zeros((2, 0), np.float32)
+    design = Design(['x'], {}, p, k, np.zeros(2, np.int64), np.array([True, False]))
     store = CellStore(*huge, np.array([0, 0, 1, 1, 1]), np.arange(5), np.array(list('abcde')), list('ABCDE'), design)
     assert store.dense(ROWS).tolist() == EXPECTED and store.nbytes > 2**34
     indptr, indices, values = travel(store, np.array([4, 2]), 'values', torch.device('cpu'))
     assert (indptr.tolist(), indices.tolist(), values.tolist()) == ([0, 4, 6], [0, 2, 3, 4, 1, 4], [3, 4, 5, 6, 1, 2])
-    np.testing.assert_array_equal(store.select(np.array([False, False, True, True, True])).means()[1], np.array([3, 1, 4, 5, 8])/3)
+    last = store.select(np.array([False, False, True, True, True]))
+    np.testing.assert_array_equal(last.means()[1], np.array([3, 1, 4, 5, 8])/3)
 
 def room(n_bytes):
     "Do without where the device has less memory left than this."
-    if GPU != 'cpu' and torch.cuda.mem_get_info()[0] < n_bytes: pytest.skip(f'the device has less than {n_bytes/1e9:.0f} GB left')
+    if GPU != 'cpu' and torch.cuda.mem_get_info()[0] < n_bytes:
+        pytest.skip(f'the device has less than {n_bytes/1e9:.0f} GB left')
 
 @pytest.mark.gpu
 def test_positions_beyond_31_bits_on_a_gpu():
@@ -104,7 +114,8 @@ def test_positions_beyond_31_bits_on_a_gpu():
     start = 2**31 + 7
     indptr = torch.tensor([0, 0, start, start + 2, start + 2, start + 6], device=GPU)
     indices, values = (torch.empty(start + 6, dtype=dtype, device=GPU) for dtype in (torch.int32, torch.float32))
-    indices[start:], values[start:] = torch.tensor([1, 4, 0, 2, 3, 4], dtype=torch.int32, device=GPU), torch.arange(1., 7., device=GPU)
+    indices[start:] = torch.tensor([1, 4, 0, 2, 3, 4], dtype=torch.int32, device=GPU)
+    values[start:] = torch.arange(1., 7., device=GPU)
     rows, out, plain = torch.tensor(ROWS, device=GPU), aligned(4, 5, torch.float32, GPU), torch.empty(4, 5, device=GPU)
     gather(indptr, indices, values, rows, out)
     plain_gather(indptr, indices, values, rows, plain, 4)
@@ -135,7 +146,7 @@ STRATEGIES = ['disentangling', 'matched', {'name': 'matched', 'same_batch': True
 def on_host(batch): return {k: v.cpu() for k, v in vars(batch).items() if v is not None}
 
 def same_batches(some, others):
-    "Whether two loaders give the same batches; those of the second are looked at late, when later ones have been asked for."
+    "Whether two loaders give the same batches; those of the second are looked at late, when later ones were asked for."
     others, n = [on_host(b) for b in list(others)], 0
     for a, b in zip(some, others, strict=True):
         a, n = on_host(a), n + 1
@@ -170,7 +181,8 @@ def test_transport_pairs_cells_with_controls_of_their_state(task, resident):
     for i, (batch, other) in enumerate(zip(batches, again)):
         candidates = task.store.dense(drawn[i*500:(i + 1)*500]).to(GPU)
         assert all((candidates == c).all(1).any() for c in batch.controls[::25])
-        assert torch.equal(batch.expression, other.expression) and (batch.controls == other.controls).all(1).float().mean() > .95
+        assert torch.equal(batch.expression, other.expression)
+        assert (batch.controls == other.controls).all(1).float().mean() > .95
 
 @pytest.mark.gpu
 @pytest.mark.parametrize('strategy', STRATEGIES, ids=str)
