@@ -1,17 +1,24 @@
-"The command works where little is set: another locale, no home, nothing on standard input, a package that cannot be written, a folder of our name where it starts."
+"""The command works where little is set.
+
+Another locale, no home, nothing on standard input, a package that cannot be written, a folder of our name where it
+starts."""
 import os, shutil, subprocess, sys
 from pathlib import Path
 import anndata as ad, numpy as np, pandas as pd, pytest
 from conftest import ROOT
 
-GRID = 'tasks: [{name: %s, screen: screen.h5ad, where: {line: [Zürich, K562]}, split: {kind: transfer, fraction: .5}}]\nmodels: [{name: control_mean, as: %s}]\n'
+GRID = (
+    'tasks: [{name: %s, screen: screen.h5ad, where: {line: [Zürich, K562]}, split: {kind: transfer, fraction: .5}}]\n'
+    'models: [{name: control_mean, as: %s}]\n')
 
 @pytest.fixture
 def here(tmp_path):
     "A folder with counts, a grid and a table of conditions, whose names and labels are those of many countries."
     r = np.random.default_rng(0)
-    obs = pd.DataFrame(dict(what=np.tile(np.repeat(['control', 'Πα', 'Πβ', 'ген'], 40), 2), line=np.repeat(['K562', 'Zürich'], 160)), index=[f'ç{i}' for i in range(320)])
-    ad.AnnData(r.poisson(3, (320, 40)).astype('f4'), obs=obs, var=pd.DataFrame(index=[f'Gα{i}' for i in range(40)])).write_h5ad(tmp_path/'raw.h5ad')
+    what, line = np.tile(np.repeat(['control', 'Πα', 'Πβ', 'ген'], 40), 2), np.repeat(['K562', 'Zürich'], 160)
+    obs = pd.DataFrame(dict(what=what, line=line), index=[f'ç{i}' for i in range(320)])
+    genes = pd.DataFrame(index=[f'Gα{i}' for i in range(40)])
+    ad.AnnData(r.poisson(3, (320, 40)).astype('f4'), obs=obs, var=genes).write_h5ad(tmp_path/'raw.h5ad')
     (tmp_path/'grid.yaml').write_text(GRID % ('mine', 'mean'), encoding='utf-8')
     (tmp_path/'greek.yaml').write_text(GRID % ('"δοκιμή"', '"μ"'), encoding='utf-8')
     (tmp_path/'asked.csv').write_text('perturbation,line\nΠα,Zürich\nген,K562\n', encoding='utf-8-sig')
@@ -34,7 +41,9 @@ step('predict', run, here/'asked.csv', '-o', here/'predicted.h5ad')
 
 def steps(here, *args, python=(sys.executable,), cwd=None, **options):
     "Prepare, and with a grid run, report and predict, in a process of its own."
-    done = subprocess.run([*python, '-c', STEPS, str(here), *args], cwd=cwd or here, capture_output=True, text=True, encoding='utf-8', errors='replace', **options)
+    command = [*python, '-c', STEPS, str(here), *args]
+    options |= dict(capture_output=True, text=True, encoding='utf-8', errors='replace')
+    done = subprocess.run(command, cwd=cwd or here, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert 'Traceback' not in done.stderr
     assert set(ad.read_h5ad(here/'screen.h5ad').obs.what) == {'control', 'Πα', 'Πβ', 'ген'}
@@ -46,13 +55,16 @@ PLAIN = dict(LC_ALL='C', LANG='C', PYTHONIOENCODING='ascii', PYTHONCOERCECLOCALE
 
 def test_names_of_many_countries_in_the_plainest_locale(here):
     steps(here, 'greek.yaml', 'aus_ö', env={k: v for k, v in os.environ.items() if k != 'PYTHONUTF8'} | PLAIN)
-    assert (here/'aus_ö'/'runs'/'δοκιμή'/'μ').is_dir() and 'μ' in (here/'aus_ö'/'leaderboard.csv').read_text(encoding='utf-8')
+    assert (here/'aus_ö'/'runs'/'δοκιμή'/'μ').is_dir()
+    assert 'μ' in (here/'aus_ö'/'leaderboard.csv').read_text(encoding='utf-8')
 
 def test_nothing_is_set_texts_are_ascii_and_nobody_types(here):
-    "No home, no place for settings or temporary files, a closed standard input, and a folder of our name where it starts."
-    shutil.copytree(ROOT/'perturbench', here/'start'/'perturbench'/'perturbench', ignore=shutil.ignore_patterns('__pycache__'))
+    "No home, no place for settings or temporary files, standard input closed, a folder of our name where it starts."
+    source, no_caches = ROOT/'perturbench', shutil.ignore_patterns('__pycache__')
+    shutil.copytree(source, here/'start'/'perturbench'/'perturbench', ignore=no_caches)
     kept = {k: v for k, v in os.environ.items() if k in ('PATH', 'OMP_NUM_THREADS', 'NUMBA_NUM_THREADS')}
-    steps(here, 'grid.yaml', 'out', env=kept | PLAIN | dict(PYTHONUTF8='0'), cwd=here/'start', preexec_fn=lambda: os.close(0))
+    env = kept | PLAIN | dict(PYTHONUTF8='0')
+    steps(here, 'grid.yaml', 'out', env=env, cwd=here/'start', preexec_fn=lambda: os.close(0))
 
 def test_a_package_that_cannot_be_written_and_no_home(here):
     shutil.copytree(ROOT/'perturbench', here/'site'/'perturbench', ignore=shutil.ignore_patterns('__pycache__'))
@@ -61,5 +73,7 @@ def test_a_package_that_cannot_be_written_and_no_home(here):
     if os.getuid() == 0 and not shutil.which('setpriv'): pytest.skip('root writes everywhere')
     less = ['setpriv', *allowed] if os.getuid() == 0 else []
     env = {k: v for k, v in os.environ.items() if k not in ('NUMBA_CACHE_DIR', 'XDG_CACHE_HOME', 'MPLCONFIGDIR')}
-    try: steps(here, '', '', python=[*less, sys.executable], env=env | dict(HOME='/proc/none', PYTHONPATH=str(here/'site')))
+    try:
+        env |= dict(HOME='/proc/none', PYTHONPATH=str(here/'site'))
+        steps(here, '', '', python=[*less, sys.executable], env=env)
     finally: subprocess.run(['chmod', '-R', 'u+w', here/'site'], check=True)
