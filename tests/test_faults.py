@@ -33,7 +33,8 @@ def write(adata, path): adata.write_h5ad(path); return path
 
 def test_prepare_names_a_control_that_is_not_there(at, capsys):
     write(toy(counts=True), 'a.h5ad')
-    refused(capsys, 'prepare', 'a.h5ad', *KEYS, '--control', 'ctrl', '-o', 'b.h5ad', says=["no cell is called 'ctrl' in 'condition'; did you mean 'control'?"])
+    says = ["no cell is called 'ctrl' in 'condition'; did you mean 'control'?"]
+    refused(capsys, 'prepare', 'a.h5ad', *KEYS, '--control', 'ctrl', '-o', 'b.h5ad', says=says)
 
 def spoil(kind):
     "A screen of counts with one fault."
@@ -75,7 +76,9 @@ def test_prepare_reports_all_faults_at_once(at, capsys):
             says=['NaN', "'lien' is not a column of obs; did you mean 'line'?", '`perturbench check a.h5ad` shows'])
 
 @pytest.mark.parametrize('name, content, says', [
-    ('nowhere.h5ad', None, 'does not exist'), ('text.h5ad', b'cell,gene\n', 'cannot be read as h5ad'), ('half.h5ad', 'half', 'cannot be read as h5ad')])
+    ('nowhere.h5ad', None, 'does not exist'),
+    ('text.h5ad', b'cell,gene\n', 'cannot be read as h5ad'),
+    ('half.h5ad', 'half', 'cannot be read as h5ad')])
 def test_files_that_are_no_h5ad(at, capsys, name, content, says):
     if content == 'half':
         write(toy(), 'whole.h5ad')
@@ -86,11 +89,14 @@ def test_files_that_are_no_h5ad(at, capsys, name, content, says):
     Path('grid.yaml').write_text(f'tasks: [{name}]\nmodels: [control_mean]\n')
     refused(capsys, 'run', 'grid.yaml', '-o', 'out', says=['is neither a file' if content is None else says])
 
+def with_a_gene(a):
+    extra = ad.AnnData(np.ones((a.n_obs, 1), np.float32), obs=a.obs, var=pd.DataFrame(index=['extra']))
+    return ad.concat([a, extra], axis=1, merge='same')
+
 @pytest.mark.parametrize('change, says', [
     (lambda a: a[:, :30], ['g30']),
-    (lambda a: ad.concat([a, ad.AnnData(np.ones((a.n_obs, 1), np.float32), obs=a.obs, var=pd.DataFrame(index=['extra']))], axis=1, merge='same'), ['extra']),
-    (lambda a: a[a.obs.condition != 'control'].copy(), None),
-], ids=['missing genes', 'extra genes', 'fine'])
+    (with_a_gene, ['extra']),
+    (lambda a: a[a.obs.condition != 'control'].copy(), None)], ids=['missing genes', 'extra genes', 'fine'])
 def test_evaluate_aligns_genes_by_name_or_refuses(at, capsys, change, says):
     write(toy(), 'truth.h5ad'); write(change(toy()), 'pred.h5ad')
     if says: refused(capsys, 'evaluate', 'truth.h5ad', 'pred.h5ad', *KEYS, '-o', 'out', says=says)
@@ -103,7 +109,8 @@ def test_evaluate_refuses_conditions_that_are_not_in_the_truth(at, capsys):
 def test_evaluate_refuses_counts_and_a_missing_column(at, capsys):
     write(toy(), 'truth.h5ad'); write(toy(counts=True), 'pred.h5ad')
     refused(capsys, 'evaluate', 'truth.h5ad', 'pred.h5ad', *KEYS, '-o', 'out', says=['raw counts'])
-    refused(capsys, 'evaluate', 'truth.h5ad', 'truth.h5ad', '--perturbation-key', 'conditoin', '-o', 'out', says=["did you mean 'condition'?"])
+    files, says = ['truth.h5ad', 'truth.h5ad'], ["did you mean 'condition'?"]
+    refused(capsys, 'evaluate', *files, '--perturbation-key', 'conditoin', '-o', 'out', says=says)
 
 GRID = 'tasks: [sim-transfer]\nmodels: [control_mean]\n'
 
@@ -113,7 +120,8 @@ GRID = 'tasks: [sim-transfer]\nmodels: [control_mean]\n'
     (GRID + 'sedes: [0]\n', "did you mean 'seeds'?"),
     ('tasks: [sim-transfer\nmodels: [control_mean]\n', 'not valid YAML at line'),
     (GRID.replace('[sim-transfer]', '[sim-transfer, sim-transfer]'), "the task 'sim-transfer' occurs 2 times"),
-    (GRID.replace('[control_mean]', '[control_mean, {name: additive, as: control_mean}]'), "the model label 'control_mean' occurs 2 times"),
+    (GRID.replace('[control_mean]', '[control_mean, {name: additive, as: control_mean}]'),
+     "the model label 'control_mean' occurs 2 times"),
     (GRID.replace('[control_mean]', '[{name: linear, rate: 1}]'), 'rate'),
     (GRID + 'budget: quik\n', "did you mean 'quick'?"),
     (GRID + 'protocol: perturbnech\n', "did you mean 'perturbench'?"),
@@ -124,8 +132,7 @@ GRID = 'tasks: [sim-transfer]\nmodels: [control_mean]\n'
     (GRID.replace('[sim-transfer]', '[{screen: sim-transfer, genes: {hvg: x}}]'), 'a whole number'),
     (GRID.replace('[sim-transfer]', '[{screen: sim-transfer, genes: {hvg: -1}}]'), 'a whole number'),
     (GRID.replace('[sim-transfer]', '[{screen: sim-transfer, split: {kind: [a]}}]'), 'a split is a recipe'),
-    (GRID + 'budget: {max_epochs: true}\n', 'a whole number'),
-])
+    (GRID + 'budget: {max_epochs: true}\n', 'a whole number')])
 def test_run_refuses_a_grid(at, capsys, grid, says):
     Path('grid.yaml').write_text(grid)
     refused(capsys, 'run', 'grid.yaml', '-o', 'out', says=[says])
@@ -140,10 +147,15 @@ def test_a_split_that_leaves_nothing_to_test_says_what_would_work(at, capsys):
     write(toy(counts=True, perturbations=('control', 'drug')), 'a.h5ad')
     assert main(['prepare', 'a.h5ad', *KEYS, '-o', 'drug.h5ad']) == 0
     capsys.readouterr()
-    Path('grid.yaml').write_text('tasks: [{screen: drug.h5ad, split: {kind: transfer, fraction: .3}}]\nmodels: [control_mean]\n')
+    task = '{screen: drug.h5ad, split: {kind: transfer, fraction: .3}}'
+    Path('grid.yaml').write_text(f'tasks: [{task}]\nmodels: [control_mean]\n')
     refused(capsys, 'run', 'grid.yaml', '-o', 'out', says=['folds'])
 
-@pytest.mark.parametrize('args', [['run', '--frobnicate'], ['frobnicate'], ['run', '-o', 'out', '--jobs', '0'], ['run', '-o', 'out', '--backend', 'lokky']])
+@pytest.mark.parametrize('args', [
+    ['run', '--frobnicate'],
+    ['frobnicate'],
+    ['run', '-o', 'out', '--jobs', '0'],
+    ['run', '-o', 'out', '--backend', 'lokky']])
 def test_wrong_options(at, capsys, args):
     refused(capsys, *args)
 
@@ -152,8 +164,10 @@ def test_a_metric_that_is_not_known():
     from perturbench.scoring.profiles import score
     from perturbench.metrics.effects import Profiles
     x = np.zeros((2, 3))
-    with pytest.raises(InputError, match="did you mean 'rmse_average'"): score(Profiles(x, x), Profiles(x, x), np.zeros(2, int), metrics=['rmse_avrage'])
+    with pytest.raises(InputError, match="did you mean 'rmse_average'"):
+        score(Profiles(x, x), Profiles(x, x), np.zeros(2, int), metrics=['rmse_avrage'])
 
 def test_no_traceback_from_a_shell(at):
-    done = subprocess.run([Path(sys.executable).parent/'perturbench', 'report', 'nowhere'], capture_output=True, text=True)
+    command = [Path(sys.executable).parent/'perturbench', 'report', 'nowhere']
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and 'Traceback' not in done.stderr and 'nowhere' in done.stderr
