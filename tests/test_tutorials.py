@@ -4,7 +4,8 @@ from conftest import ROOT
 
 def execute(name, folder, **parameters):
     "Execute the notebook `name` with `parameters` in `folder`; return what it printed."
-    nb = papermill.execute_notebook(ROOT/'nbs'/f'{name}.ipynb', None, parameters, kernel_name='python3', cwd=folder, progress_bar=False)
+    path = ROOT/'nbs'/f'{name}.ipynb'
+    nb = papermill.execute_notebook(path, None, parameters, kernel_name='python3', cwd=folder, progress_bar=False)
     return '\n'.join(o.text for c in nb.cells if c.cell_type == 'code' for o in c.outputs if o.output_type == 'stream')
 
 def test_add_a_data_set_without_its_file(tmp_path):
@@ -16,8 +17,14 @@ def test_add_a_data_set_without_its_file(tmp_path):
 def leak(tmp_path_factory):
     "What a small run of gene_leak leaves."
     folder = tmp_path_factory.mktemp('leak')
-    execute('benchmarks/gene_leak', folder, screens=[{'name': 'nothing', 'simulate': {'effect_size': 0., 'knockdown': 0.}}], seeds=[0, 1], models=['linear'],
-            size=dict(n_genes=400, n_states=2, n_perturbations=20, cells=12, controls=30, panel=.6), genes=dict(hvg=20, de=5), budget=dict(max_epochs=1, batch_size=256))
+    execute(
+        'benchmarks/gene_leak', folder,
+        screens=[{'name': 'nothing', 'simulate': {'effect_size': 0., 'knockdown': 0.}}],
+        seeds=[0, 1],
+        models=['linear'],
+        size=dict(n_genes=400, n_states=2, n_perturbations=20, cells=12, controls=30, panel=.6),
+        genes=dict(hvg=20, de=5),
+        budget=dict(max_epochs=1, batch_size=256))
     return pd.read_csv(folder/'results'/'gene_leak.csv')
 
 def test_a_baseline_does_not_care_which_genes_are_modelled(leak):
@@ -34,15 +41,23 @@ def test_the_parts_of_the_leak_add_up(leak):
 def compared(tmp_path_factory):
     "What a small run of ablations leaves, by metric, model and condition."
     folder = tmp_path_factory.mktemp('ablations')
-    execute('benchmarks/ablations', folder, tasks=['sim-combination'], models=['linear', 'covariate_only', 'cpa', 'cpa_noadv'], seeds=[0], budget=dict(max_epochs=3, batch_size=256))
+    execute(
+        'benchmarks/ablations', folder,
+        tasks=['sim-combination'],
+        models=['linear', 'covariate_only', 'cpa', 'cpa_noadv'],
+        seeds=[0],
+        budget=dict(max_epochs=3, batch_size=256))
     return pd.read_csv(folder/'results'/'ablations.csv').groupby(['metric', 'model', 'condition']).value.mean()
 
 def test_ablations_know_what_costs_nothing(compared):
-    "Of the references, one profile is furthest from cells; a model told nothing ranks .5; both ways of predicting are there, and a drawn cell is no mean."
+    """Of the references, one profile is furthest from cells, and a model told nothing ranks .5.
+
+    Both ways of predicting are there, and a drawn cell is no mean."""
     distance, rank = compared['energy_pca'], compared['rmse_rank_average']
     assert distance['controls + shift'].mean() < distance['controls'].mean() < distance['constant'].mean()
     assert (rank['covariate_only'] == .5).all() and rank['linear'].mean() < .45
-    assert {f'{m} ({w})' for m in ('cpa', 'cpa_noadv') for w in ('mean', 'sample')} <= set(distance.index.unique('model'))
+    both_ways = {f'{m} ({w})' for m in ('cpa', 'cpa_noadv') for w in ('mean', 'sample')}
+    assert both_ways <= set(distance.index.unique('model'))
     assert (distance['cpa (sample)'] != distance['cpa (mean)']).all()
 
 def test_the_distance_of_ablations_is_that_of_a_double_loop(compared, tmp_path):
@@ -53,6 +68,10 @@ def test_the_distance_of_ablations_is_that_of_a_double_loop(compared, tmp_path):
     c = int(task.test_conditions()[0])
     axes = principal_axes(task.cells('train'), 50).double().numpy()
     x, y = (task.store.dense(rows).double().numpy() @ axes for rows in (task.given().rows, task.cells('test').of(c)))
-    mean = lambda a, b, same: sum(np.sqrt(((p - q)**2).sum()) for i, p in enumerate(a) for j, q in enumerate(b) if not same or i != j)/(len(a)*(len(b) - same))
+    def mean(a, b, same):
+        "The mean distance of a cell of `a` from one of `b`, and from itself not where both are the `same`."
+        pairs = [(p, q) for i, p in enumerate(a) for j, q in enumerate(b) if not same or i != j]
+        return sum(np.sqrt(((p - q)**2).sum()) for p, q in pairs)/(len(a)*(len(b) - same))
     chance = 1/(len(y)//2)  # what a replicate of half the measured cells leaves in
-    assert compared['energy_pca', 'controls', c] == pytest.approx(2*mean(x, y, False) - (1 - chance)*mean(x, x, True) - mean(y, y, True), rel=1e-4)
+    by_hand = 2*mean(x, y, False) - (1 - chance)*mean(x, x, True) - mean(y, y, True)
+    assert compared['energy_pca', 'controls', c] == pytest.approx(by_hand, rel=1e-4)
