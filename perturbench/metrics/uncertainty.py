@@ -270,7 +270,8 @@ def reached(
     return (area_random(curve) - area(curve))/most if most > 0 else np.nan
 
 # %% ../../nbs/56_metrics.uncertainty.ipynb #98d5c489
-@metric('sharpness_{}', 'delta', 'mean standard deviation that a model states; {}', kind='uncertainty', needs=('noise',),
+@metric('sharpness_{}', 'delta', 'mean standard deviation that a model states; {}',
+        kind='uncertainty', needs=('noise',),
         unit='log expression', judged=False)
 def sharpness(
     pred:Uncertain, # Conditions x genes
