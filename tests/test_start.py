@@ -20,7 +20,8 @@ def python(tmp_path):
     (tmp_path/'site'/'sitecustomize.py').write_text(REFUSES)
     env = os.environ | dict(PYTHONPATH=os.pathsep.join([str(tmp_path/'site'), str(ROOT)]))
     def run(code, *args):
-        return subprocess.run([sys.executable, '-c', code, *args], cwd=tmp_path, env=env, capture_output=True, text=True)
+        command = [sys.executable, '-c', code, *args]
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     return run
 
 def succeeds(done): assert done.returncode == 0, done.stdout + done.stderr
@@ -31,13 +32,16 @@ def test_training_is_refused_here(python):
         assert 'is imported' in python(f'import {name}').stderr
 
 def test_the_rooms_of_scoring_start_without_what_trains_or_draws(python):
-    done = python('import perturbench.bench.leaderboard, perturbench.bench.batch, perturbench.scoring.files, perturbench.cli\n'
-                  'import sys\nprint("matplotlib" in sys.modules)')
+    done = python(
+        'import perturbench.bench.leaderboard, perturbench.bench.batch, perturbench.scoring.files, perturbench.cli\n'
+        'import sys\n'
+        'print("matplotlib" in sys.modules)')
     succeeds(done)
     assert done.stdout == 'False\n'
 
 def test_files_are_scored_without_what_trains(python, tmp_path):
-    obs = pd.DataFrame(dict(what=np.repeat(['control', 'a', 'b', 'c'], 12), line='x'), index=[f'c{i}' for i in range(48)])
+    what = np.repeat(['control', 'a', 'b', 'c'], 12)
+    obs = pd.DataFrame(dict(what=what, line='x'), index=[f'c{i}' for i in range(48)])
     for seed, name in enumerate(('truth.h5ad', 'mine.h5ad', 'train.h5ad')):
         values = np.log1p(np.random.default_rng(seed).poisson(3, (48, 30))*1.3).astype('f4')
         ad.AnnData(values, obs=obs, var=pd.DataFrame(index=[f'g{i}' for i in range(30)])).write_h5ad(tmp_path/name)
