@@ -1,16 +1,20 @@
 "Fixtures that tests share: one small simulated screen, and the real ones where they lie beside the project."
 import os
-for threads in ('OMP_NUM_THREADS', 'NUMBA_NUM_THREADS'): os.environ.setdefault(threads, '1')  # a parallel kernel of numba sets torch's threads too
+# a parallel kernel of numba sets torch's threads too
+for threads in ('OMP_NUM_THREADS', 'NUMBA_NUM_THREADS'): os.environ.setdefault(threads, '1')
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 from pathlib import Path
 import pytest, torch
-if not torch.cuda.is_available(): os.environ.setdefault('TRITON_INTERPRET', '1')  # the GPU kernel runs on the CPU; read when the kernel is defined
+# the GPU kernel runs on the CPU; read when the kernel is defined
+if not torch.cuda.is_available(): os.environ.setdefault('TRITON_INTERPRET', '1')
 
 ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    "Tests that ask for no GPU run on the CPU, also in the processes that they start: a GPU draws other numbers, and sums in another order each time."
+    """Tests that ask for no GPU run on the CPU, also in the processes that they start.
+
+    A GPU draws other numbers, and sums in another order each time."""
     if item.get_closest_marker('gpu'): return (yield)
     with pytest.MonkeyPatch.context() as m:
         m.setattr(torch.cuda, 'is_available', lambda: False)
