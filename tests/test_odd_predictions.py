@@ -498,7 +498,8 @@ def test_what_is_said_of_a_clump_does_not_depend_on_other_metrics(m):
     task = task_of(screen(dict(control=60, g1=12), lines='x'))
     x = cells_of(np.random.default_rng(0), 'g1', 9)
     clump = [Prediction(int(task.test_conditions()[0]), x[:1] + x*np.float32(.01))]
-    alone, beside = (by_condition(evaluate_task(task, clump, names)) for names in ([m], [m, 'energy_genes', 'energy_pca']))
+    found = lambda names: by_condition(evaluate_task(task, clump, names))
+    alone, beside = found([m]), found([m, 'energy_genes', 'energy_pca'])
     same(alone, only(beside, [m]))
 
 @pytest.mark.parametrize('m', ['cosine_interaction', 'rmse_rank_average_offtarget'])
