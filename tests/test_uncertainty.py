@@ -282,7 +282,8 @@ def test_inputs_stay_as_they_are():
 def test_the_table_is_its_functions():
     case = make(5)
     table = uncertainty_table(*case)
-    assert list(table) == ['coverage_50', 'coverage_80', 'coverage_90', 'coverage_95', 'crps', 'crps_silent', 'sharpness']
+    assert list(table) == [
+        'coverage_50', 'coverage_80', 'coverage_90', 'coverage_95', 'crps', 'crps_silent', 'sharpness']
     np.testing.assert_array_equal(table.coverage_95, coverage(*case, .95))
     silent = Uncertain(case[0].mean, 0*case[0].variance)
     np.testing.assert_array_equal(table.crps_silent, crps(silent, *case[1:]))
@@ -314,9 +315,14 @@ def test_noise_of_shapes():
     assert np.isnan(noise_of(var, 2, control, 0)).all()
 
 @pytest.mark.parametrize('wrong', [
-    (np.ones((3, 2)), [2, 3], np.ones(2), 5), (np.ones((3, 2)), 2, np.ones(3), 5), (np.ones(2), 2, np.ones(2), 5),
-    (np.ones((3, 2)), 2, np.ones(2), [5, 5]), (-np.ones((3, 2)), 2, np.ones(2), 5), (np.ones((3, 2)), -2, np.ones(2), 5),
-    (np.ones((3, 2)), 2, -np.ones(2), 5), (np.ones((3, 2)), 2, np.ones((1, 2)), 5)])
+    (np.ones((3, 2)), [2, 3], np.ones(2), 5),
+    (np.ones((3, 2)), 2, np.ones(3), 5),
+    (np.ones(2), 2, np.ones(2), 5),
+    (np.ones((3, 2)), 2, np.ones(2), [5, 5]),
+    (-np.ones((3, 2)), 2, np.ones(2), 5),
+    (np.ones((3, 2)), -2, np.ones(2), 5),
+    (np.ones((3, 2)), 2, -np.ones(2), 5),
+    (np.ones((3, 2)), 2, np.ones((1, 2)), 5)])
 def test_noise_that_does_not_fit(wrong):
     with pytest.raises(InputError): noise_of(*wrong)
 
