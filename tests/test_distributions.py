@@ -247,8 +247,14 @@ def test_median_distance_is_that_of_all_pairs_of_a_sample():
     assert median_distance(np.ones((5, 2))) == 0
 
 def test_what_is_registered():
-    known = {'energy_pca': 'pca', 'energy_genes': 'genes', 'energy_unbiased_pca': 'pca', 'energy_unbiased_genes': 'genes',
-             'mmd_rbf_pca': 'pca', 'mmd_rbf_genes': 'genes', 'mmd_published': 'pca_truth'}
+    known = {
+        'energy_pca': 'pca',
+        'energy_genes': 'genes',
+        'energy_unbiased_pca': 'pca',
+        'energy_unbiased_genes': 'genes',
+        'mmd_rbf_pca': 'pca',
+        'mmd_rbf_genes': 'genes',
+        'mmd_published': 'pca_truth'}
     r = np.random.default_rng(6)
     x, y = r.normal(size=(20, 3)), r.normal(1, 1, (20, 3))
     for name, space in known.items():
