@@ -1,4 +1,4 @@
-"On a GPU every model trains, predicts what it predicts on the CPU, stops and goes on, and does without what the device has no room for."
+"On a GPU every model trains, predicts as on the CPU, stops and goes on, and does without what it has no room for."
 import gc, os, subprocess, sys, warnings
 from dataclasses import replace
 import numpy as np, pytest, torch
@@ -22,7 +22,8 @@ TRAINED = [k for k in MODELS if not hasattr(MODELS[k], 'fit')]
 def task(task):
     "The task that all tests share, with an embedding of its cells."
     cells = task.store.dense(np.arange(task.store.n_cells)).numpy()
-    return replace(task, store=replace(task.store, embeddings={'X_scGPT': cells @ rng(0, 'gpu').normal(0, .05, (cells.shape[1], 16))}))
+    embedding = cells @ rng(0, 'gpu').normal(0, .05, (cells.shape[1], 16))
+    return replace(task, store=replace(task.store, embeddings={'X_scGPT': embedding}))
 
 def built(name, task, **options):
     torch.manual_seed(0)
@@ -64,7 +65,9 @@ def test_saved_weights_predict_on_the_cpu_what_they_predict_on_the_gpu(trained, 
     a, b = cells_of(near, task), cells_of(far, task)
     assert np.isfinite(a).all() and np.abs(a - b).max() < (20 if model.name == 'biolord' else 1)*TOLERANCE
 
-ROUNDING = {'gears': .3}  # of the way that a training goes: it adds over cells and neighbours, and Adam enlarges rounding where a gradient is near zero
+# of the way that a training goes: it adds over cells and neighbours, and Adam enlarges rounding where a gradient is
+# near zero
+ROUNDING = {'gears': .3}
 def test_the_same_seed_gives_the_same(trained, task):
     "Up to sums that a GPU takes in another order each time."
     model, history = trained
@@ -94,9 +97,12 @@ def test_bfloat16_is_near(name, task):
     assert all(w.dtype == torch.float32 for w in model.state_dict().values() if w.is_floating_point())
     np.testing.assert_allclose(history.val_loss, exact.val_loss, rtol=.05)
 
-@pytest.mark.parametrize('name, precision', [(k, p) for k in ('linear', 'latent_additive', 'decoder_only', 'cpa', 'sams_vae', 'biolord') for p in ('32', 'bf16')] + [('gears', 'bf16')])
+COMPILED = ('linear', 'latent_additive', 'decoder_only', 'cpa', 'sams_vae', 'biolord')
+@pytest.mark.parametrize('name, precision', [*((k, p) for k in COMPILED for p in ('32', 'bf16')), ('gears', 'bf16')])
 def test_a_compiled_loss_is_replayed(name, precision, task):
-    "The last batch of an epoch is smaller than the others. What is drawn in a compiled step are other numbers, and the same ones each time."
+    """The last batch of an epoch is smaller than the others.
+
+    What is drawn in a compiled step are other numbers, and the same ones each time."""
     budget = dict(compile=True, precision=precision)
     model, history = fitted(name, task, budget)
     _, exact = fitted(name, task, budget | dict(compile=False))
@@ -119,11 +125,15 @@ with warnings.catch_warnings(record=True) as said:
 print(sum('cannot be compiled here' in str(w.message) for w in said))
 '''
 
-@pytest.mark.parametrize('lacks, n_warnings', [(dict(HOME='/proc/none'), 0), (dict(PATH='', CC='/none/cc'), 1)], ids=['home', 'compiler'])
+@pytest.mark.parametrize('lacks, n_warnings', [
+    (dict(HOME='/proc/none'), 0),
+    (dict(PATH='', CC='/none/cc'), 1)], ids=['home', 'compiler'])
 def test_without_a_home_or_a_compiler_rows_are_made_dense_all_the_same(lacks, n_warnings, task, tmp_path):
-    env = {k: v for k, v in os.environ.items() if k not in ('CC', 'TRITON_CACHE_DIR')} | dict(PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
+    env = {k: v for k, v in os.environ.items() if k not in ('CC', 'TRITON_CACHE_DIR')}
+    env['PYTHONPATH'] = os.pathsep.join(filter(None, sys.path))
     if n_warnings: env['TRITON_CACHE_DIR'] = str(tmp_path)
-    done = subprocess.run([sys.executable, '-c', ELSEWHERE, task.folder], env=env | lacks, capture_output=True, text=True, timeout=200)
+    command = [sys.executable, '-c', ELSEWHERE, task.folder]
+    done = subprocess.run(command, env=env | lacks, capture_output=True, text=True, timeout=200)
     assert done.stdout.strip() == str(n_warnings), done.stderr
 
 @pytest.mark.parametrize('likelihood', ['nb', 'zinb'])
@@ -136,7 +146,9 @@ def test_likelihoods_of_counts(name, likelihood, task):
 def test_every_strategy_trains_there(strategy, task):
     model = built('linear', task)
     if strategy == 'disentangling': model = built('cpa', task)
-    if isinstance(strategy, dict): model.loss = lambda b: {'loss': ((b.controls + model.effect.bias).mean(1) - b.expression.mean(1)).square().mean()}
+    if isinstance(strategy, dict):
+        def loss(b): return ((b.controls + model.effect.bias).mean(1) - b.expression.mean(1)).square().mean()
+        model.loss = lambda b: {'loss': loss(b)}
     model.strategy = strategy
     history = train.fit(model, task, budget=dict(max_epochs=2, batch_size=256))
     assert np.isfinite(history.to_numpy(float)).all()
@@ -161,8 +173,8 @@ def wide(task):
     n, times = store.n_cells, 100
     more = lambda a: None if a is None else np.tile(a, times)
     indptr = np.r_[0, np.cumsum(np.tile(np.diff(store.indptr), times))]
-    large = replace(store, indptr=indptr, codes=more(store.codes), order=np.arange(n*times), library=more(store.library), batch=more(store.batch), cells=None,
-                    embeddings={}, **{k: more(getattr(store, k)) for k in ('indices', 'values', 'counts')})
+    values = {k: more(getattr(store, k)) for k in ('codes', 'library', 'batch', 'indices', 'values', 'counts')}
+    large = replace(store, indptr=indptr, order=np.arange(n*times), cells=None, embeddings={}, **values)
     return replace(task, store=large, parts=[np.r_[p, np.full(n*(times - 1), 3, p.dtype)] for p in task.parts])
 
 def test_rows_that_do_not_fit_stay_on_the_host_with_one_warning(wide):
@@ -190,7 +202,8 @@ def test_rows_make_room_for_a_model(wide):
 def test_no_room_at_all_is_one_message(task):
     held = full(50*2**20)
     try:
-        with warnings.catch_warnings(), pytest.raises(InputError, match='too little memory for the model and 4000 cells at once; lower `batch_size`'):
+        says = 'too little memory for the model and 4000 cells at once; lower `batch_size`'
+        with warnings.catch_warnings(), pytest.raises(InputError, match=says):
             warnings.simplefilter('ignore')
             fitted('latent_additive', task, dict(batch_size=4000), dict(encoder_width=2048, n_layers=3))
     finally: del held
@@ -203,7 +216,8 @@ def test_scgpt_embeddings_are_those_of_the_cpu(scgpt, counts):
     assert report == report2
 
 def test_a_grid_and_its_report(tmp_path):
-    grid = dict(tasks=['sim-null'], models=['control_mean', 'linear', 'latent_additive'], seeds=[0, 1], budget=dict(max_epochs=2, batch_size=256))
+    models, budget = ['control_mean', 'linear', 'latent_additive'], dict(max_epochs=2, batch_size=256)
+    grid = dict(tasks=['sim-null'], models=models, seeds=[0, 1], budget=budget)
     outcome = run_grid(grid, tmp_path, jobs=2)
     assert (outcome.done, outcome.failed) == (6, [])
     board, files = write_report(tmp_path)
