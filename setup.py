@@ -13,13 +13,15 @@ class WithNotebooks(build_py):
     "The modules, and in a wheel the benchmark notebooks; an editable install reads those of the checkout."
     def _notebooks(self):
         folder = Path(self.build_lib)/lib/'notebooks'
-        return {} if self.editable_mode else {p: folder/p.name for p in sorted(Path(cfg['nbs_path'], 'benchmarks').glob('*.ipynb'))}
+        if self.editable_mode: return {}
+        return {p: folder/p.name for p in sorted(Path(cfg['nbs_path'], 'benchmarks').glob('*.ipynb'))}
     def run(self):
         super().run()
         for source, target in self._notebooks().items():
             self.mkpath(str(target.parent))
             self.copy_file(str(source), str(target))
-    def get_outputs(self, include_bytecode=1): return [*super().get_outputs(include_bytecode), *map(str, self._notebooks().values())]
+    def get_outputs(self, include_bytecode=1):
+        return [*super().get_outputs(include_bytecode), *map(str, self._notebooks().values())]
 
 def words(key): return cfg.get(key, '').split()
 extras = {k.removesuffix('_requirements'): words(k) for k in cfg if k.endswith('_requirements')}
@@ -27,7 +29,8 @@ extras = {k.removesuffix('_requirements'): words(k) for k in cfg if k.endswith('
 setup(version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],
       author=cfg['author'], author_email=cfg['author_email'],
       project_urls={'Repository': cfg['git_url'], 'Documentation': cfg['doc_host'] + cfg['doc_baseurl']},
-      package_dir={'': '.'}, # makes an editable install a plain path, which a folder of our name where python starts cannot hide
+      # makes an editable install a plain path, which a folder of our name where python starts cannot hide
+      package_dir={'': '.'},
       package_data={f'{lib}.models': ['presets.json'], f'{lib}.bench': ['page.html']},
       cmdclass={'build_py': WithNotebooks},
       install_requires=words('requirements'), extras_require=extras,
