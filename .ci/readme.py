@@ -1,4 +1,6 @@
-"Write README.md from nbs/index.ipynb: prose as it is, code in fences, outputs as text; links to notebooks become links into nbs."
+"""Write README.md from nbs/index.ipynb.
+
+Prose as it is, code in fences, outputs as text; links to notebooks become links into nbs."""
 import re, sys
 from pathlib import Path
 import nbformat
