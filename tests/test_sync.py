@@ -16,15 +16,19 @@ def copy(tmp_path_factory):
     to.mkdir()
     for name in ('nbs', 'perturbench', 'settings.ini', 'pyproject.toml', '_quarto.yml'):
         old = ROOT/name
-        if old.is_dir(): shutil.copytree(old, to/name, symlinks=True, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
+        if old.is_dir():
+            no_caches = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints')
+            shutil.copytree(old, to/name, symlinks=True, ignore=no_caches)
         else: shutil.copy2(old, to/name)
-    for tool in ('nbdev_clean', 'nbdev_export'): subprocess.run([str(Path(sys.executable).parent/tool)], cwd=to, check=True, capture_output=True)
+    for tool in ('nbdev_clean', 'nbdev_export'):
+        subprocess.run([str(Path(sys.executable).parent/tool)], cwd=to, check=True, capture_output=True)
     return to
 
 def changed(a, b):
     "Files that differ between two trees."
     c = filecmp.dircmp(a, b, ignore=['__pycache__', '.ipynb_checkpoints', 'nbdev.yml', 'sidebar.yml', 'results'])
-    return [f'{a.name}/{f}' for f in (*c.left_only, *c.right_only, *c.diff_files)] + [f for d in c.common_dirs for f in changed(a/d, b/d)]
+    here = [f'{a.name}/{f}' for f in (*c.left_only, *c.right_only, *c.diff_files)]
+    return here + [f for d in c.common_dirs for f in changed(a/d, b/d)]
 
 def test_clean_and_export_change_nothing(copy):
     assert changed(ROOT/'nbs', copy/'nbs') == []
@@ -33,11 +37,13 @@ def test_clean_and_export_change_nothing(copy):
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=names(NOTEBOOKS))
 def test_notebook_is_presentable(path):
     nb = nbformat.read(path, as_version=4)
-    assert re.match(r'# .+\n\n> .+', nb.cells[0].source), 'a notebook starts with a title and one line that says what it is'
+    says = 'a notebook starts with a title and one line that says what it is'
+    assert re.match(r'# .+\n\n> .+', nb.cells[0].source), says
     for c in nb.cells:
         for o in c.get('outputs', []):
             assert o.output_type != 'error', c.source
-            text = json.dumps(o.get('text', '')) + json.dumps({k: v for k, v in o.get('data', {}).items() if not k.startswith('image/')})
+            data = {k: v for k, v in o.get('data', {}).items() if not k.startswith('image/')}
+            text = json.dumps(o.get('text', '')) + json.dumps(data)
             assert not MACHINE.search(text), f'a path of a machine in the output of: {c.source}'
             assert 'Warning' not in text, f'a warning in the output of: {c.source}'
 
@@ -66,4 +72,5 @@ def test_all_modules_are_packaged():
     assert packages == found  # the notebooks enter a wheel by setup.py, see test_wheel.py
     ini = ConfigParser(delimiters=['='])
     ini.read(ROOT/'settings.ini')
-    assert (ROOT/'nbs'/'_quarto.yml').is_symlink() and (ROOT/'perturbench'/'__init__.py').read_text().startswith(f'__version__ = "{ini["DEFAULT"]["version"]}"')
+    assert (ROOT/'nbs'/'_quarto.yml').is_symlink()
+    assert (ROOT/'perturbench'/'__init__.py').read_text().startswith(f'__version__ = "{ini["DEFAULT"]["version"]}"')
