@@ -1,4 +1,4 @@
-"""What the benchmarks share: options, random cells, ways that are timed in turn, and a report that names the machine."""
+"""What the benchmarks share: options, random cells, ways that are timed in turn, a report that names the machine."""
 import argparse, os, platform, sys, time
 from datetime import date
 from importlib.metadata import version
@@ -10,7 +10,8 @@ from perturbench.loaders.store import CellStore
 
 def options(**defaults):
     "The sizes given on the command line, `defaults` where none are."
-    p = argparse.ArgumentParser(description=sys.modules['__main__'].__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    p = argparse.ArgumentParser(description=sys.modules['__main__'].__doc__, formatter_class=formatter)
     for k, v in defaults.items():
         some = dict(nargs='+', type=type(v[0])) if isinstance(v, list) else dict(type=type(v))
         p.add_argument(f'--{k}', default=v, help='size', **some)
@@ -34,9 +35,11 @@ def random_store(n_cells, n_genes, density=.11, n_perturbations=60, n_states=3):
     state = place.astype(int)
     what = np.ceil((place - state - .1)/.9*n_perturbations).clip(0).astype(int)
     state_of, what_of = np.divmod(np.arange(n*n_states), n)
-    design = Design([f'p{i}' for i in range(1, n)], {'line': [f'line{i}' for i in range(n_states)]}, np.eye(n, dtype=np.float32)[what_of, 1:],
-                    np.eye(n_states, dtype=np.float32)[state_of], state_of, what_of == 0)
-    return CellStore(*random_values(n_cells, n_genes, density), state*n + what, np.arange(n_cells), None, [f'g{i}' for i in range(n_genes)], design)
+    lines = {'line': [f'line{i}' for i in range(n_states)]}
+    perturbation, covariate = np.eye(n, dtype=np.float32)[what_of, 1:], np.eye(n_states, dtype=np.float32)[state_of]
+    design = Design([f'p{i}' for i in range(1, n)], lines, perturbation, covariate, state_of, what_of == 0)
+    values, genes = random_values(n_cells, n_genes, density), [f'g{i}' for i in range(n_genes)]
+    return CellStore(*values, state*n + what, np.arange(n_cells), None, genes, design)
 
 def clock():
     "The time when all that was asked of this machine's devices is done."
@@ -50,7 +53,9 @@ def seconds(f):
     return clock() - start
 
 def in_turn(ways, n_rounds, seconds=seconds):
-    "Seconds of each way [rounds]: all ways in each round, so that a busy moment hits all alike, after a call of each that does not count."
+    """Seconds of each way [rounds], after a call of each that does not count.
+
+    All ways are timed in each round, so that a busy moment hits all alike."""
     for f in ways.values(): f()
     rounds = [[seconds(f) for f in ways.values()] for _ in range(n_rounds)]
     return dict(zip(ways, np.transpose(rounds)))
@@ -62,7 +67,9 @@ class Loader:
     def __len__(self): return self.n
 
 def epochs_in_turn(train, ways, val, n_rounds):
-    "As `in_turn`, of the steps of epochs: `train` takes loaders for training, an epoch out of each way in turn, and validation, which stops the clock."
+    """As `in_turn`, of the steps of epochs.
+
+    `train` takes loaders for training, an epoch out of each way in turn, and validation, which stops the clock."""
     starts, stops, each = [], [], list(ways.values())
     def start():
         starts.append(clock())
@@ -87,7 +94,10 @@ def table(names, rows):
 def machine():
     "Cores, model and memory."
     info = Path('/proc/cpuinfo')
-    model = next((l.split(':')[1].strip() for l in info.read_text().splitlines() if l.startswith('model name')), '') if info.exists() else platform.processor()
+    model = platform.processor()
+    if info.exists():
+        named = (l.split(':')[1].strip() for l in info.read_text().splitlines() if l.startswith('model name'))
+        model = next(named, '')
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30 if hasattr(os, 'sysconf') else 0
     return f'{os.cpu_count()} cores, {model or platform.machine()}, {memory:.0f} GB of memory'
 
