@@ -1,4 +1,6 @@
-"What a training step of each model takes beside its matrix products alone, and an epoch of GEARS beside one graph object for each cell."
+"""What a training step of each model takes beside its matrix products alone.
+
+And an epoch of GEARS beside one graph object for each cell."""
 import os, sys
 os.environ['CUDA_VISIBLE_DEVICES'] = ''  # all is timed on the host; read when torch is imported
 from functools import partial
@@ -28,7 +30,11 @@ class Products(TorchDispatchMode):
         out, name = f(*args, **(kwargs or {})), f._schema.name.removeprefix('aten::').rstrip('_')
         if name in self.kinds and all(o.layout is torch.strided for o in args if torch.is_tensor(o)):
             layout = lambda o: (o.shape, o.stride(), o.dtype)
-            self.found.append((name, [layout(o) for o in args], {k: v for k, v in (kwargs or {}).items() if k != 'out'}, layout(out)))
+            self.found.append((
+                name,
+                [layout(o) for o in args],
+                {k: v for k, v in (kwargs or {}).items() if k != 'out'},
+                layout(out)))
         return out
 
 def products(f):
@@ -42,8 +48,12 @@ def operations(found):
 
 def replay(found):
     "A call that takes these products alone, of random matrices that lie alike, in memory that is there."
-    alike = lambda shape, stride, dtype: torch.randn(1 + sum((n - 1)*s for n, s in zip(shape, stride))).to(dtype).as_strided(shape, stride)
-    calls = [partial(getattr(torch, name), *(alike(*o) for o in operands), **more, out=alike(*out)) for name, operands, more, out in found]
+    def alike(shape, stride, dtype):
+        memory = torch.randn(1 + sum((n - 1)*s for n, s in zip(shape, stride)))
+        return memory.to(dtype).as_strided(shape, stride)
+    def call(name, operands, more, out):
+        return partial(getattr(torch, name), *(alike(*o) for o in operands), **more, out=alike(*out))
+    calls = [call(*o) for o in found]
     return lambda: [f() for f in calls]
 
 def check():
@@ -53,7 +63,7 @@ def check():
     assert [o[0] for o in found] == ['addmm', 'mm', 'mm'] and operations(found) == 3*2*3*4*5
 
 def stepper(model):
-    "How many kinds of steps the training of `model` goes through in turn, and a function that takes one of each on a batch."
+    "How many kinds of steps the training of `model` takes in turn, and a function that takes one of each on a batch."
     optimisers, n = model.optimisers(), model.adv_steps if getattr(model, 'adversary', None) else 1
     def step(batch, i):
         model.begin_step(1_000, i)  # no model warms up so long
@@ -64,14 +74,18 @@ def stepper(model):
     return n, lambda batch: [step(batch, i) for i in range(n)]
 
 def sizes_of(name, width, latent):
-    "The options of the model `name` that make it so wide; none where it has no width. The `hidden_dim` of GEARS is the length of its vectors."
+    """The options of the model `name` that make it so wide; none where it has no width.
+
+    The `hidden_dim` of GEARS is the length of its vectors."""
     known = {} if name == 'gears' else model_options(model_class(name))
-    return {k: v for k, v in dict(encoder_width=width, hidden_dim=width, hidden_dim_x=width, latent_dim=latent, n_latent=latent).items() if k in known}
+    sizes = dict(encoder_width=width, hidden_dim=width, hidden_dim_x=width, latent_dim=latent, n_latent=latent)
+    return {k: v for k, v in sizes.items() if k in known}
 
 def split(store):
     "What a model is told, the cells that carry a perturbation, and the controls."
     cells = store.select(np.ones(store.n_cells, bool))
-    return ModelInfo(store.genes, store.design, cells.n, cells=cells), cells.where(~store.design.is_control), cells.where(store.design.is_control)
+    info, is_control = ModelInfo(store.genes, store.design, cells.n, cells=cells), store.design.is_control
+    return info, cells.where(~is_control), cells.where(is_control)
 
 def time_step(name, store, o):
     "Steps of a turn, its products, and seconds of a turn and of its products [rounds]."
@@ -90,14 +104,18 @@ def change_by_cell(model, batch):
     return d.new_zeros(len(n), d.shape[1]).index_add(0, row, d)/n[:, None], row
 
 def time_gears(store, batch_size, o):
-    "Cells of a batch for each distinct condition, on average, and seconds a cell of an epoch of GEARS and of one with an object for each cell [rounds]."
+    """Cells of a batch for each distinct condition, on average, and seconds a cell of two epochs [rounds].
+
+    One epoch is of GEARS, the other of one with an object for each cell."""
     torch.manual_seed(0)
     info, cells, controls = split(store)
     info.targets = {p: [g] for p, g in zip(store.design.perturbations, store.genes)}
     fast, slow = (build_model('gears', info, min_correlation=0.) for _ in range(2))
     slow.change = partial(change_by_cell, slow)
     some = Cells(store, np.random.default_rng(0).permutation(cells.rows)[:o.cells_alone])
-    loaders = {fast: Batches(cells, controls, fast.strategy, batch_size), slow: Batches(some, controls, slow.strategy, batch_size)}
+    loaders = {
+        fast: Batches(cells, controls, fast.strategy, batch_size),
+        slow: Batches(some, controls, slow.strategy, batch_size)}
     epoch = lambda model: (lambda turn=stepper(model)[1]: [turn(batch) for batch in loaders[model]])
     t = in_turn({'fast': epoch(fast), 'slow': epoch(slow)}, o.rounds)
     per_condition = np.mean([len(b)/len(distinct(b)[0]) for b in loaders[fast]])
@@ -105,7 +123,8 @@ def time_gears(store, batch_size, o):
 
 def goal(name, x, wanted):
     "A line that says what was found."
-    return f'{name}: {wanted} -> {np.median(x):.3f}, the median of {len(x)} rounds, half of them from {np.quantile(x, .25):.3f} to {np.quantile(x, .75):.3f}'
+    low, mid, high = np.quantile(x, [.25, .5, .75])
+    return f'{name}: {wanted} -> {mid:.3f}, the median of {len(x)} rounds, half of them from {low:.3f} to {high:.3f}'
 
 def steps(o):
     "Goals and table of the steps of all models that are trained."
@@ -115,34 +134,55 @@ def steps(o):
         set_threads(n_threads)
         n, calls, t = time_step(name, store, o)
         found.setdefault(name, []).extend(t['step']/t['products'])
-        rows.append([name, f'{n_threads}', f'{len(calls)/n:g}', f'{operations(calls)/n/1e9:.1f}', *(f'{np.median(s)/n:.4f}' for s in t.values()),
-                     f"{ratio(t['step'], t['products']):.3f}"])
-    wanted = lambda name: f'at most {GOAL} wanted' if sizes_of(name, o.width, o.latent) and o.width >= 1_000 and o.batch >= 4_000 else 'nothing wanted'
-    return [str(store), '', 'A training step over its matrix products alone:', *(goal(k, x, wanted(k)) for k, x in found.items()), '',
-            *table(['model', 'threads', 'products', 'GFLOP', 'step, s', 'products, s', 'ratio'], rows)]
+        rows.append([
+            name, f'{n_threads}', f'{len(calls)/n:g}', f'{operations(calls)/n/1e9:.1f}',
+            *(f'{np.median(s)/n:.4f}' for s in t.values()), f"{ratio(t['step'], t['products']):.3f}"])
+    def wanted(name):
+        is_large = sizes_of(name, o.width, o.latent) and o.width >= 1_000 and o.batch >= 4_000
+        return f'at most {GOAL} wanted' if is_large else 'nothing wanted'
+    return [
+        str(store),
+        '',
+        'A training step over its matrix products alone:',
+        *(goal(k, x, wanted(k)) for k, x in found.items()),
+        '',
+        *table(['model', 'threads', 'products', 'GFLOP', 'step, s', 'products, s', 'ratio'], rows)]
 
 def gears(o):
     "Goals and table of GEARS."
-    store, rows, lines = random_store(o.gears_cells, o.gears_genes, n_perturbations=o.gears_conditions, n_states=1), [], []
+    store = random_store(o.gears_cells, o.gears_genes, n_perturbations=o.gears_conditions, n_states=1)
+    rows = []
+    lines = []
     set_threads(1)
     for size in progress(o.gears_batches, 'gears'):
         n, t = time_gears(store, size, o)
         lines.append(goal(f'batch {size:,}', t['slow']/t['fast'], f'at least {GEARS_GOAL} wanted'))
-        rows.append([f'{size:,}', f'{n:.1f}', *(f'{1e3*np.median(s):.3f}' for s in t.values()), f"{ratio(t['slow'], t['fast']):.1f}"])
-    return [str(store), '', 'GEARS, seconds with one graph object for each cell over seconds of an epoch with Batches:', *lines, '',
-            *table(['batch', 'cells a condition', 'GEARS, ms/cell', 'object a cell, ms/cell', 'ratio'], rows)]
+        rows.append([
+            f'{size:,}', f'{n:.1f}', *(f'{1e3*np.median(s):.3f}' for s in t.values()),
+            f"{ratio(t['slow'], t['fast']):.1f}"])
+    return [
+        str(store),
+        '',
+        'GEARS, seconds with one graph object for each cell over seconds of an epoch with Batches:',
+        *lines,
+        '',
+        *table(['batch', 'cells a condition', 'GEARS, ms/cell', 'object a cell, ms/cell', 'ratio'], rows)]
 
 def main():
     o = options(**SIZES)
     check()
-    report([*header(o, 'numpy', 'numba', 'torch'), *steps(o), '', *gears(o), '',
-            'A step is the loss of a batch that was made before, its gradient and what the optimisers do; widths and latent widths are as given above where a',
-            'model has such an option. CPA takes steps of its own and of its adversary in turn, past its warm-up: one of each is timed, and the mean shown.',
-            'The matrix products of that very step, forward and backward, are noted as torch is asked for them (mm, addmm, bmm and baddbmm of dense matrices)',
-            'and then taken alone: random matrices of the same shapes, strides and type, results in memory that is there. Step and products are timed in turn.',
-            "Decoder Only takes its products for each distinct condition of a batch, which leaves it few. In GEARS, cells a condition is a batch's mean number",
-            'for each distinct condition in it. Its rival is that of tests/test_gears.py, with the same loss: each cell goes through the graphs on its own. Such',
-            f'an epoch is timed on {o.cells_alone} cells, in one batch, and scaled to a cell; one thread. Genes and perturbations have up to 20 neighbours in their graphs.',
-            'Times are medians, ratios medians of those of a round.'], o, SIZES)
+    report([
+        *header(o, 'numpy', 'numba', 'torch'), *steps(o), '', *gears(o), '',
+        'A step is the loss of a batch that was made before, its gradient and what the optimisers do; widths and',
+        'latent widths are as given above where a model has such an option. CPA takes steps of its own and of its',
+        'adversary in turn, past its warm-up: one of each is timed, and the mean shown. The matrix products of that',
+        'very step, forward and backward, are noted as torch is asked for them (mm, addmm, bmm and baddbmm of dense',
+        'matrices) and then taken alone: random matrices of the same shapes, strides and type, results in memory that',
+        'is there. Step and products are timed in turn. Decoder Only takes its products for each distinct condition',
+        "of a batch, which leaves it few. In GEARS, cells a condition is a batch's mean number for each distinct",
+        'condition in it. Its rival is that of tests/test_gears.py, with the same loss: each cell goes through the',
+        f'graphs on its own. Such an epoch is timed on {o.cells_alone} cells, in one batch, and scaled to a cell; one',
+        'thread. Genes and perturbations have up to 20 neighbours in their graphs. Times are medians, ratios medians',
+        'of those of a round.'], o, SIZES)
 
 if __name__ == '__main__': main()
