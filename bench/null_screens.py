@@ -1,16 +1,21 @@
-"Are predictors that are equally good told apart, and do intervals hold the mean, where controls are few? Simulated screens, from means and not from cells."
+"""Are predictors that are equally good told apart, and do intervals hold the mean, where controls are few?
+
+Simulated screens, from means and not from cells."""
 import os
 os.environ['CUDA_VISIBLE_DEVICES'] = ''
+from itertools import product
 from typing import NamedTuple
 import numpy as np
 from scipy.special import stdtrit
 from threadpoolctl import threadpool_limits
 from perturbench.core import rng
-from perturbench.scoring.intervals import GROUPS, Resamples
+from perturbench.scoring.intervals import Resamples
+from perturbench.scoring.measured import GROUPS
 from _common import header, options, report, table
 
-SIZES = dict(screens=2_000, conditions=40, genes=300, cells=100, controls=[25, 100, 1_000], seeds=[1, 2, 3, 5], groups=[5, 10, 20], bootstrap=[25, 50, 100],
-             counted_screens=400, counted_cells=20_000)
+SIZES = dict(
+    screens=2_000, conditions=40, genes=300, cells=100, controls=[25, 100, 1_000], seeds=[1, 2, 3, 5],
+    groups=[5, 10, 20], bootstrap=[25, 50, 100], counted_screens=400, counted_cells=20_000)
 SCORES = dict(cosine='cosine', rmse='rmse', rank='cosine rank')
 MANY_CONTROLS = 1_000_000 # So many that they have no noise
 AT_ONCE = 40 # Screens that are simulated together
@@ -18,7 +23,9 @@ MOST_TOLD_APART, LEAST_COVERED = .06, .93
 BY_LUCK = 2.58 # Standard deviations of a share within which it is compatible with a goal
 
 class Law(NamedTuple):
-    "What screens are drawn from. Noise is that of the mean of some cells, whose covariance is diagonal: the genes are principal components."
+    """What screens are drawn from.
+
+    Noise is that of the mean of some cells, whose covariance is diagonal: the genes are principal components."""
     spread:np.ndarray # Standard deviation of a cell along each of them
     conditions:int
     cells:int # Of a condition
@@ -30,7 +37,8 @@ class Law(NamedTuple):
     own:float=.5 # What each has of its own
     signal:float=.7 # How much of the true effects is predicted
     states:int=1
-    predictors:str='mirrored' # Or 'by seed': what predictors share is half A alone; 'fixed': one and the same in all screens; 'fixed, new A'
+    # Or 'by seed': what predictors share is half A alone; 'fixed': one and the same in all screens; 'fixed, new A'
+    predictors:str='mirrored'
 
 def spread(genes, decay):
     "Standard deviations whose squares fall with a power of the rank, and sum to 1."
@@ -45,8 +53,9 @@ def noise(r, law, n, *shape):
 
 def shared_parts(r, law, n):
     """What all predicted effects of a predictor have in common [screens, predictors, 1, 1, genes].
-    Mirrored: the second has the sizes of the first, with signs of its own. The law of a screen is the same under a change of signs, so that neither
-    predictor is better, given what they predict."""
+
+    Mirrored: the second has the sizes of the first, with signs of its own. The law of a screen is the same under a
+    change of signs, so that neither predictor is better, given what they predict."""
     if law.predictors == 'mirrored':
         size = (law.common**2/law.cells + 1/law.controls)**.5
         return size*np.abs(noise(r, law, 1, n, 1, 1, 1))*r.choice([-1., 1], (n, 2, 1, 1, len(law.spread)))
@@ -62,10 +71,13 @@ class Parts(NamedTuple):
     predicted:np.ndarray # Screens x predictors x seeds x conditions x genes
 
 def parts(r, law, n):
-    "Conditions of `n` screens and two predictions of them. True effects have a mean of their own, where predictors are fixed ones."
+    """Conditions of `n` screens and two predictions of them.
+
+    True effects have a mean of their own, where predictors are fixed ones."""
     c = law.conditions//law.states
     true = law.effects*noise(r, law, law.cells, n, c)
-    if law.predictors.startswith('fixed'): true = true + law.effects*noise(rng('null screens', 'mean effect'), law, law.cells)
+    if law.predictors.startswith('fixed'):
+        true = true + law.effects*noise(rng('null screens', 'mean effect'), law, law.cells)
     by_seed = law.by_seed*noise(r, law, law.cells, n, 2, law.seeds, 1) if law.seeds > 1 else 0
     own = law.own*noise(r, law, law.cells, n, 2, law.seeds, c)
     predicted = law.signal*true[:, None, None] + shared_parts(r, law, n) + by_seed + own
@@ -74,7 +86,9 @@ def parts(r, law, n):
 # Redraws of controls: the mean of all first, then those of each way in turn
 
 def weights(way, n_cells, n, r):
-    "How much each control cell counts in each redraw: (screens x) redraws x cells. `way` is ('leave out', groups) or ('bootstrap', draws)."
+    """How much each control cell counts in each redraw: (screens x) redraws x cells.
+
+    `way` is ('leave out', groups) or ('bootstrap', draws)."""
     kind, size = way
     if kind == 'bootstrap': return r.multinomial(n_cells, [1/n_cells]*n_cells, (n, size))/n_cells
     left = np.arange(n_cells) % size != np.arange(size)[:, None]
@@ -88,7 +102,12 @@ def control_means(r, law, n, ways):
         total = sums.sum(1, keepdims=True)
         return np.concatenate([total/law.controls, (total - sums)/(law.controls - sizes)[:, None]], 1)
     cells = noise(r, law, 1, n, law.controls)
-    return np.concatenate([cells.mean(1, keepdims=True), *(weights(way, law.controls, n, r) @ cells for way in ways)], 1)
+    return with_redraws(cells, law, n, ways, r)
+
+def with_redraws(cells, law, n, ways, r):
+    "The mean of all `cells` of a screen, and then those of each way to draw them anew."
+    redrawn = [weights(way, law.controls, n, r) @ cells for way in ways]
+    return np.concatenate([cells.mean(1, keepdims=True), *redrawn], 1)
 
 def scores(found, controls):
     "Three scores with each control mean: screens x predictors x seeds x conditions x redraws."
@@ -96,7 +115,8 @@ def scores(found, controls):
     predicted, across = found.predicted.reshape(n, -1, c, genes), controls.swapaxes(1, 2)
     length = np.linalg.norm(predicted, axis=-1)[..., None]
     with_controls = (predicted.reshape(n, -1, genes) @ across).reshape(*predicted.shape[:-1], -1)
-    with_all = predicted @ found.measured.swapaxes(1, 2)[:, None] # Screens x predictions x conditions predicted x conditions measured
+    # Screens x predictions x conditions predicted x conditions measured
+    with_all = predicted @ found.measured.swapaxes(1, 2)[:, None]
     product = np.diagonal(with_all, axis1=2, axis2=3)[..., None] - with_controls
     squares = (found.measured**2).sum(-1)[..., None] - 2*found.measured @ across + (controls**2).sum(-1)[:, None]
     rmse = ((length**2 - 2*product + squares[:, None])/genes)**.5
@@ -105,7 +125,8 @@ def scores(found, controls):
         alike = (with_all - with_controls[..., k, None])/length
         closer[..., k] = (alike > np.diagonal(alike, axis1=2, axis2=3)[:, :, None]).sum(2)
     shape = n, predictors, seeds, c, -1
-    return dict(cosine=(product/length/squares[:, None]**.5).reshape(shape), rmse=rmse.reshape(shape), rank=(closer/(c - 1)).reshape(shape))
+    cosine = product/length/squares[:, None]**.5
+    return dict(cosine=cosine.reshape(shape), rmse=rmse.reshape(shape), rank=(closer/(c - 1)).reshape(shape))
 
 class Scored(NamedTuple):
     "A score of many screens."
@@ -130,7 +151,8 @@ def scored(x, ways):
 
 # Judgements
 
-def resamples(law): return Resamples(range(law.conditions), np.arange(law.conditions)//(law.conditions//law.states), law.seeds)
+def resamples(law):
+    return Resamples(range(law.conditions), np.arange(law.conditions)//(law.conditions//law.states), law.seeds)
 
 def told_apart(error):
     "Share of screens in which the mean difference is not 0, tested at .05."
@@ -141,10 +163,13 @@ def covered(interval):
     return np.mean((interval.lo <= interval.mean.mean()) & (interval.mean.mean() <= interval.hi))
 
 def apart(law, n, key, **how):
-    "Shares of screens in which two equal predictors are told apart: score -> with the controls given, with the controls drawn."
+    """Shares of screens in which two equal predictors are told apart.
+
+    Score -> with the controls given, with the controls drawn."""
     way, out = ('leave out', GROUPS), {}
     for s, found in simulated(law, [way], n, key, **how).items():
-        difference, redrawn = found.values[:, :, 0] - found.values[:, :, 1], found.redrawn[way][:, :, 0] - found.redrawn[way][:, :, 1]
+        difference = found.values[:, :, 0] - found.values[:, :, 1]
+        redrawn = found.redrawn[way][:, :, 0] - found.redrawn[way][:, :, 1]
         out[s] = told_apart(resamples(law).error(difference)), told_apart(resamples(law).error(difference, redrawn))
     return out
 
@@ -157,7 +182,9 @@ def coverage(law, n, key):
     return out
 
 def redrawn_variance(way, redrawn, n_controls):
-    "Variance of the mean by one way, what is crossed with conditions, and degrees of freedom. `redrawn`: conditions x screens x redraws."
+    """Variance of the mean by one way, what is crossed with conditions, and degrees of freedom.
+
+    `redrawn`: conditions x screens x redraws."""
     kind, size = way
     scale = (size - 1)/size if kind == 'leave out' else n_controls/(n_controls - 1)/(size - 1)
     def variance(x): return scale*((x - x.mean(-1, keepdims=True))**2).sum(-1)
@@ -186,7 +213,8 @@ def choices(law, ways, n, key):
             variance, crossed, df = redrawn_variance(way, redrawn, law.controls)
             name = f'{way[1]} groups' if way[0] == 'leave out' else f'bootstrap, {way[1]} draws'
             out.setdefault(name, {})[s] = judged(widened(error, variance, crossed, df))
-            if way[0] == 'leave out': out.setdefault(f'{name}, half the df', {})[s] = judged(widened(error, variance, crossed, df/2))
+            if way[0] == 'leave out':
+                out.setdefault(f'{name}, half the df', {})[s] = judged(widened(error, variance, crossed, df/2))
             out.setdefault(f'{name}, nothing crossed', {})[s] = judged(widened(error, variance, 0, df))
     return out
 
@@ -209,10 +237,13 @@ def of_cells(sizes):
         "Means of `n_cells` cells each: n x n_means x genes."
         cells = counted(r, n*n_means*n_cells, sizes.genes).reshape(n, n_means, n_cells, -1)
         return (cells.mean(2) - middle) @ axes
-    def draw(r, law, n): return parts(r, law, n)._replace(measured=np.concatenate([means(r, 1, law.conditions, law.cells) for _ in range(n)]))
+    def draw(r, law, n):
+        drawn = parts(r, law, n)
+        measured = [means(r, 1, law.conditions, law.cells) for _ in range(n)]
+        return drawn._replace(measured=np.concatenate(measured))
     def controls(r, law, n, ways):
         cells = means(r, n, law.controls, 1)
-        return np.concatenate([cells.mean(1, keepdims=True), *(weights(way, law.controls, n, r) @ cells for way in ways)], 1)
+        return with_redraws(cells, law, n, ways, r)
     return np.sqrt(np.maximum(variance, 0)), draw, controls
 
 # Tables
@@ -239,44 +270,73 @@ def main():
     base = Law(spread(sizes.genes, 1), sizes.conditions, sizes.cells, 0, 1, 0.)
     def law(**changes): return base._replace(**changes)
     lines = header(sizes, 'numpy', 'scipy')
-    lines += [f'Controls are those of half B of a state. Cells vary along {sizes.genes} components, {directions(base):.0f} effective directions unless said otherwise.',
-              'Shares in %: with the controls given -> with the controls drawn. A goal is missed where a share is worse by more than luck, 2.58 standard errors.', '']
+    lines += [
+        f'Controls are those of half B of a state. Cells vary along {sizes.genes} components, {directions(base):.0f}',
+        'effective directions unless said otherwise. Shares in %: with the controls given -> with the controls drawn.',
+        'A goal is missed where a share is worse by more than luck, 2.58 standard errors.',
+        '']
 
     cells = {f'{k}|{s}|{c:,}': apart(law(effects=e, seeds=s, controls=c), n, ('apart', k, s, c))
              for k, e in kinds.items() for s in sizes.seeds for c in sizes.controls}
-    lines += [f'Equal predictors told apart at .05: at most {100*MOST_TOLD_APART:.0f} % wanted, {verdict(cells, n, too_many)}',
-              'mirrored: given what they predict, neither is better', '', *table(['screen', 'seeds', 'controls', *SCORES.values()], named(cells)), '']
+    lines += [
+        f'Equal predictors told apart at .05: at most {100*MOST_TOLD_APART:.0f} % wanted, '
+        f'{verdict(cells, n, too_many)}',
+        'mirrored: given what they predict, neither is better', '',
+        *table(['screen', 'seeds', 'controls', *SCORES.values()], named(cells)), '']
 
-    other = {f'{k}|{s} seeds, half A shared, nothing else in common|{c:,}': law(effects=e, seeds=s, controls=c, predictors='by seed', common=0.)
-             for k, e in kinds.items() for s in sizes.seeds if s > 1 for c in sizes.controls[:2]}
-    other |= {f'{k}|{what}|{c:,}': law(effects=e, controls=c, **changes) for k, e in kinds.items() for what, changes in {
-        '3 states, 1 seed': dict(states=3, conditions=39), '10 conditions, 1 seed': dict(conditions=10), '100 conditions, 1 seed': dict(conditions=100),
-        f'{directions(law(spread=spread(sizes.genes, .5))):.0f} directions, 1 seed': dict(spread=spread(sizes.genes, .5)),
-        f'{directions(law(spread=spread(sizes.genes, 1.5))):.0f} directions, 1 seed': dict(spread=spread(sizes.genes, 1.5))}.items() for c in sizes.controls[:2]}
+    by_seed = dict(predictors='by seed', common=0.)
+    other = {
+        f'{k}|{s} seeds, half A shared, nothing else in common|{c:,}': law(effects=e, seeds=s, controls=c, **by_seed)
+        for k, e in kinds.items() for s in sizes.seeds if s > 1 for c in sizes.controls[:2]}
+    flat, steep = spread(sizes.genes, .5), spread(sizes.genes, 1.5)
+    one_seed = {
+        '3 states': dict(states=3, conditions=39),
+        '10 conditions': dict(conditions=10),
+        '100 conditions': dict(conditions=100),
+        f'{directions(law(spread=flat)):.0f} directions': dict(spread=flat),
+        f'{directions(law(spread=steep)):.0f} directions': dict(spread=steep)}
+    other |= {
+        f'{k}|{what}, 1 seed|{c:,}': law(effects=e, controls=c, **changes)
+        for k, e in kinds.items() for what, changes in one_seed.items() for c in sizes.controls[:2]}
     cells = {name: apart(this, n, ('other', name)) for name, this in other.items()}
-    lines += [f'Other equal predictors and screens: at most {100*MOST_TOLD_APART:.0f} % wanted, {verdict(cells, n, too_many)}', '',
-              *table(['screen', 'what', 'controls', *SCORES.values()], named(cells)), '']
+    lines += [
+        f'Other equal predictors and screens: at most {100*MOST_TOLD_APART:.0f} % wanted, '
+        f'{verdict(cells, n, too_many)}',
+        '', *table(['screen', 'what', 'controls', *SCORES.values()], named(cells)), '']
 
-    for predictors, said in {'fixed': 'fresh perturbations, cells, half B and seeds; half A and what a predictor has in common are given',
-                             'fixed, new A': 'the same with a fresh half A in each screen, which is in all predicted effects and which no interval sees'}.items():
-        cells = {f'{k}|{s}|{c:,}': coverage(law(effects=e, seeds=s, controls=c, predictors=predictors), n, ('covered', predictors, k, s, c))
-                 for k, e in kinds.items() for s in sizes.seeds for c in [*sizes.controls, MANY_CONTROLS]}
+    fixed = {
+        'fixed': 'fresh perturbations, cells, half B and seeds; half A and what a predictor has in common are given',
+        'fixed, new A': (
+            'the same with a fresh half A in each screen, '
+            'which is in all predicted effects and which no interval sees')}
+    for predictors, said in fixed.items():
+        cells = {}
+        for (k, e), s, c in product(kinds.items(), sizes.seeds, [*sizes.controls, MANY_CONTROLS]):
+            this = law(effects=e, seeds=s, controls=c, predictors=predictors)
+            cells[f'{k}|{s}|{c:,}'] = coverage(this, n, ('covered', predictors, k, s, c))
         enough = {name: cell for name, cell in cells.items() if int(name.split('|')[1]) >= 3}
-        lines += [f'95 % intervals of a mean score: at least {100*LEAST_COVERED:.0f} % wanted with three seeds or more, {verdict(enough, n, too_few)}', said, '',
-                  *table(['screen', 'seeds', 'controls', *SCORES.values()], named(cells)), '']
+        lines += [
+            f'95 % intervals of a mean score: at least {100*LEAST_COVERED:.0f} % wanted with three seeds or more, '
+            f'{verdict(enough, n, too_few)}',
+            said, '', *table(['screen', 'seeds', 'controls', *SCORES.values()], named(cells)), '']
 
     ways = [('leave out', g) for g in sizes.groups] + [('bootstrap', b) for b in sizes.bootstrap]
     for c in sizes.controls[:2]:
         found = {k: choices(law(effects=e, controls=c), ways, n, ('ways', k, c)) for k, e in kinds.items()}
         rows = [[way, *(found[k][way][s] for k in kinds for s in SCORES)] for way in found['effects']]
-        lines += [f'Ways to draw {c:,} controls, one seed: equal predictors told apart, % (stated variance over true)', '',
-                  *table(['', *(f'{k}: {said}' for k in kinds for said in SCORES.values())], rows), '']
+        lines += [
+            f'Ways to draw {c:,} controls, one seed: equal predictors told apart, % (stated variance over true)', '',
+            *table(['', *(f'{k}: {said}' for k in kinds for said in SCORES.values())], rows), '']
 
     known, draw, controls = of_cells(sizes)
     few, m = law(spread=known, controls=sizes.controls[0]), sizes.counted_screens
-    cells = {'cells': apart(few, m, ('cells',), draw=draw, controls=controls), 'means': apart(few, m, ('means',), controls=lambda *a: control_means(*a))}
-    lines += [f'Counted cells beside means drawn with their covariance ({directions(few):.0f} directions): no effects, one seed, {sizes.controls[0]} controls, {m} screens', '',
-              *table(['drawn', *SCORES.values()], [[name, *shares(cell)] for name, cell in cells.items()])]
+    cells = {
+        'cells': apart(few, m, ('cells',), draw=draw, controls=controls),
+        'means': apart(few, m, ('means',), controls=lambda *a: control_means(*a))}
+    lines += [
+        f'Counted cells beside means drawn with their covariance ({directions(few):.0f} directions): '
+        f'no effects, one seed, {sizes.controls[0]} controls, {m} screens',
+        '', *table(['drawn', *SCORES.values()], [[name, *shares(cell)] for name, cell in cells.items()])]
     report(lines, sizes, SIZES)
 
 if __name__ == '__main__': main()
