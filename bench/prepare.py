@@ -1,9 +1,10 @@
 """Time and memory of `perturbench prepare` and of opening a task.
 
-`python bench/prepare.py [CELLS ...]` prints the figures and writes them to results/prepare.txt beside this file, where CELLS has at least the
-defaults. The screens are raw counts of 20,000 genes, some 10 % of them non-zero, in three lines with 200 perturbations, made as h5ad files in
-a folder that is removed at the end (--at says where; 1,000,000 cells need some 20 GB there). Each step is a process of its own; its peak is
-what the system counts as resident, mapped files included.
+`python bench/prepare.py [CELLS ...]` prints the figures and writes them to results/prepare.txt beside this file, where
+CELLS has at least the defaults. The screens are raw counts of 20,000 genes, some 10 % of them non-zero, in three lines
+with 200 perturbations, made as h5ad files in a folder that is removed at the end (--at says where; 1,000,000 cells need
+some 20 GB there). Each step is a process of its own; its peak is what the system counts as resident, mapped files
+included.
 """
 import argparse, json, platform, shutil, subprocess, sys, tempfile, time
 from pathlib import Path
@@ -46,13 +47,15 @@ def step(name, folder):
         assert main(['prepare', f'{folder}/raw.h5ad', *keys, '-o', f'{folder}/screen.h5ad']) == 0
     if name == 'open':
         from perturbench.tasks import open_task
-        print(open_task(dict(screen=f'{folder}/screen.h5ad', split=dict(kind='transfer', fraction=.3, seed=42)), f'{folder}/out'))
+        split = dict(kind='transfer', fraction=.3, seed=42)
+        print(open_task(dict(screen=f'{folder}/screen.h5ad', split=split), f'{folder}/out'))
     peak = next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmHWM'))
     print(json.dumps(dict(seconds=time.perf_counter() - start, peak=peak*1024)))
 
 def in_process(name, folder):
     "A step in a process of its own."
-    done = subprocess.run([sys.executable, __file__, '--step', name, '--at', str(folder)], capture_output=True, text=True)
+    command = [sys.executable, __file__, '--step', name, '--at', str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode: sys.exit(f'{name} failed:\n{done.stderr}')
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -64,10 +67,14 @@ def main():
     o = p.parse_args()
     if o.step: return step(o.step, o.at)
     cells = pool()
-    lines = [f'Machine: {machine()}',
-             f'Python {platform.python_version()}, numpy {np.__version__}, anndata {version("anndata")}, h5py {h5py.__version__}',
-             f'Screens of {GENES:,} genes, {cells.nnz/POOL/GENES:.0%} non-zero; 3 lines x 200 perturbations; one run each', '',
-             f"{'cells':>10}{'in memory, GB':>16}{'file, GB':>12}{'prepare, s':>14}{'peak, GB':>12}{'open task, s':>16}{'peak, GB':>12}"]
+    lines = [
+        f'Machine: {machine()}',
+        f'Python {platform.python_version()}, numpy {np.__version__}, anndata {version("anndata")}, '
+        f'h5py {h5py.__version__}',
+        f'Screens of {GENES:,} genes, {cells.nnz/POOL/GENES:.0%} non-zero; 3 lines x 200 perturbations; one run each',
+        '',
+        f"{'cells':>10}{'in memory, GB':>16}{'file, GB':>12}{'prepare, s':>14}{'peak, GB':>12}"
+        f"{'open task, s':>16}{'peak, GB':>12}"]
     print('\n'.join(lines))
     for n in o.cells:
         folder = Path(tempfile.mkdtemp(dir=o.at))
@@ -76,10 +83,16 @@ def main():
             size = (folder/'raw.h5ad').stat().st_size
             a, b = in_process('prepare', folder), in_process('open', folder)
         finally: shutil.rmtree(folder)
-        lines.append(f'{n:>10,}{8*nnz/1e9:>16.1f}{size/1e9:>12.1f}' + f"{a['seconds']:>14.0f}{a['peak']/1e9:>12.2f}{b['seconds']:>16.0f}{b['peak']/1e9:>12.2f}")
+        lines.append(
+            f"{n:>10,}{8*nnz/1e9:>16.1f}{size/1e9:>12.1f}{a['seconds']:>14.0f}{a['peak']/1e9:>12.2f}"
+            f"{b['seconds']:>16.0f}{b['peak']/1e9:>12.2f}")
         print(lines[-1], flush=True)
-    lines += ['', '"In memory" is the raw matrix alone as compressed sparse rows (8 bytes a non-zero). Opening a task checks the values, splits, chooses',
-              '4,000 variable genes and the 25 most changed ones of each training condition, hashes the cells and writes the store.', '']
+    lines += [
+        '',
+        '"In memory" is the raw matrix alone as compressed sparse rows (8 bytes a non-zero). Opening a task checks',
+        'the values, splits, chooses 4,000 variable genes and the 25 most changed ones of each training condition,',
+        'hashes the cells and writes the store.',
+        '']
     if set(CELLS) <= set(o.cells): (Path(__file__).parent/'results'/'prepare.txt').write_text('\n'.join(lines))
 
 if __name__ == '__main__': main()
