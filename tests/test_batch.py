@@ -7,9 +7,11 @@ from perturbench.core import part_name
 MODELS = ['control_mean', 'perturbed_mean', 'linear', 'latent_additive']
 BUDGET = '{max_epochs: 3, batch_size: 64}'
 
-# Each command runs in a process of its own, forked from one that has the imports behind it, and in a process group of its own.
+# Each command runs in a process of its own, forked from one that has the imports behind it, and in its own group.
 FORKS = multiprocessing.get_context('forkserver')
-FORKS.set_forkserver_preload(['pytest', 'perturbench.bench.batch', 'perturbench.bench.leaderboard', 'perturbench.trainer', 'papermill', 'matplotlib.pyplot', 'IPython'])
+FORKS.set_forkserver_preload([
+    'pytest', 'perturbench.bench.batch', 'perturbench.bench.leaderboard', 'perturbench.trainer', 'papermill',
+    'matplotlib.pyplot', 'IPython'])
 
 def command(args, folder, log, prepare):
     os.setsid()
@@ -157,8 +159,10 @@ def test_the_notebook_of_a_run_shows_it(undisturbed):
         cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == 'code']
         outputs = [(c.source, o) for c in cells for o in c.outputs]
         assert all(o.output_type != 'error' for _, o in outputs)
-        shown[model] = {k: [o.data for s, o in outputs if k in s and 'data' in o] for k in ('picture()', 'plot_history', "scores.groupby('metric'", 'plot_conditions')}
-    for k in ('picture()', 'plot_history', 'plot_conditions'): assert len(shown['latent_additive'][k][-1]['image/png']) > 1000, k
+        asked = ('picture()', 'plot_history', "scores.groupby('metric'", 'plot_conditions')
+        shown[model] = {k: [o.data for s, o in outputs if k in s and 'data' in o] for k in asked}
+    for k in ('picture()', 'plot_history', 'plot_conditions'):
+        assert len(shown['latent_additive'][k][-1]['image/png']) > 1000, k
     assert 'rmse_average' in shown['latent_additive']["scores.groupby('metric'"][0]['text/plain']
     assert 'closed form' in shown['control_mean']['plot_history'][-1]['text/plain']
 
@@ -194,7 +198,8 @@ def test_two_jobs_give_the_same_bits_and_survive_a_killed_worker(start, place, o
     assert run.status() == 1
     assert 'Traceback' not in run.text and '5 runs done, 0 were done before, 1 failed' in run.text
     log, = out.glob('failed/small/Deadly/*/log')
-    assert 'worker process was killed' in log.read_text() and f'failed: small / Deadly / seed 0: see {log.relative_to(place)}' in run.text
+    assert 'worker process was killed' in log.read_text()
+    assert f'failed: small / Deadly / seed 0: see {log.relative_to(place)}' in run.text
     assert 'failed: small / Bystander' not in run.text
     got = scores(out)
     assert {k: got[k] for k in scores(undisturbed)} == scores(undisturbed)
@@ -217,9 +222,11 @@ def test_a_run_that_fails_is_reported_and_done_when_it_is_mended(start, place, o
     log, = out.glob('failed/small/Broken/*/log')
     assert f'failed: small / Broken / seed 0: see {log.relative_to(place)}' in run.text
     assert 'Traceback' in log.read_text() and 'RuntimeError: a fault of this model' in log.read_text()
-    assert 'error' in [o.output_type for c in nbformat.read(log.with_name('notebook.ipynb'), as_version=4).cells for o in c.get('outputs', [])]
+    notebook = nbformat.read(log.with_name('notebook.ipynb'), as_version=4)
+    assert 'error' in [o.output_type for c in notebook.cells for o in c.get('outputs', [])]
     assert set(pd.read_csv(out/'leaderboard.csv').model) == {'control_mean', 'perturbed_mean'}
-    (place/'mine.py').write_text(BROKEN.replace("raise RuntimeError('a fault of this model')", 'return super().predict(batch)'))
+    mended = BROKEN.replace("raise RuntimeError('a fault of this model')", 'return super().predict(batch)')
+    (place/'mine.py').write_text(mended)
     run = start('run', 'mine.yaml', '-o', out.name)
     assert run.status() == 0 and '1 runs done, 2 were done before, 0 failed' in run.text
     assert set(pd.read_csv(out/'leaderboard.csv').model) == {'control_mean', 'perturbed_mean', 'Broken'}
@@ -284,12 +291,16 @@ def test_control_c_at_a_terminal_keeps_what_workers_have_finished(start, out):
     assert interrupted(run)
     assert 1 <= len(runs(out)) < len(MODELS)
     assert list(out.glob('runs/*/*/.*')) == []
-    for p in runs(out): assert {f.name for f in p.parent.iterdir()} == {'run.json', 'scores.parquet', 'notebook.ipynb', 'model.ckpt', 'log'}
+    for p in runs(out):
+        files = {f.name for f in p.parent.iterdir()}
+        assert files == {'run.json', 'scores.parquet', 'notebook.ipynb', 'model.ckpt', 'log'}
 
 def importing(group):
     "The workers of a process group that have got as far as to import numpy."
     def counts(p):
-        try: return os.getpgid(int(p.name)) == group and 'LokyProcess' in (p/'cmdline').read_text() and 'numpy' in (p/'maps').read_text()
+        try:
+            if os.getpgid(int(p.name)) != group: return False
+            return 'LokyProcess' in (p/'cmdline').read_text() and 'numpy' in (p/'maps').read_text()
         except OSError: return False
     return [p.name for p in Path('/proc').glob('[0-9]*') if counts(p)]
 
@@ -316,14 +327,18 @@ def test_two_starts_on_one_folder(start, out):
     first.until(lambda: list(out.glob('runs/*/*/.*/notebook.ipynb')))
     first.send(signal.SIGSTOP)
     before, second = state(out), start('run', 'grid.yaml', '-o', out.name)
-    assert second.status() == 2 and 'another perturbench is writing to' in second.text and 'Traceback' not in second.text
-    assert {p: t for p, t in state(out).items() if p.name != '.lock'} == {p: t for p, t in before.items() if p.name != '.lock'}
+    assert second.status() == 2
+    assert 'another perturbench is writing to' in second.text
+    assert 'Traceback' not in second.text
+    without_lock = lambda found: {p: t for p, t in found.items() if p.name != '.lock'}
+    assert without_lock(state(out)) == without_lock(before)
 
 def test_scores_of_different_questions_never_meet(start, place):
     out = place/'questions'
     def ask(name, seed, budget):
         "The leaderboard, which has to be of the run that is new and of no other."
-        write_grid(place/name, ['control_mean'], f'[{{name: mine, screen: small.h5ad, split: {{kind: transfer, fraction: .3, seed: {seed}}}}}]', budget)
+        split = f'{{kind: transfer, fraction: .3, seed: {seed}}}'
+        write_grid(place/name, ['control_mean'], f'[{{name: mine, screen: small.h5ad, split: {split}}}]', budget)
         before, run = set(runs(out)), start('run', name, '-o', out.name)
         assert run.status() == 0, run.text
         new, = set(runs(out)) - before
@@ -340,7 +355,8 @@ def test_scores_of_different_questions_never_meet(start, place):
 
 def test_names_with_spaces_and_unicode(start, place, out):
     task, label = 'Übung 1, α+β_γ', 'naïve Mittel «ε»'
-    write_grid(place/'names.yaml', [f'{{name: control_mean, as: {label}}}'], f"[{{name: '{task}', screen: small.h5ad}}]")
+    models = [f'{{name: control_mean, as: {label}}}']
+    write_grid(place/'names.yaml', models, f"[{{name: '{task}', screen: small.h5ad}}]")
     run = start('run', 'names.yaml', '-o', out.name)
     assert run.status() == 0, run.text
     table = pd.read_csv(out/'leaderboard.csv')
