@@ -25,8 +25,7 @@ from ..core import sweep_parts, writing_to
 from ..metrics.accuracy import DEFINITIONS
 from ..scoring.evaluation import Evaluation
 from ..scoring.references import collapsed
-from ..models.base import build_model, load_model, model_class, save_model
-from ..models.zoo import MODELS
+from ..models.zoo import build_model, load_model, model_class, save_model
 from ..predict import predict_task, read_conditions_csv, write_predictions
 from ..tasks import Task, load_task, of_fold, open_task
 from ..train import Budget, fit, model_info, read_budget, trainer_of
