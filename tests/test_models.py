@@ -238,7 +238,8 @@ print(model_class('linear').__module__)
 def test_the_room_that_keeps_the_register_imports_no_model_and_says_how_to_get_them():
     done = subprocess.run([sys.executable, '-c', WITHOUT_THE_ZOO], capture_output=True, text=True, check=True)
     said, home = done.stdout.splitlines()
-    assert "'linear' is not known" in said and said.endswith('`import perturbench.models.zoo` adds the models of this library')
+    assert "'linear' is not known" in said
+    assert said.endswith('`import perturbench.models.zoo` adds the models of this library')
     assert home == 'perturbench.models.simple'
 
 class Trial:
