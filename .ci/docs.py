@@ -15,6 +15,16 @@ NEEDED = { # settings of _quarto.yml, and what happens without them
     'format.html.code-overflow': ('wrap', 'long lines of code are cut'),
     'website.sidebar.collapse-level': (1, 'the sidebar shows every page of every section')}
 
+# The command nbdev_proc_nbs without the search for garbage, which takes longer than the work: the shell in which it
+# executes a notebook searches all objects when Python ends, and there are as many shells as notebooks.
+PROCESS = '''
+import gc
+gc.disable()
+from nbdev.quarto import nbdev_proc_nbs
+nbdev_proc_nbs(n_workers=0)
+gc.freeze()
+'''
+
 class Page(NamedTuple):
     name: str # the path of its notebook in nbs
     cells: list # as they are written
@@ -32,7 +42,7 @@ def process(root):
         quarto.chmod(0o755)
         path = os.pathsep.join([folder, os.environ.get('PATH', '')])
         environment = {**os.environ, 'PATH': path, 'PYTHONPATH': str(root)}
-        command = [str(Path(sys.executable).parent/'nbdev_proc_nbs'), '--n_workers', '0']
+        command = [sys.executable, '-c', PROCESS]
         done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     return None if done.returncode == 0 else stopped_by(done.stderr)
 

@@ -124,8 +124,9 @@ def test_each_kind_of_fault_is_found_and_no_other(small):
 
 def test_what_stops_nbdev_is_a_fault(small):
     write(small, 'stops', title('Stops'), code(EXPORTED.replace('-> float', "-> 'Cells'")))
-    assert process(small).startswith("nbdev_proc_nbs stops with NameError: name 'Cells' is not defined")
-    assert 'show_doc(doubled)' in process(small)
+    said = process(small)
+    assert said.startswith("nbdev_proc_nbs stops with NameError: name 'Cells' is not defined")
+    assert 'show_doc(doubled)' in said
 
 def test_the_introduction_in_a_first_cell_is_what_nbdev_drops(small):
     "The reason for the rule, seen in what nbdev makes of such a cell."
