@@ -13,8 +13,9 @@ from functools import partial, reduce
 from operator import iadd, sub
 from typing import NamedTuple
 import numpy as np
+import torch
 from numba import njit, prange
-from ..core import InputError
+from ..core import InputError, device
 from .accuracy import OWN, RESOLUTION, metric
 
 # %% ../../nbs/52_metrics.ranks.ipynb #7543931a
@@ -225,9 +226,23 @@ def _absolute_between(true, pred):
             sums[i, j] = total
     return sums
 
-def _absolute(true, pred):
+# %% ../../nbs/52_metrics.ranks.ipynb #829634a0
+def _all_pairs(function, true, pred, where):
+    "A `function` of torch, of all truths and all predictions, on the device `where`."
+    true, pred = (torch.as_tensor(rows, device=where) for rows in (true, pred))
+    return function(true, pred).cpu().numpy()
+
+def _products(true, pred, where):
+    "The products of all pairs, P x P."
+    if where == 'cpu': return true @ pred.T
+    return _all_pairs(lambda true, pred: true @ pred.T, true, pred, where)
+
+def _absolute(true, pred, where):
     "All sums of absolute values."
-    return Absolute(_absolute_between(true, pred), np.abs(true).sum(1), np.abs(pred).sum(1))
+    between = _absolute_between(true, pred) if where == 'cpu' else _all_pairs(_city_blocks, true, pred, where)
+    return Absolute(between, np.abs(true).sum(1), np.abs(pred).sum(1))
+
+def _city_blocks(true, pred): return torch.cdist(true, pred, p=1)
 
 # %% ../../nbs/52_metrics.ranks.ipynb #cee5362c
 class OfRows(NamedTuple):
@@ -264,12 +279,12 @@ def _sums(true, pred, views, genes):
     "All sums over some genes; `true` and `pred` are P x these genes, `views` hold all genes."
     true, pred = np.ascontiguousarray(true, float), np.ascontiguousarray(pred, float)
     n_genes, middle = true.shape[1], true.mean(0)
-    of_views, absolute = {}, {}
+    of_views, absolute, where = {}, {}, device()
     for space, view in views.items():
         a, b = view.taken('true', genes, n_genes), view.taken('pred', genes, n_genes)
         of_views[space] = _in_view(true, pred, middle, a, b)
-        if view.l1: absolute[space] = _absolute(true - a, pred - b)
-    product = (true - middle) @ (pred - middle).T
+        if view.l1: absolute[space] = _absolute(true - a, pred - b, where)
+    product = _products(true - middle, pred - middle, where)
     return Sums(n_genes, product, _about(true, middle), _about(pred, middle), of_views, absolute)
 
 # %% ../../nbs/52_metrics.ranks.ipynb #2fbe0c11

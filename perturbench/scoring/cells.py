@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from scipy import sparse
-from ..core import rng
+from ..core import device, rng
 from ..loaders.batches import principal_axes
 from ..metrics.accuracy import AXES
 from ..metrics.de import Reference, Tests, down_sample
@@ -102,10 +102,10 @@ def project(self:TrueCells,
     space:str, # 'genes', or a key of `AXES`
     cells, # Cells x genes
 ) -> torch.Tensor: # Cells x dimensions, float32
-    "Cells in a space."
-    cells = torch.as_tensor(cells, dtype=torch.float32)
+    "Cells in a space, on the GPU where there is one."
+    cells = torch.as_tensor(cells, dtype=torch.float32, device=device())
     if space == 'genes': return cells
-    return cells @ self.kept.once(('axes', space, fold), lambda: axes_of(self.task, fold, space))
+    return cells @ self.kept.once(('axes', space, fold), lambda: axes_of(self.task, fold, space).to(device()))
 
 @patch
 def compared(self:TrueCells,
@@ -117,18 +117,25 @@ def compared(self:TrueCells,
     return [down_sample(self.measured.cells(i, half), most, 'compared', *half, *names) for half in HALVES]
 
 @patch
+def places(self:TrueCells, i, space, parts) -> list: # A tensor each
+    "Parts of the measured cells of a condition, in a space."
+    return [self.project(self.measured.fold[i], space, self.task.store.dense(rows)) for rows in parts]
+
+@patch
+def _where_small(self:TrueCells, space, key, made):
+    "What `made` makes: kept along axes, made anew in all genes."
+    return made() if space == 'genes' else self.kept.once(key, made)
+
+@patch
 def halves(self:TrueCells, i, space) -> list: # Two tensors
-    "The two halves of the measured cells of a condition, in a space."
-    return self.parts(i, space)[1:]
+    "The two halves of the measured cells of a condition that are compared, in a space; kept where they are small."
+    return self._where_small(space, ('halves', space, i), lambda: self.places(i, space, self.compared(i, space)))
 
 @patch
 def parts(self:TrueCells, i, space) -> list: # Three tensors
-    "All measured cells of a condition that are compared, and the two halves; kept where that is small."
-    def made():
-        halves = self.compared(i, space)
-        parts = np.sort(np.concatenate(halves)), *halves
-        return [self.project(self.measured.fold[i], space, self.task.store.dense(rows)) for rows in parts]
-    return made() if space == 'genes' else self.kept.once(('parts', space, i), made)
+    "All measured cells of a condition that are compared, in a space, and the two halves; kept where they are small."
+    def whole(): return self.places(i, space, [np.sort(np.concatenate(self.compared(i, space)))])
+    return self._where_small(space, ('whole', space, i), whole) + self.halves(i, space)
 
 @patch
 def n_half(self:TrueCells, i, space) -> int:
