@@ -5,8 +5,8 @@ import anndata as ad, numpy as np, pandas as pd, pytest, torch
 import perturbench.models.zoo
 from perturbench.core import InputError
 from perturbench.data.screen import Screen
-from perturbench.data.simulate import simulated
-from perturbench.scoring.evaluation import evaluate_task
+from perturbench.data.simulate import Parameters, simulate
+from perturbench.scoring.evaluation import Evaluation, evaluate_task
 from perturbench.bench.batch import run_grid
 from perturbench.models.base import MODELS, build_model, check_options, load_model, model_class, presets, save_model
 from perturbench.predict import known_of, predict_cells, predict_task
@@ -16,12 +16,26 @@ from perturbench.train import batches, fit, model_info
 NAMES = list(MODELS)
 TRAINED = [k for k in NAMES if not hasattr(MODELS[k], 'fit')]
 
+def small(folder, split, **parameters):
+    "The cells of a simulated screen, and a task on it."
+    mine = dict(n_genes=100, n_perturbations=16, n_programmes=6, cells=24, controls=60) | parameters
+    screen = simulate(Parameters(**mine)).screen
+    screen.write(folder/'small.h5ad')
+    return screen.adata, open_task(dict(screen=str(folder/'small.h5ad'), split=split), folder/'out')
+
 @pytest.fixture(scope='module')
-def task(task):
-    "The task that all tests share, with an embedding of its cells."
+def transfer(tmp_path_factory): return small(tmp_path_factory.mktemp('transfer'), dict(kind='transfer', fraction=.5))
+
+@pytest.fixture(scope='module')
+def task(transfer):
+    "The task that most tests share, with an embedding of its cells."
+    _, task = transfer
     cells = task.store.dense(np.arange(task.store.n_cells)).numpy()
     embedding = cells @ np.random.default_rng(0).normal(0, .05, (cells.shape[1], 16))
     return replace(task, store=replace(task.store, embeddings={'X_scGPT': embedding}))
+
+@pytest.fixture(scope='module')
+def evaluation(task): return Evaluation(task)
 
 def train(name, task, fold=0, budget=dict(max_epochs=2, batch_size=256), **options):
     "A trained model and its history."
@@ -38,34 +52,36 @@ def same(a, b):
 @pytest.fixture(scope='module', params=NAMES)
 def trained(request, task): return train(request.param, task)
 
-def test_a_model_predicts_cells_that_scores_can_be_made_of(trained, task):
+@pytest.fixture(scope='module')
+def found(trained, task): return list(predict_task(trained[0], task))
+
+def test_a_model_predicts_cells_that_scores_can_be_made_of(trained, found, task, evaluation):
     model, history = trained
     assert len(history) == (0 if hasattr(model, 'fit') else 2) and history.notna().all(axis=None)
-    found = list(predict_task(model, task))
     assert [p.condition for p in found] == task.test_conditions().tolist()
     given = task.given()
     for p in found:
         n = given.n[task.design.is_control & (task.design.state == task.design.state[p.condition])].sum()
         assert p.cells.shape == (n, len(task.genes))
         assert p.cells.dtype == np.float32 and np.isfinite(p.cells).all() and p.status == 'ok'
-    scores = evaluate_task(task, found)
+    scores = evaluation.score(found)
     assert set(scores.groupby('metric').size()) == {len(found)}
     assert {'rmse_average', 'cosine_logfc', 'rmse_rank_average', 'energy_pca', 'de_auprc'} < set(scores.metric)
     assert np.isfinite(scores.value[scores.status == 'ok']).all()
 
-def test_saved_and_loaded_it_is_the_same_to_the_bit(trained, task, tmp_path):
+def test_saved_and_loaded_it_is_the_same_to_the_bit(trained, found, task, tmp_path):
     model, _ = trained
     save_model(model, tmp_path/'model.ckpt')
     back = load_model(tmp_path/'model.ckpt')
     assert same(model.state_dict(), back.state_dict())
     assert (back.name, back.options) == (model.name, model.options)
     assert not back.training
-    for a, b in zip(predict_task(model, task), predict_task(back, task)):
+    for a, b in zip(found, predict_task(back, task), strict=True):
         assert (a.cells == b.cells).all() and a.status == b.status
 
-def test_neither_order_nor_company_nor_the_global_generator_changes_a_prediction(trained, task):
+def test_neither_order_nor_company_nor_the_global_generator_changes_a_prediction(trained, found, task):
     model, _ = trained
-    once = {p.condition: p.cells for p in predict_task(model, task)}
+    once = {p.condition: p.cells for p in found}
     for c in reversed(list(once)):
         torch.manual_seed(int(c))
         rows = task.given().where(task.design.state == task.design.state[c]).rows
@@ -86,9 +102,9 @@ def test_trained_without_a_look_at_test_cells(trained, task):
 def test_a_network_ends_with_its_best_weights(task):
     best = []
     for name in TRAINED:
-        model, history = train(name, task, budget=dict(max_epochs=8, batch_size=512), lr=.05)
+        model, history = train(name, task, budget=dict(max_epochs=8, batch_size=256), lr=.05)
         loss, n = 0., 0
-        for i, b in enumerate(batches(model, task, 'val', 0, 512, 0)):
+        for i, b in enumerate(batches(model, task, 'val', 0, 256, 0)):
             with torch.no_grad(): loss += float(model.val_loss(b))*len(b)
             n += len(b)
         assert loss/n == pytest.approx(history.val_loss.min(), rel=1e-5), name
@@ -125,16 +141,15 @@ def corner(request, tmp_path_factory): return toy(tmp_path_factory.mktemp('corne
 
 @pytest.mark.parametrize('name', NAMES)
 def test_corners(corner, name):
+    "What all metrics make of a corner is looked at where cells are copied, and where they are a network's."
     n = (corner.cells('train').where(~corner.design.is_control)).n.sum()
+    found = []
     for fold in range(corner.n_folds):
         model, history = train(name, corner, fold, budget=dict(max_epochs=1, batch_size=max(1, int(n) - 1)))
         assert history.notna().all(axis=None)
-        for p in predict_task(model, corner, fold): assert np.isfinite(p.cells).all()
-    def found():
-        for fold in range(corner.n_folds):
-            model, _ = train(name, corner, fold, dict(max_epochs=1))
-            yield from predict_task(model, corner, fold)
-    scores = evaluate_task(corner, found())
+        found += predict_task(model, corner, fold)
+    for p in found: assert np.isfinite(p.cells).all()
+    scores = evaluate_task(corner, found, None if name in ('control_mean', 'cpa') else ['rmse_average'])
     assert np.isfinite(scores.value[scores.metric == 'rmse_average']).all()
 
 def by_loop(name, means, line, what):
@@ -151,10 +166,10 @@ def by_loop(name, means, line, what):
         return np.mean(levels, axis=0) - means[line, 'control'] if levels else average
     return sum(np.mean([effect(l, p) for l, p in treated if p == part], axis=0) for part in what.split('+'))
 
-@pytest.mark.parametrize('preset', ['sim-transfer', 'sim-combination'])
-def test_baselines_are_plain_loops(preset, tmp_path, task, screen):
-    if preset == 'sim-transfer': a = screen.adata
-    else: task, a = open_task(preset, tmp_path), simulated(preset).adata
+@pytest.mark.parametrize('kind', ['transfer', 'combination'])
+def test_baselines_are_plain_loops(kind, tmp_path, transfer):
+    of_doubles = dict(n_states=1, n_perturbations=12, n_doubles=12)
+    a, task = transfer if kind == 'transfer' else small(tmp_path, dict(kind=kind, fraction=.7), **of_doubles)
     X, obs = a.X.toarray().astype(float), a.obs.assign(part=pd.read_csv(task.folder/'split.csv', index_col=0).part)
     trains = (obs.part == 'train').to_numpy()
     train_rows = obs.reset_index()[trains].astype(str).groupby(['cell_type', 'perturbation']).indices
@@ -173,7 +188,7 @@ def test_baselines_are_plain_loops(preset, tmp_path, task, screen):
             assert set(obs.perturbation.iloc[rows]) == {'control'}
             assert set(obs.cell_type.iloc[rows]) == {line}
             np.testing.assert_allclose(cell[c].cells, X[rows] + shift, atol=2e-5)
-            unseen = name == 'condition_mean' and preset == 'sim-combination'
+            unseen = name == 'condition_mean' and kind == 'combination'
             assert cell[c].status == mean[c].status == ('unseen_part' if unseen else 'ok')
 
 def test_linear_adds_and_under_the_published_protocol_is_positive(tmp_path):
@@ -195,10 +210,10 @@ def dosed(tmp_path_factory): return toy(tmp_path_factory.mktemp('dosed'), **CORN
 
 @pytest.mark.parametrize('name', TRAINED)
 def test_every_training_that_breaks_off_and_is_started_again_ends_the_same(name, dosed, tmp_path, monkeypatch):
-    "It breaks off within its third epoch, after the adversary has begun, where there is one."
+    "It breaks off within its last epoch, after the adversary has begun, where there is one."
     options = {'n_warmup_epochs': 1} if 'cpa' in name else {}
     make = lambda: (torch.manual_seed(0), build_model(name, model_info(dosed), **options))[1]
-    budget, whole = dict(max_epochs=4, batch_size=20), make()
+    budget, whole = dict(max_epochs=3, batch_size=20), make()
     history = fit(whole, dosed, budget=budget)
     monkeypatch.setattr('perturbench.trainer.Module.on_train_epoch_start', breaks_off)
     with pytest.raises(ArithmeticError): fit(make(), dosed, budget=budget, folder=tmp_path, every=0)
@@ -211,11 +226,17 @@ def breaks_off(module):
     if module.current_epoch == 2: raise ArithmeticError
     module.losses, module.weights = [], []
 
+@pytest.fixture(scope='module')
+def unknown(tmp_path_factory):
+    "A task where one line alone is trained on."
+    task = toy(tmp_path_factory.mktemp('unknown'), what=PAIRS[:3], split=dict(kind='transfer', fraction=.5))
+    there = task.design.covariate[:, 0] == 0
+    task.parts[0][~there[task.store.codes] & (task.parts[0] == 0)] = 3
+    return task
+
 @pytest.mark.parametrize('name', NAMES)
-def test_a_state_that_was_not_trained_on_is_predicted_and_said(name, tmp_path):
-    unknown = toy(tmp_path, what=PAIRS[:3], split=dict(kind='transfer', fraction=.5))
+def test_a_state_that_was_not_trained_on_is_predicted_and_said(name, unknown):
     there = unknown.design.covariate[:, 0] == 0
-    unknown.parts[0][~there[unknown.store.codes] & (unknown.parts[0] == 0)] = 3
     model, _ = train(name, unknown, budget=dict(max_epochs=1))
     first = next(c for c in unknown.test_conditions() if not there[c])
     found = {p.condition: p for p in predict_task(model, unknown)}
@@ -223,24 +244,6 @@ def test_a_state_that_was_not_trained_on_is_predicted_and_said(name, tmp_path):
     if name in TRAINED:
         assert found[first].status == 'unseen_state'
         assert {p.status for c, p in found.items() if there[c]} <= {'ok', 'unseen_part'}
-
-WITHOUT_THE_ZOO = """
-import sys
-from perturbench.core import InputError
-from perturbench.models.base import MODELS, build_model, model_class
-assert 'perturbench.models.zoo' not in sys.modules and not len(MODELS)
-try: build_model('linear', None)
-except InputError as e: print(e)
-import perturbench.models.zoo
-print(model_class('linear').__module__)
-"""
-
-def test_the_room_that_keeps_the_register_imports_no_model_and_says_how_to_get_them():
-    done = subprocess.run([sys.executable, '-c', WITHOUT_THE_ZOO], capture_output=True, text=True, check=True)
-    said, home = done.stdout.splitlines()
-    assert "'linear' is not known" in said
-    assert said.endswith('`import perturbench.models.zoo` adds the models of this library')
-    assert home == 'perturbench.models.simple'
 
 class Trial:
     "What a search asks, answered by the first or the last value of each range."
@@ -303,12 +306,18 @@ def test_likelihoods_of_counts(name, likelihood, task):
     assert likelihood == 'isotropic' or drawn.min() >= 0
     assert drawn[:, 1].mean() > 1.5*mean[:, 1].mean() and abs((drawn - mean)[:, 0].mean()) < .05
 
-KILLED = '''
+IN_A_NEW_PROCESS = '''
 import os, signal, sys
 import torch
+from perturbench.core import InputError
+from perturbench.models.base import MODELS, build_model, model_class
+assert 'perturbench.models.zoo' not in sys.modules and not len(MODELS)
+try: build_model('linear', None)
+except InputError as e: print(e)
+import perturbench.models.zoo
+print(model_class('linear').__module__, flush=True)
+
 import perturbench.core as core, perturbench.train as train, perturbench.trainer as trainer
-from perturbench.models.base import build_model
-from perturbench.models.zoo import MODELS
 from perturbench.tasks import load_task
 
 def die(): os.kill(os.getpid(), signal.SIGKILL)
@@ -338,41 +347,56 @@ for how in ('writing', 'step'):
     print(how, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 '''
 
-def test_a_training_that_was_killed_ends_with_the_weights_of_one_that_was_not(tmp_path):
-    "Killed while it writes its second checkpoint, started again, killed in its fourth epoch, and started again."
-    task = toy(tmp_path)
-    (tmp_path/'killed.py').write_text(KILLED)
-    command = [sys.executable, tmp_path/'killed.py', task.folder, tmp_path/'kept']
+@pytest.fixture(scope='module')
+def plain(tmp_path_factory): return toy(tmp_path_factory.mktemp('plain'))
+
+@pytest.fixture(scope='module')
+def new_process(plain, tmp_path_factory):
+    "What a new process prints, and where its trainings that were killed kept their checkpoints."
+    folder = tmp_path_factory.mktemp('killed')
+    (folder/'killed.py').write_text(IN_A_NEW_PROCESS)
+    command = [sys.executable, folder/'killed.py', plain.folder, folder/'kept']
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.stdout.split() == ['writing', '-9', 'step', '-9'], done.stderr
-    saved = torch.load(tmp_path/'kept'/'last.ckpt', weights_only=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines(), folder
+
+def test_the_room_that_keeps_the_register_imports_no_model_and_says_how_to_get_them(new_process):
+    said, home = new_process[0][:2]
+    assert "'linear' is not known" in said
+    assert said.endswith('`import perturbench.models.zoo` adds the models of this library')
+    assert home == 'perturbench.models.simple'
+
+def test_a_training_that_was_killed_ends_with_the_weights_of_one_that_was_not(new_process, plain):
+    "Killed while it writes its second checkpoint, started again, killed in its fourth epoch, and started again."
+    printed, folder = new_process
+    assert printed[2:] == ['writing -9', 'step -9']
+    saved = torch.load(folder/'kept'/'last.ckpt', weights_only=True)
     assert saved['epoch'] == 2 and len(saved['training']['history']) == 3
     assert saved['optimizer_states'][0]['param_groups'][0]['lr'] < .07  # cut before the second kill
     found = []
-    for folder in ('kept', 'whole'):
+    for name in ('kept', 'whole'):
         torch.manual_seed(0)
-        model = build_model('latent_additive', model_info(task), lr=.07)
+        model = build_model('latent_additive', model_info(plain), lr=.07)
         budget = dict(max_epochs=6, batch_size=20, lr_patience=1)
-        history = fit(model, task, budget=budget, folder=tmp_path/folder, every=0)
+        history = fit(model, plain, budget=budget, folder=folder/name, every=0)
         found.append((history, model.state_dict()))
     assert found[0][0].equals(found[1][0]) and len(found[0][0]) == 6
     assert same(found[0][1], found[1][1])
-    last = [torch.load(tmp_path/o/'last.ckpt', weights_only=True)['state_dict'] for o in ('kept', 'whole')]
+    last = [torch.load(folder/o/'last.ckpt', weights_only=True)['state_dict'] for o in ('kept', 'whole')]
     assert same(*last)
 
-def test_a_training_that_stopped_early_and_is_started_again_does_not_go_on(tmp_path):
+def test_a_training_that_stopped_early_and_is_started_again_does_not_go_on(plain, tmp_path):
     """Killed between its last checkpoint and the end of its run.
 
     Started again it is at its end, and not an epoch before a new decision."""
-    task = toy(tmp_path)
     for min_epochs, seed in ((1, 0), (1, 1), (7, 1)):
         found = []
         for _ in range(2):
             torch.manual_seed(seed)
-            model = build_model('latent_additive', model_info(task), lr=.03)
+            model = build_model('latent_additive', model_info(plain), lr=.03)
             budget = dict(max_epochs=30, min_epochs=min_epochs, patience=2, lr_patience=1, batch_size=20)
             kept = tmp_path/f'{min_epochs}, {seed}'
-            history = fit(model, task, budget=budget, seed=seed, folder=kept, every=0)
+            history = fit(model, plain, budget=budget, seed=seed, folder=kept, every=0)
             found.append((history, model.state_dict()))
         assert min_epochs <= len(found[0][0]) < 30
         assert found[0][0].equals(found[1][0]) and same(found[0][1], found[1][1])
