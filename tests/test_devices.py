@@ -1,5 +1,5 @@
 "A training that two processes share, and one whose GPU runs out of memory, end as one process with room enough does."
-import asyncio, os, signal, subprocess, sys, threading
+import asyncio, multiprocessing, os, runpy, signal, subprocess, sys, threading
 from copy import copy
 import numpy as np, pytest, torch
 from torch._dynamo.testing import CompileCounter
@@ -9,8 +9,10 @@ from perturbench.loaders.batches import Batches
 from perturbench.loaders.store import CellStore, upload
 from perturbench.models.zoo import build_model
 
+# It trains for each of some numbers of epochs, and goes on from the checkpoint of the one before; processes are started
+# in the way that begins anew with each
 SCRIPT = '''
-import os, sys
+import multiprocessing, os, sys
 import numpy as np, torch
 from perturbench import train
 from perturbench.loaders.batches import Batches
@@ -23,21 +25,24 @@ def watched(self, store, rows, *args, **kwargs):
     return assemble(self, store, rows, *args, **kwargs)
 Batches.assemble = watched
 
-if __name__ == '__main__':
-    folder, out, devices, epochs = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-    task = load_task(folder)
+def train_for(epochs, task, out, devices):
     torch.manual_seed(0)
     model = build_model('latent_additive', train.model_info(task), dropout=0.)
     flat = lambda: torch.cat([v.flatten() for v in model.state_dict().values()]).numpy()
     before = flat()
     budget = dict(max_epochs=epochs, batch_size=500)
     history = train.fit(model, task, budget=budget, folder=f'{out}/checkpoint', every=0, devices=devices)
-    rank = int(os.environ.get('LOCAL_RANK', 0))
-    seen = {}
+    return dict(before=before, weights=flat(), history=history.to_numpy(), checkpoints=os.listdir(f'{out}/checkpoint'))
+
+if __name__ == '__main__':
+    folder, out, devices, *epochs = sys.argv[1:]
+    multiprocessing.set_start_method('spawn', force=True)
+    task = load_task(folder)
+    for n in epochs: found = train_for(int(n), task, out, int(devices))
     for shuffled, epoch in {v[:2] for v in visits}:
         rows = [r for a, b, r in visits if (a, b) == (shuffled, epoch)]
-        seen[f'{"train" if shuffled else "val"}_{epoch}'] = np.concatenate(rows)
-    np.savez(f'{out}/{rank}.npz', before=before, weights=flat(), history=history.to_numpy(), **seen)
+        found[f'{"train" if shuffled else "val"}_{epoch}'] = np.concatenate(rows)
+    np.savez(f'{out}/{os.environ.get("LOCAL_RANK", 0)}.npz', **found)
 '''
 
 JOBS = {
@@ -67,33 +72,34 @@ JOBS = {
         PMI_RANK='3', PBS_JOBID='5', PBS_NODEFILE='/nowhere'),
     'by hand': dict(LOCAL_RANK='one', NODE_RANK='two', WORLD_SIZE='', MASTER_PORT='http')}
 
-def run(task, out, devices, epochs, **more):
-    "What each process of a training saw, and what it ended with."
+@pytest.fixture(scope='module')
+def alone(task, tmp_path_factory):
+    "What the script with one device saw and ended with; this process runs it."
+    out, method = tmp_path_factory.mktemp('alone'), multiprocessing.get_start_method(allow_none=True)
+    (out/'script.py').write_text(SCRIPT)
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(Batches, 'assemble', Batches.assemble)
+        m.setattr(sys, 'argv', ['script.py', str(task.folder), str(out), '1', '2'])
+        m.delenv('LOCAL_RANK', raising=False)
+        try: runpy.run_path(str(out/'script.py'), run_name='__main__')
+        finally: multiprocessing.set_start_method(method, force=True)
+    return np.load(out/'0.npz')
+
+@pytest.fixture(scope='module')
+def shared(task, tmp_path_factory):
+    """What each of two processes saw and ended with: a training of one epoch, and one that goes on to a second.
+
+    They are inside a batch job of more tasks."""
+    out = tmp_path_factory.mktemp('shared')
     (out/'script.py').write_text(SCRIPT)
     env = {k: v for k, v in os.environ.items() if k not in (
         'IN_TEST', 'PERTURBENCH_DEVICES', 'LOCAL_RANK', 'WORLD_SIZE', 'NODE_RANK', 'MASTER_PORT', 'MASTER_ADDR')}
     env |= dict(PYTHONPATH=os.pathsep.join(filter(None, sys.path)), CUDA_VISIBLE_DEVICES='')
-    command = [sys.executable, out/'script.py', task.folder, out, str(devices), str(epochs)]
-    done = subprocess.run(command, env=env | more, capture_output=True, text=True, timeout=300)
+    env |= JOBS['slurm'] | dict(MASTER_ADDR='elsewhere', MASTER_PORT='no', NODE_RANK='1')
+    command = [sys.executable, out/'script.py', task.folder, out, '2', '1', '2']
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    return [np.load(out/f'{rank}.npz') for rank in range(devices)]
-
-@pytest.fixture(scope='module')
-def alone(task, tmp_path_factory):
-    "The same script with one device."
-    return run(task, tmp_path_factory.mktemp('alone'), 1, 2)[0]
-
-@pytest.fixture(scope='module')
-def shared(task, tmp_path_factory):
-    """Two processes: a training of one epoch, and one that goes on from there to a second.
-
-    The second is inside a batch job of more tasks."""
-    folder = tmp_path_factory.mktemp('shared')
-    first = [dict(o) for o in run(task, folder, 2, 1)]
-    assert [p.name for p in (folder/'checkpoint').iterdir()] == ['last.ckpt']
-    job = JOBS['slurm'] | dict(MASTER_ADDR='elsewhere', MASTER_PORT='no', NODE_RANK='1')
-    second = run(task, folder, 2, 2, **job)
-    return [a | dict(b) | dict(before=a['before']) for a, b in zip(first, second)]
+    return [np.load(out/f'{rank}.npz') for rank in range(2)]
 
 def test_each_process_has_its_own_cells(task, shared, alone):
     a, b = shared
@@ -108,6 +114,7 @@ def test_each_process_has_its_own_cells(task, shared, alone):
 
 def test_two_processes_that_were_stopped_between_end_with_the_weights_of_one(shared, alone):
     a, b = shared
+    assert list(a['checkpoints']) == ['last.ckpt']
     np.testing.assert_array_equal(a['weights'], b['weights'])
     np.testing.assert_array_equal(a['history'], b['history'])
     np.testing.assert_allclose(a['history'], alone['history'], rtol=1e-3)
@@ -125,8 +132,13 @@ def trained(task, **kw):
     model = build_model('latent_additive', train.model_info(task))
     return model.state_dict(), train.fit(model, task, budget=dict(max_epochs=2, batch_size=500), **kw)
 
-def test_a_device_without_room_gives_the_same_result_with_one_warning(task, monkeypatch):
-    weights, history = trained(task)
+@pytest.fixture(scope='module')
+def usual(task):
+    "The weights and the history of a training that nothing disturbs."
+    return trained(task)
+
+def test_a_device_without_room_gives_the_same_result_with_one_warning(task, usual, monkeypatch):
+    weights, history = usual
     tried, step = [], trainer.Module.training_step
     def to(self, device, resident=True):
         new = copy(self)
@@ -154,8 +166,8 @@ def test_no_room_at_all_is_one_message(task, monkeypatch, error):
     with pytest.raises(InputError, match='lower `batch_size`'): trained(task)
 
 @pytest.mark.parametrize('job', JOBS)
-def test_a_batch_job_is_not_the_cluster_of_a_training(job, task, tmp_path, monkeypatch):
-    weights, history = trained(task)
+def test_a_batch_job_is_not_the_cluster_of_a_training(job, task, usual, tmp_path, monkeypatch):
+    weights, history = usual
     for k, v in JOBS[job].items(): monkeypatch.setenv(k, v)
     before = {s: signal.getsignal(s) for s in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)}
     heard, step = [], trainer.Module.training_step
@@ -184,38 +196,22 @@ def test_processes_of_another_launcher_are_one_message(job, task, monkeypatch):
         trainer.check_devices(2)
     assert '\n' not in str(e.value)
 
-def test_a_loop_that_runs_is_no_matter(task):
+def test_a_loop_that_runs_is_no_matter(task, usual):
     "As in a notebook, where all code runs inside the event loop of its kernel."
-    weights, history = trained(task)
+    weights, history = usual
     async def inside(): return trained(task)
     again, history2 = asyncio.run(inside())
     assert history2.equals(history) and all(torch.equal(weights[k], again[k]) for k in weights)
 
-def test_a_thread_is_no_matter(task):
+def test_a_thread_is_no_matter(task, usual):
     "Python takes signals in the main thread alone."
     found = []
     thread = threading.Thread(target=lambda: found.append(trained(task)))
     thread.start(), thread.join()
-    assert found[0][1].equals(trained(task)[1])
+    assert found[0][1].equals(usual[1])
 
-SPAWN = """
-import multiprocessing, sys
-from perturbench import train
-from perturbench.models.zoo import build_model
-from perturbench.tasks import load_task
-if __name__ == '__main__':
-    multiprocessing.set_start_method('spawn')
-    task = load_task(sys.argv[1])
-    model = build_model('linear', train.model_info(task))
-    print(len(train.fit(model, task, budget=dict(max_epochs=2, batch_size=500))))
-"""
-
-def test_another_way_to_start_processes_is_no_matter(task, tmp_path):
-    (tmp_path/'script.py').write_text(SPAWN)
-    env = os.environ | dict(PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
-    command = [sys.executable, tmp_path/'script.py', task.folder]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
-    assert done.stdout.strip() == '2', done.stderr
+def test_another_way_to_start_processes_is_no_matter(alone, shared):
+    assert all(len(o['history']) == 2 for o in (alone, *shared))
 
 def test_a_later_training_is_compiled_as_the_first_was(task, monkeypatch):
     "PyTorch gives up after some eight versions of one function, and each training needs some."
