@@ -13,6 +13,7 @@ __all__ = ['LIMITS', 'CONTINUUM_GENES', 'CYCLE_GENES', 'WEAK', 'DOUBLES', 'PROGR
 
 # %% ../../nbs/12_data.simulate.ipynb #568afe50
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 import anndata as ad
 import numpy as np
@@ -643,9 +644,21 @@ def expected(self:World,
 class Truth:
     "What is known about a screen; rows are those of `screen.conditions`."
     conditions: pd.DataFrame # With kind ('control', as in `Strengths`, or of a double), size and batch of each
-    expected: np.ndarray # C x G, expected profile of the cells of each condition, log(1 + 1e4 share)
-    balanced: np.ndarray # C x G, the same over all batches evenly; other than `expected` in confounded screens only
     world: World
+
+    def _expected(self, **how):
+        look = self.world.curve()
+        return np.stack([self.world.expected(c, look, **how) for c in range(len(self.conditions))])
+
+    @cached_property
+    def expected(self) -> np.ndarray: # C x G
+        "Expected profile of the cells of each condition, log(1 + 1e4 share)."
+        return self._expected()
+
+    @cached_property
+    def balanced(self) -> np.ndarray: # C x G
+        "The same over all batches evenly; other than `expected` in confounded screens only."
+        return self._expected(balanced=True) if self.world.par.confounded else self.expected
 
 @dataclass
 class Simulation:
@@ -688,12 +701,8 @@ def simulate(
     w = world(par, seed)
     dose_key = 'dose' if par.doses else None
     screen = Screen(_cells(w), 'perturbation', ('cell_type',), dose_key=dose_key, batch_key='batch')
-    look, codes = w.curve(), range(len(w.conditions))
-    expected = np.stack([w.expected(c, look) for c in codes])
-    balanced = expected
-    if par.confounded: balanced = np.stack([w.expected(c, look, balanced=True) for c in codes])
     conditions = screen.conditions.assign(**w.conditions[['kind', 'size', 'batch']])
-    return Simulation(screen, Truth(conditions, expected, balanced, w))
+    return Simulation(screen, Truth(conditions, w))
 
 # %% ../../nbs/12_data.simulate.ipynb #e9191dbe
 @patch
