@@ -1,8 +1,10 @@
 "Folders of results: whole or said so, only ours is removed, and a place that takes no more ends with one message."
-import errno, json, os, shutil, subprocess, sys
+import errno, json, os, resource, shutil, subprocess, sys
 from pathlib import Path
 import pandas as pd, pytest
+from conftest import ROOT
 from hypothesis import given, settings, strategies as st
+from test_start import REFUSES
 from perturbench.bench.batch import NoRoom, expand, read_grid, run_grid, to_do, to_report
 from perturbench.bench.leaderboard import read_results, write_report
 from perturbench.bench.rescore import rescore
@@ -315,21 +317,15 @@ def test_a_report_that_cannot_be_written(out, monkeypatch, capsys, code, file):
     assert 'cannot be written' in err and 'Traceback' not in err
     assert [p for p in out.rglob('.*')] == [] and all(p.exists() for p in before)
 
-FULL = '''
-import resource, signal, sys
-from perturbench.bench import batch, leaderboard
-import papermill, matplotlib.pyplot
-from perturbench.cli import main
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-sys.exit(main(['run', *sys.argv[1:]]))
-'''
-
-def test_files_that_the_system_cuts_short(place, opened):
-    command = [sys.executable, '-c', FULL, str(place/'grid.yaml'), '-o', str(opened)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode in (1, 2) and 'Traceback' not in done.stderr
-    assert 'there is no room for it' in done.stderr and 'the same command goes on' in done.stderr
+def test_files_that_the_system_cuts_short(place, opened, capsys):
+    "Python ignores the signal that the system sends with it."
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try: status = main(['run', str(place/'grid.yaml'), '-o', str(opened)])
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    said = capsys.readouterr().err
+    assert status in (1, 2) and 'Traceback' not in said
+    assert 'there is no room for it' in said and 'the same command goes on' in said
     assert [p for p in opened.rglob('.*')] == [] and survey(opened) == ([], [])
 
 # Places and processes
@@ -356,8 +352,9 @@ SCRIPT = '''
 import asyncio, multiprocessing
 async def work():
     from perturbench.bench.batch import run_grid
-    for jobs in (1, 2):
-        outcome = run_grid(dict(tasks=['small.h5ad'], models=['elsewhere:Model', 'linear']), f'out{jobs}', jobs)
+    for jobs, models in {1: ['elsewhere:Model', 'control_mean'], 2: ['elsewhere:Model']}.items():
+        budget = {'max_epochs': 2, 'batch_size': 64}
+        outcome = run_grid(dict(tasks=['small.h5ad'], models=models, budget=budget), f'out{jobs}', jobs)
         print(outcome.done, [open(log, encoding='utf-8').read() for _, log in outcome.failed])
 if __name__ == '__main__':
     from perturbench.bench.batch import read_grid
@@ -368,16 +365,19 @@ if __name__ == '__main__':
 '''
 
 def test_a_running_loop_spawned_workers_another_folder_and_a_plain_locale(place, tmp_path):
+    "Neither the script nor its workers import what trains: nothing here is trained."
     shutil.copy(place/'small.h5ad', tmp_path)
     for jobs in (1, 2): shutil.copytree(place/'first'/'tasks', tmp_path/f'out{jobs}'/'tasks')
-    for name, text in {'elsewhere.py': ELSEWHERE, 'script.py': SCRIPT}.items():
+    for name, text in {'elsewhere.py': ELSEWHERE, 'script.py': SCRIPT, 'sitecustomize.py': REFUSES}.items():
         (tmp_path/name).write_text(text, encoding='utf-8')
-    environment = os.environ | dict(LC_ALL='C', PYTHONUTF8='0', PYTHONIOENCODING='ascii', PYTHONCOERCECLOCALE='0')
+    plain = dict(LC_ALL='C', PYTHONUTF8='0', PYTHONIOENCODING='ascii', PYTHONCOERCECLOCALE='0')
+    environment = os.environ | plain | dict(PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
     done = subprocess.run([sys.executable, 'script.py'], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == 'True\n2 []\n2 []\n', done.stdout
-    first, second = (read_results(tmp_path/f'out{jobs}').scores for jobs in (1, 2))
-    pd.testing.assert_frame_equal(first, second, check_exact=True)
+    assert done.stdout == 'True\n2 []\n1 []\n', done.stdout
+    def scores(out, model): return read_results(out).scores.query(f'model == {model!r}').reset_index(drop=True)
+    for one, other, model in (('out1', tmp_path/'out2', 'Model'), ('out1', place/'first', 'control_mean')):
+        pd.testing.assert_frame_equal(scores(tmp_path/one, model), scores(other, model), check_exact=True)
 
 def as_definitions(folder, definitions):
     "A run as a version with other definitions of metrics would have left it."
