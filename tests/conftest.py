@@ -1,5 +1,5 @@
 "Fixtures that tests share: one small simulated screen, and the real ones where they lie beside the project."
-import os
+import json, os, subprocess, sys
 # a parallel kernel of numba sets torch's threads too
 for threads in ('OMP_NUM_THREADS', 'NUMBA_NUM_THREADS'): os.environ.setdefault(threads, '1')
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
@@ -45,3 +45,53 @@ def task(tmp_path_factory):
     "The transfer task on it, opened."
     from perturbench.tasks import open_task
     return open_task('sim-transfer', tmp_path_factory.mktemp('tasks'))
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    "Figures are made and saved, but blank: to draw them is a third of what the commands do on small screens."
+    from perturbench.plots import Picture
+    def blank(self, file, **_):
+        if hasattr(file, 'write'): file.write(b'')
+        else: Path(file).write_bytes(b'')
+    monkeypatch.setattr(Picture, 'savefig', blank)
+
+@pytest.fixture(scope='module')
+def unreferenced():
+    "Files are scored without references, a quarter of the work; what was there before, by name."
+    import pandas as pd, perturbench.scoring.files as files
+    from perturbench.scoring.references import halved_in_words
+    def nothing(evaluation): return pd.DataFrame(dict(halves=[halved_in_words(evaluation.measured)]))
+    with pytest.MonkeyPatch.context() as m:
+        before = dict(references=files.references)
+        m.setattr(files, 'references', nothing)
+        yield before
+
+@pytest.fixture(scope='module')
+def models_alone(unreferenced):
+    "Beside them there is a baseline that predicts nothing, another quarter."
+    import perturbench.scoring.files as files
+    def nothing(task): return [('control_mean', iter(()))]
+    with pytest.MonkeyPatch.context() as m:
+        before = unreferenced | dict(predicted_baselines=files.predicted_baselines)
+        m.setattr(files, 'predicted_baselines', nothing)
+        yield before
+
+@pytest.fixture
+def beside_all(models_alone, monkeypatch):
+    "In this test files are scored beside all baselines, and with references."
+    for name, f in models_alone.items(): monkeypatch.setattr(f'perturbench.scoring.files.{name}', f)
+
+IMPORTS = """
+import importlib, json, sys
+found = {}
+for name in ('perturbench.metrics.de', 'perturbench.scoring.files'):
+    importlib.import_module(name)
+    found[name] = list(sys.modules)
+print(json.dumps(found))
+"""
+
+@pytest.fixture(scope='session')
+def imports():
+    "Which modules are there after the import of one, and then of another, in a new process."
+    done = subprocess.run([sys.executable, '-c', IMPORTS], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)

@@ -1,9 +1,9 @@
 """Predicted controls in files of cells, counts and means are scored as those of a run.
 
 Control cells that are copies of measured ones, or their mean, are no prediction and are not used."""
+from functools import cache
 import anndata as ad, numpy as np, pandas as pd, pytest
 import perturbench.scoring.files as files
-from hypothesis import given, settings, strategies as st
 from scipy import sparse
 from perturbench.bench.runs import set_threads
 from perturbench.cli import main
@@ -66,7 +66,7 @@ OWN_CELLS = log(counts(dict(control=45), 2)) # What the model predicts of contro
 # Scores
 
 @pytest.fixture(autouse=True, scope='module')
-def one_thread(): set_threads(1)
+def one_thread(models_alone): set_threads(1)
 
 def of_model(found, model='mine'):
     table = found.scores[found.scores.model == model].reset_index(drop=True)
@@ -74,6 +74,16 @@ def of_model(found, model='mine'):
 
 def scored(pred, truth=TRUE, metrics=SOME, **kw):
     return evaluate_files(truth, {'mine': pred}, metrics=metrics, **(KEYS | kw))
+
+@cache
+def both(metrics=tuple(SOME)):
+    "The scores of a file with predicted controls."
+    return scored(joined(OWN_CELLS, MINE), metrics=metrics and list(metrics))
+
+@cache
+def alone(metrics=tuple(SOME), predicted='cells'):
+    "The scores of a file without controls."
+    return scored(MINE if predicted == 'cells' else means(MINE), metrics=metrics and list(metrics), predicted=predicted)
 
 def as_run(pred, truth=TRUE, metrics=SOME, values='lognorm', **keys):
     "The scores of the cells of a file as predictions of a run, state by state, controls first."
@@ -91,19 +101,19 @@ def without(table, names): return table[~table.metric.isin(names)].reset_index(d
 def status(table, names): return set(only(table, names).status)
 def noted(found, text): return [o for o in found.notes if text in o]
 
-def unused(pred, text, alone=None, **kw):
+def unused(pred, text, expected, **kw):
     "Assert that controls of a file are not used, which one note says, and that all scores are those without them."
     found = scored(pred, **kw)
     assert status(of_model(found), OF_OWN) - {'means'} == {'no_own_control'}
     assert [text in o for o in noted(found, 'control cells are')] == [True] and not found.refused, found.notes
-    same(of_model(found), of_model(alone or scored(MINE, **kw)))
+    same(of_model(found), of_model(expected))
 
 # Predicted controls
 
 @pytest.fixture(scope='module')
 def whole():
     "The scores of a file with predicted controls by all metrics."
-    return scored(joined(OWN_CELLS, MINE), metrics=None)
+    return both(None)
 
 def test_scores_of_a_file_are_those_of_a_run(whole):
     table = of_model(whole)
@@ -114,16 +124,16 @@ def test_scores_of_a_file_are_those_of_a_run(whole):
     assert whole.notes.count(expected) == 1
 
 def test_all_other_scores_are_those_of_a_file_without_controls(whole):
-    alone = of_model(scored(MINE, metrics=None))
-    same(without(of_model(whole), OF_OWN), without(alone, OF_OWN))
-    assert status(alone, OF_OWN) == {'no_own_control'} and only(alone, OF_OWN).value.isna().all()
+    none = of_model(alone(None))
+    same(without(of_model(whole), OF_OWN), without(none, OF_OWN))
+    assert status(none, OF_OWN) == {'no_own_control'} and only(none, OF_OWN).value.isna().all()
 
-@settings(derandomize=True, deadline=None, max_examples=4)
-@given(seed=st.integers(0, 999))
-def test_controls_may_stand_anywhere_in_a_file(whole, seed):
-    rows = np.random.default_rng(seed).permutation(MINE.n_obs + OWN_CELLS.n_obs)
-    for pred in (joined(MINE, OWN_CELLS), joined(MINE, OWN_CELLS)[rows].copy()):
-        same(of_model(scored(pred, metrics=None)), of_model(whole))
+def test_controls_may_stand_anywhere_in_a_file(whole):
+    last = joined(MINE, OWN_CELLS)
+    preds = dict(last=last)
+    for seed in range(3): preds[f'shuffled {seed}'] = last[np.random.default_rng(seed).permutation(last.n_obs)].copy()
+    found = evaluate_files(TRUE, preds, **KEYS)
+    for name in preds: same(of_model(found, name), of_model(whole))
 
 @pytest.mark.parametrize('n', [2, 7, 300])
 def test_controls_may_be_of_any_number(n):
@@ -138,23 +148,23 @@ def test_controls_of_several_labels_are_pooled(whole):
     found = scored(pred, truth, metrics=None, control='NT-*')
     same(of_model(found), of_model(whole))
     copied = changed(controls(TRUE), gene=['NT-2', 'NT-9']*TRUTH['control'])
-    unused(joined(copied, MINE), COPIED, truth=truth, control='NT-*')
+    unused(joined(copied, MINE), COPIED, scored(MINE, truth, control='NT-*'), truth=truth, control='NT-*')
 
 def test_a_state_without_controls_has_no_own_ones():
     only_y = OWN_CELLS[OWN_CELLS.obs.line == 'y'].copy()
-    found, both, none = (of_model(scored(o)) for o in (joined(MINE, only_y), joined(MINE, OWN_CELLS), MINE))
+    found = of_model(scored(joined(MINE, only_y)))
     of_x = found.line == 'x'
-    same(found[of_x], none[of_x])
-    same(found[~of_x], both[~of_x])
+    same(found[of_x], of_model(alone())[of_x])
+    same(found[~of_x], of_model(both())[~of_x])
 
 def test_controls_of_states_that_are_not_tested_are_ignored():
     other = log(counts(dict(control=9), 4, lines='z'))
     found = scored(joined(other, MINE, OWN_CELLS))
-    same(of_model(found), of_model(scored(joined(MINE, OWN_CELLS))))
+    same(of_model(found), of_model(both()))
     assert noted(found, 'mine: 9 control cells are ignored: the truth tests nothing in their states')
     x_only = MINE[MINE.obs.line == 'x'].copy()
     shared = evaluate_files(TRUE, dict(mine=joined(MINE, OWN_CELLS), x=x_only), intersection=True, metrics=SOME, **KEYS)
-    plain = of_model(scored(joined(MINE, OWN_CELLS)))
+    plain = of_model(both())
     assert set(of_model(shared).line) == {'x'}
     same(of_model(shared), plain[plain.line == 'x'])
 
@@ -171,7 +181,7 @@ def test_controls_of_doses():
     def dosed(a, text=None): return changed(a, dose=['' if text and p == CONTROL else '1' for p in a.obs.gene])
     names = [m for m in SOME if m != 'de_recall_own']  # draws of cells are keyed by the dose
     found = scored(dosed(joined(MINE, OWN_CELLS), True), dosed(TRUE), names, dose_key='dose')
-    np.testing.assert_array_equal(of_model(found).value, of_model(scored(joined(MINE, OWN_CELLS), metrics=names)).value)
+    np.testing.assert_array_equal(of_model(found).value, of_model(both(tuple(names))).value)
 
 def test_controls_without_covariates():
     one = [o[o.obs.line == 'x'].copy() for o in (TRUE, MINE, OWN_CELLS)]
@@ -195,7 +205,7 @@ def test_constant_controls_have_effects_and_no_fold_changes():
     flat = changed(OWN_CELLS, np.concatenate([np.tile(x.mean(0), (45, 1)) for x in np.split(OWN_CELLS.X, 2)]))
     pred = joined(flat, MINE)
     found = scored(pred, metrics=None)
-    table, cells = of_model(found), of_model(scored(joined(OWN_CELLS, MINE), metrics=None))
+    table, cells = of_model(found), of_model(both(None))
     same(table, as_run(pred, metrics=None))
     assert status(table, ['rmse_foldchange_own']) == {'little_variance'} and noted(found, USED)
     for m in ('cosine_delta_own', 'rmse_logfc_own', 'rmse_control'):
@@ -225,18 +235,18 @@ def disguised(a, kind, r):
 def test_copies_of_measured_controls_are_no_prediction(kind):
     copy = disguised(controls(TRUE), kind, np.random.default_rng(0))
     pred = joined(copy, MINE[:, copy.var_names])
-    unused(pred, COPIED, metrics=None)
+    unused(pred, COPIED, alone(None), metrics=None)
 
 def half(name):
     "The measured controls of a half, as the command writes them to controls.csv."
-    table = scored(MINE).controls
+    table = alone().controls
     return TRUE[table.cell[table.half == name]].copy()
 
 @pytest.mark.parametrize('copies', [
     lambda: half('A'), lambda: half('B'), lambda: changed(perturbed(TRUE), gene=CONTROL),
     lambda: changed(controls(TRUE), line=controls(TRUE).obs.line.map(dict(x='y', y='x'))),
 ], ids=['half A', 'half B', 'perturbed cells', 'of the other line'])
-def test_any_measured_cells_are_no_prediction_of_controls(copies): unused(joined(MINE, copies()), COPIED)
+def test_any_measured_cells_are_no_prediction_of_controls(copies): unused(joined(MINE, copies()), COPIED, alone())
 
 @pytest.mark.parametrize('n, k, is_copy', [(45, 1, True), (100, 1, True), (101, 1, False), (400, 2, False),
                                            (400, 3, True)])
@@ -261,7 +271,7 @@ def test_cells_that_the_truth_holds_twice_prove_nothing():
 def test_copies_in_one_state_leave_the_other_alone():
     mixed = joined(controls(TRUE)[:80], OWN_CELLS[45:], MINE)
     found = scored(mixed)
-    table, own = of_model(found), of_model(scored(joined(MINE, OWN_CELLS)))
+    table, own = of_model(found), of_model(both())
     same(table[table.line == 'y'], own[own.line == 'y'])
     assert set(only(table, OF_OWN).query("line == 'x'").status) == {'no_own_control'}
     assert noted(found, 'mine: 80 control cells of x are not used')
@@ -277,7 +287,7 @@ def test_a_file_that_is_refused_is_said_nothing_more_of():
     stolen.obs_names = [f'mine {i}' for i in range(stolen.n_obs)]
     found = evaluate_files(TRUE, dict(mine=joined(OWN_CELLS, MINE), stolen=stolen), metrics=SOME, **KEYS)
     assert list(found.refused) == ['stolen'] and not noted(found, 'stolen: 160 control cells')
-    same(of_model(found), of_model(scored(joined(OWN_CELLS, MINE))))
+    same(of_model(found), of_model(both()))
     with pytest.raises(files.InputError, match='there are no predicted cells, only controls'): scored(OWN_CELLS)
 
 # Means
@@ -290,7 +300,7 @@ def test_a_row_of_controls_is_their_mean(whole):
         mine, expected = only(table, [m]), only(cells, [m])
         if of_cells(METRICS[m]): assert status(table, [m]) == {'means'} or mine.empty, m
         else: np.testing.assert_allclose(mine.value, expected.value, atol=2e-5, err_msg=m)
-    none = of_model(scored(means(MINE), metrics=None, predicted='means'))
+    none = of_model(alone(None, 'means'))
     assert status(none, [m for m in OF_OWN if not of_cells(METRICS[m])]) == {'no_own_control'}
     same(without(table, OF_OWN), without(none, OF_OWN))
 
@@ -298,7 +308,7 @@ def test_rows_of_several_labels_are_pooled():
     rows = means(changed(OWN_CELLS, gene=[f'NT-{1 + i % 45//15}' for i in range(90)]))
     truth = changed(TRUE, gene=TRUE.obs.gene.replace(CONTROL, 'NT-1'))
     found = scored(joined(rows, means(MINE)), truth, predicted='means', control=['NT-1', 'NT-*'])
-    expected = of_model(scored(joined(OWN_CELLS, MINE)))
+    expected = of_model(both())
     for m in ('cosine_delta_own', 'rmse_logfc_own', 'rmse_control'):
         np.testing.assert_allclose(only(of_model(found), [m]).value, only(expected, [m]).value, atol=1e-5)
 
@@ -307,8 +317,8 @@ def test_rows_of_several_labels_are_pooled():
 def test_the_mean_of_measured_controls_is_no_prediction(part, kind):
     row = means(controls(TRUE) if part == 'all' else half(part))
     row.X = row.X.astype(kind).astype(np.float32)
-    unused(joined(row, means(MINE)), MEANS, scored(means(MINE), predicted='means'), predicted='means')
-    unused(joined(*[row]*9, MINE), MEANS)
+    unused(joined(row, means(MINE)), MEANS, alone(predicted='means'), predicted='means')
+    unused(joined(*[row]*9, MINE), MEANS, alone())
 
 def test_the_mean_of_other_controls_is_a_prediction():
     others = log(counts(dict(control=3000), 5))
@@ -322,13 +332,14 @@ def test_large_files_are_read_in_pieces(tmp_path, monkeypatch, whole, large):
     if large:
         monkeypatch.setattr(files, 'IN_MEMORY', 0)
         monkeypatch.setattr(files, 'AT_ONCE', 20*N_GENES)
-    for form in (np.asarray, sparse.csr_matrix, sparse.csc_matrix):
-        changed(pred, form(pred.X)).write_h5ad(tmp_path/'mine.h5ad')
-        same(of_model(evaluate_files(TRUE, [tmp_path/'mine.h5ad'], **KEYS)), of_model(whole))
+    forms = dict(dense=np.asarray, csr=sparse.csr_matrix, csc=sparse.csc_matrix)
+    for name, form in forms.items(): changed(pred, form(pred.X)).write_h5ad(tmp_path/f'{name}.h5ad')
+    found = evaluate_files(TRUE, [tmp_path/f'{name}.h5ad' for name in forms], **KEYS)
+    for name in forms: same(of_model(found, name), of_model(whole))
     changed(joined(controls(TRUE), MINE)).write_h5ad(tmp_path/'mine.h5ad')
     found = evaluate_files(TRUE, [tmp_path/'mine.h5ad'], metrics=SOME, **KEYS)
     assert noted(found, COPIED)
-    same(of_model(found), of_model(scored(MINE)))
+    same(of_model(found), of_model(alone()))
 
 @pytest.mark.parametrize('room', [0, 2**31])
 def test_no_more_than_a_state_of_controls_and_a_condition_are_read_at_a_time(tmp_path, monkeypatch, room):
@@ -352,7 +363,7 @@ def test_controls_do_not_enter_the_challenge():
              for o in (pred, joined(pred, counts(dict(control=45), 2)))]
     pd.testing.assert_frame_equal(found[0].challenge, found[1].challenge)
 
-def test_the_command_scores_controls_of_a_file_as_those_of_a_run(tmp_path, monkeypatch, capsys):
+def test_the_command_scores_controls_of_a_file_as_those_of_a_run(undrawn, beside_all, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     TRUE.copy().write_h5ad('truth.h5ad')
     pred = joined(MINE, OWN_CELLS)
