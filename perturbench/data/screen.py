@@ -254,7 +254,7 @@ class Screen:
         covariate_keys = (covariate_keys,) if isinstance(covariate_keys, str) else tuple(covariate_keys)
         self.adata, self._scale, self.sep, self.targets = as_csr(adata), 1, sep, targets or {}
         self.control, self.controls = str(control), {}
-        self._rests_on = Whole(self.adata, None, None)
+        self.rests_on = Whole(self.adata, None, None) # What `adata` is a part of
         self._name_columns(perturbation_key, covariate_keys, dose_key, batch_key, replicate_key)
         faults = value_faults(self.adata) if check_values else table_faults(self.adata)
         refuse(self._column_faults() + faults + self._label_faults(control) + self._dose_faults())
@@ -417,7 +417,7 @@ def blocks(self:Screen,
     columns=None, # Genes to take: bool, or positions in any order; None takes all
 ) -> Blocks:
     "The values of the cells, block by block, wherever they are kept."
-    whole = self._rests_on
+    whole = self.rests_on
     rows, columns = _among(whole.rows, rows), _among(whole.columns, columns)
     if layer is not None: return Blocks(whole.adata.layers[layer], rows, columns)
     return Blocks(whole.adata.X, rows, columns, scale=self._scale)
@@ -443,14 +443,14 @@ def _with(self:Screen, adata, **kw) -> Screen:
 @patch
 def _part(self:Screen, rows=slice(None), columns=slice(None)) -> Screen:
     "Some cells and genes; what is in a file stays there."
-    whole, adata = self._rests_on, self.adata[rows, columns]
+    whole, adata = self.rests_on, self.adata[rows, columns]
     if not any(map(in_file, [whole.adata.X, *whole.adata.layers.values()])): return self._with(adata)
     with own_words(): tables = ad.AnnData(obs=adata.obs.copy(), var=adata.var.copy())
     new = self._with(tables, check_values=False)
     new.adata = adata
     cells = np.arange(whole.adata.n_obs) if whole.rows is None else whole.rows
     genes = np.arange(whole.adata.n_vars) if whole.columns is None else whole.columns
-    new._rests_on = Whole(whole.adata, cells[rows], genes[columns])
+    new.rests_on = Whole(whole.adata, cells[rows], genes[columns])
     return new
 
 # %% ../../nbs/10_data.screen.ipynb #d45a2879

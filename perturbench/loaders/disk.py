@@ -380,7 +380,7 @@ def from_screen(cls:FileStore,
     genes=None, # The genes to keep, in the order wanted; None keeps all
 ) -> FileStore: # Raises InputError when a gene is not in the screen
     "The cells of `screen`, in its order, where they are."
-    columns, adata = None if genes is None else columns_of(screen, genes), screen._rests_on[0]
+    columns, adata = None if genes is None else columns_of(screen, genes), screen.rests_on.adata
     told(adata.X, 'X', _TURNED)
     blocks, counts = screen.blocks(columns=columns), {}
     if 'counts' in screen.adata.layers:

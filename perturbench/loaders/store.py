@@ -419,7 +419,7 @@ def from_screen(cls:CellStore,
 ) -> CellStore: # Raises InputError when a gene is not in the screen
     "The cells of `screen`, sorted by condition and within one in the screen's order."
     then = 'it is turned to compressed rows here, and kept so in the files of `perturbench prepare`'
-    told(screen._rests_on[0].X, 'X', then)
+    told(screen.rests_on.adata.X, 'X', then)
     columns = None if genes is None else columns_of(screen, genes)
     order = np.argsort(screen.codes, kind='stable')
     labels = _labels(screen, genes, order)

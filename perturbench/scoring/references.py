@@ -182,11 +182,12 @@ def null_of_state(
     def seen(control): return seen_in_training(task, fold, design.state[codes[0]], control)
     cells = {control: dense_or_nothing(task, seen(control)) for control in {True, by_control}}
     for code in codes:
-        asked, variance, status = (design.perturbation[code], design.covariate[code]), None, 'ok'
-        mine = cells[by_control or bool(design.is_control[code])]
-        if not by_control and not design.is_control[code]: variance = effect_variance(model, given, *asked, code)
-        if mine is None: mine, status = predict_cells(model, given, *asked, code), model.status(*asked)
-        yield Prediction(code, mine, fold, status, variance)
+        asked, is_control = (design.perturbation[code], design.covariate[code]), bool(design.is_control[code])
+        states_variance = not by_control and not is_control
+        variance = effect_variance(model, given, *asked, code) if states_variance else None
+        seen_cells = cells[by_control or is_control]
+        if seen_cells is not None: yield Prediction(code, seen_cells, fold, 'ok', variance)
+        else: yield Prediction(code, predict_cells(model, given, *asked, code), fold, model.status(*asked), variance)
 
 def null_predictions(
     task, # A `Task`
