@@ -97,10 +97,10 @@ def with_a_gene(a):
     (lambda a: a[:, :30], ['g30']),
     (with_a_gene, ['extra']),
     (lambda a: a[a.obs.condition != 'control'].copy(), None)], ids=['missing genes', 'extra genes', 'fine'])
-def test_evaluate_aligns_genes_by_name_or_refuses(at, capsys, change, says):
+def test_evaluate_aligns_genes_by_name_or_refuses(at, undrawn, capsys, change, says):
     write(toy(), 'truth.h5ad'); write(change(toy()), 'pred.h5ad')
     if says: refused(capsys, 'evaluate', 'truth.h5ad', 'pred.h5ad', *KEYS, '-o', 'out', says=says)
-    else: assert main(['evaluate', 'truth.h5ad', 'pred.h5ad', *KEYS, '-o', 'out']) == 0
+    else: assert main(['evaluate', 'truth.h5ad', 'pred.h5ad', *KEYS, '--profile', 'quick', '-o', 'out']) == 0
 
 def test_evaluate_refuses_conditions_that_are_not_in_the_truth(at, capsys):
     write(toy(), 'truth.h5ad'); write(toy(perturbations=('control', 'p1', 'p9')), 'pred.h5ad')
@@ -168,6 +168,6 @@ def test_a_metric_that_is_not_known():
         score(Profiles(x, x), Profiles(x, x), np.zeros(2, int), metrics=['rmse_avrage'])
 
 def test_no_traceback_from_a_shell(at):
-    command = [Path(sys.executable).parent/'perturbench', 'report', 'nowhere']
+    command = [Path(sys.executable).parent/'perturbench', 'check', 'nowhere.h5ad']
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and 'Traceback' not in done.stderr and 'nowhere' in done.stderr

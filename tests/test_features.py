@@ -25,8 +25,10 @@ def top(weights, name, n_neighbours, min_weight):
 
 def check(graph, weights, n_neighbours, min_weight, tol=1e-7):
     "Every row of `graph` is what `top` says."
+    of_name = {name: {} for name in graph.names}
+    for (a, b), w in weights.items(): of_name.setdefault(a, {})[a, b] = w
     for name in graph.names:
-        expected, got = top(weights, name, n_neighbours, min_weight), graph.neighbours(name)
+        expected, got = top(of_name[name], name, n_neighbours, min_weight), graph.neighbours(name)
         assert list(got.index) == [b for b, _ in expected]
         np.testing.assert_allclose(got.to_numpy(), [w for _, w in expected], atol=tol)
 

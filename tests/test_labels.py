@@ -1,4 +1,5 @@
 "Labels and names of columns: several controls, names of nothing, names that hold a separator, covariates of any name."
+from functools import cache
 import anndata as ad, numpy as np, pandas as pd, pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from scipy import sparse
@@ -253,18 +254,21 @@ def test_a_control_in_another_form_is_pointed_out(other):
 
 # columns of any name
 
+@cache
+def with_plain_names(dosed):
+    "Counts, their screen, a split of it, what that leaks, and a store of the cells."
+    a = counts(['control', 'KLF1', 'BAK1', 'KLF1+BAK1'], n=8, drug=['x', 'y'])
+    if dosed: a.obs['dose'] = np.resize([.5, .5, 2., 2.], a.n_obs)
+    s = prepare(a, 'what', ['line', 'drug'], **(dict(dose_key='dose') if dosed else {}))
+    x = make_splits(s, dict(kind='transfer', fraction=.5, seed=1))[0]
+    return a, s, x, leak_check(s, x).to_numpy(str), CellStore.from_screen(s)
+
 def same_as_plain(names, at, dose=None):
     "The numbers of a screen whose columns have odd names are those of one with plain names."
-    kinds = dict(zip(['what', 'line', 'drug'], names))
-    a = counts(['control', 'KLF1', 'BAK1', 'KLF1+BAK1'], n=8, drug=['x', 'y'])
+    a, s, x, leaks, store = with_plain_names(dose is not None)
+    kinds = dict(zip(['what', 'line', 'drug'], names)) | ({} if dose is None else dict(dose=dose))
     odd = a.copy(); odd.obs = a.obs.rename(columns=kinds)
-    options = {}
-    if dose is not None:
-        a.obs['dose'] = np.resize([.5, .5, 2., 2.], a.n_obs)
-        odd.obs[dose] = a.obs.dose.to_numpy()
-        options = dict(dose_key='dose')
-    s = prepare(a, 'what', ['line', 'drug'], out='plain.h5ad', **options)
-    prepare(odd, names[0], names[1:], out='odd.h5ad', **(options and dict(dose_key=dose)))
+    prepare(odd, names[0], names[1:], out='odd.h5ad', **({} if dose is None else dict(dose_key=dose)))
     t = read_screen('odd.h5ad')
     keys = [table_key(k) for k in names[1:]]
     assert list(t.covariate_keys) == keys
@@ -273,11 +277,12 @@ def same_as_plain(names, at, dose=None):
     assert (t.codes == s.codes).all() and t.conditions.set_axis(s.conditions.columns, axis=1).equals(s.conditions)
     assert np.array_equal(t.design.perturbation, s.design.perturbation)
     assert np.array_equal(t.design.covariate, s.design.covariate)
-    x, y = (make_splits(o, dict(kind='transfer', fraction=.5, seed=1))[0] for o in (s, t))
+    y = make_splits(t, dict(kind='transfer', fraction=.5, seed=1))[0]
     assert np.array_equal(x.parts.codes, y.parts.codes)
-    assert np.array_equal(leak_check(s, x).to_numpy(str), leak_check(t, y).to_numpy(str))
+    assert np.array_equal(leaks, leak_check(t, y).to_numpy(str))
+    other = CellStore.from_screen(t)
     for k in ('indptr', 'indices', 'values', 'codes', 'order'):
-        assert np.array_equal(getattr(CellStore.from_screen(s), k), getattr(CellStore.from_screen(t), k))
+        assert np.array_equal(getattr(store, k), getattr(other, k))
     for k, v in zip(names[1:], ('A', 'x')):
         for name in {k, table_key(k)} - ({*names} - {k}):
             assert t.subset({name: [v]}).n_cells == s.subset({'line' if v == 'A' else 'drug': [v]}).n_cells
@@ -295,7 +300,7 @@ def test_no_dose_is_refused_for_its_name(at, dose):
 printed = st.text(st.characters(codec='utf-8', exclude_categories=['Cc', 'Cs']), min_size=1, max_size=8)
 words = st.one_of(st.sampled_from(sorted(RESERVED)), printed.map(str.strip).filter(bool))
 
-@settings(max_examples=15, **few)
+@settings(max_examples=10, **few)
 @given(st.lists(words, min_size=3, max_size=3, unique=True))
 def test_columns_of_any_name_give_the_same_numbers(tmp_path_factory, names):
     with pytest.MonkeyPatch.context() as m:

@@ -32,7 +32,7 @@ def shares(line, guide):
     return mean/mean.sum()
 
 @pytest.fixture
-def at(tmp_path, monkeypatch):
+def at(tmp_path, monkeypatch, undrawn):
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -164,7 +164,7 @@ def test_conditions_that_are_absent_leave_no_score_unless_only_shared_ones_are_a
     for name in ('mine', 'part'): check(shared.loc[name], known, baseline, replicate_scores(true, ctrl, few))
 
 def test_where_it_cannot_be_made_a_note_says_why_and_the_rest_is_scored(at, capsys):
-    truth, mine = screen(0), screen(1)
+    truth, mine = screen(0, n=8, controls=12), screen(1, n=8, controls=12)
     write(truth=truth, mine=mine)
     challenge(capsys)
     lonely = truth[(truth.obs.guide != 'G2') | ~truth.obs.duplicated()].copy()

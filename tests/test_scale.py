@@ -34,7 +34,7 @@ realistic = screens | dict(
     n_genes=st.sampled_from([80, 200, 800]),
     target=st.sampled_from([1e4, 1e5, 1e6]),
     depth=st.sampled_from([2, 5, 20]))
-quick = settings(derandomize=True, deadline=None, max_examples=10)
+quick = settings(derandomize=True, deadline=None, max_examples=7)
 
 def judged(values, codes, truth, truth_codes):
     faults = cell_faults(measure(values)) or compare(sample(values, codes), sample(truth, truth_codes)).faults

@@ -13,7 +13,7 @@ from perturbench.splits.kinds import SPLITS, default_recipe, make_splits, split_
 from perturbench.splits.parts import PARTS, divide_controls, planned
 
 few = settings(
-    max_examples=30, deadline=None, derandomize=True,
+    max_examples=20, deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 NAMES = ['TP53', 'TGF-β', 'a/b', 'c_d', 'e, f', '"q"', 'ген', '药 1', 'nan', '0', "it's"]
 LINES = ['K562_a', 'Zürich/2', 'x+y', 'NA', '"z", 1', '7']
@@ -319,7 +319,7 @@ def test_a_split_comes_back_from_its_file_and_its_recipe(tmp_path, case):
         assert (back.hash, back.recipe) == (split.hash, split.recipe)
         assert make_splits(screen, split.recipe)[0].hash == split.hash
 
-@settings(few, max_examples=60)
+@settings(few, max_examples=40)
 @given(cases(False, True) | kinds(*OTHERS))
 def test_leak_check_says_what_training_saw(case):
     obs, options, screen, recipe = case
