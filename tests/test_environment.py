@@ -39,9 +39,19 @@ step('report', here/out)
 step('predict', run, here/'asked.csv', '-o', here/'predicted.h5ad')
 '''
 
-def steps(here, *args, python=(sys.executable,), cwd=None, **options):
-    "Prepare, and with a grid run, report and predict, in a process of its own."
-    command = [*python, '-c', STEPS, str(here), *args]
+# Greek names in a question and in the path
+OPEN = '''
+import shutil
+from perturbench.tasks import load_task, open_task
+screen, = here.glob("*_2.h5ad")
+shutil.copy(here/"screen.h5ad", screen)
+task = open_task(dict(screen=str(screen), name="\\u03b1", split=dict(kind="transfer")), here/out)
+assert load_task(task.folder).name == "\\u03b1" and set(task.leaks().status) and task.picture()
+'''
+
+def steps(here, *args, python=(sys.executable,), cwd=None, more='', **options):
+    "Prepare, and with a grid run, report and predict, and do `more`, in a process of its own."
+    command = [*python, '-c', STEPS + more, str(here), *args]
     options |= dict(capture_output=True, text=True, encoding='utf-8', errors='replace')
     done = subprocess.run(command, cwd=cwd or here, **options)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -59,12 +69,15 @@ def test_names_of_many_countries_in_the_plainest_locale(here):
     assert 'μ' in (here/'aus_ö'/'leaderboard.csv').read_text(encoding='utf-8')
 
 def test_nothing_is_set_texts_are_ascii_and_nobody_types(here):
-    "No home, no place for settings or temporary files, standard input closed, a folder of our name where it starts."
+    """No home, no place for settings or temporary files, standard input closed, a folder of our name where it starts.
+
+    A task with Greek names is opened there, too."""
     source, no_caches = ROOT/'perturbench', shutil.ignore_patterns('__pycache__')
     shutil.copytree(source, here/'start'/'perturbench'/'perturbench', ignore=no_caches)
     kept = {k: v for k, v in os.environ.items() if k in ('PATH', 'OMP_NUM_THREADS', 'NUMBA_NUM_THREADS')}
     env = kept | PLAIN | dict(PYTHONUTF8='0')
-    steps(here, 'grid.yaml', 'out', env=env, cwd=here/'start', preexec_fn=lambda: os.close(0))
+    (here/'δοκιμή_2.h5ad').touch()
+    steps(here, 'grid.yaml', 'out', env=env, cwd=here/'start', more=OPEN, preexec_fn=lambda: os.close(0))
 
 def test_a_package_that_cannot_be_written_and_no_home(here):
     shutil.copytree(ROOT/'perturbench', here/'site'/'perturbench', ignore=shutil.ignore_patterns('__pycache__'))
