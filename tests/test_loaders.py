@@ -187,10 +187,11 @@ def test_matching_within_a_batch_falls_back_to_the_state(task):
 def test_a_plan_has_its_margins_whatever_the_scale_and_the_offsets(n, m, seed, epsilon):
     r = np.random.default_rng(seed)
     C = torch.tensor(r.random((n, m))**2)
-    plan = entropic_plan(C, epsilon, 3000)
+    plan = entropic_plan(C, epsilon, 2000)
     np.testing.assert_allclose(plan.sum(1), np.full(n, 1/n), rtol=1e-9)
     np.testing.assert_allclose(plan.sum(0), np.full(m, 1/m), rtol=1e-3)
-    np.testing.assert_allclose(entropic_plan(C*1e6, epsilon, 3000), plan, rtol=1e-6, atol=1e-12)
+    begun, scaled = (entropic_plan(c, epsilon, 100) for c in (C, C*1e6))
+    np.testing.assert_allclose(scaled, begun, rtol=1e-6, atol=1e-12)
     assert (plan*C).sum() <= C.mean()*(1 + 1e-9)  # no dearer than pairing at random
 
 def test_a_set_of_a_condition_is_a_slice_of_it(task):
