@@ -1,5 +1,5 @@
 "Each published screen, from a simulated file in its source's layout, through a local server and `perturbench fetch`."
-import gzip, hashlib, http.server, json, os, pickle, signal, subprocess, sys, tarfile, threading
+import gzip, hashlib, http.server, json, multiprocessing, os, pickle, signal, sys, tarfile, threading
 from functools import partial
 from pathlib import Path
 import anndata as ad, numpy as np, pandas as pd, pytest
@@ -375,14 +375,12 @@ def test_a_layout_that_changed_is_refused(tmp_path, capsys):
     'raw/jiang24/raw.h5ad', '.jiang24.*'])
 def test_a_fetch_that_is_killed_ends_right_the_second_time(when, server, home):
     "Killed as soon as a file is there: during the download, the conversion of R objects, the merge, the curation."
-    command = [Path(sys.executable).with_name('perturbench'), 'fetch', 'jiang24', '--from', server]
-    there = os.environ | {'PERTURBENCH_DATA': str(home)}
-    p = subprocess.Popen(command, env=there, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while p.poll() is None and not list(home.glob(when)):
-        try: p.wait(.002)
-        except subprocess.TimeoutExpired: pass
-    p.send_signal(signal.SIGKILL)
-    assert p.wait() == -signal.SIGKILL
+    p = multiprocessing.get_context('fork').Process(target=main, args=(['fetch', 'jiang24', '--from', server],))
+    p.start()
+    while p.is_alive() and not list(home.glob(when)): p.join(.002)
+    p.kill()
+    p.join()
+    assert p.exitcode == -signal.SIGKILL
     ledger = part_name(home/'raw'/'jiang24'/'checksums.json')  # as it is when a kill comes while checksums are recorded
     ledger.with_name(ledger.name.replace(f'-{os.getpid()}-', f'-{p.pid}-')).touch()
     assert main(['fetch', 'jiang24', '--from', server]) == 0
