@@ -81,12 +81,11 @@ def test_the_sdist_builds_the_same_wheel(copy, wheel, tmp_path):
     (tmp_path/'wheel').mkdir()
     assert content(build_wheel(tree, tmp_path/'wheel')) == content(wheel)
 
-def test_the_installed_command_says_its_version_and_models(installed, tmp_path):
+def test_the_installed_command_says_its_version(installed, tmp_path):
     home, bin = installed
     code = 'import perturbench; print(perturbench.__file__)'
     assert sh(bin/'python', '-c', code, cwd=tmp_path).strip() == str(home/'__init__.py')
     assert sh(bin/'perturbench', '--version', cwd=tmp_path).strip() == perturbench.__version__
-    assert 'latent_additive' in sh(bin/'perturbench', 'models', cwd=tmp_path)
 
 def test_the_installed_command_runs_its_own_notebook(installed, tmp_path):
     from perturbench.data.simulate import Parameters, simulate
