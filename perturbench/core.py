@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LISTED', 'NO_ROOM', 'LONGEST', 'NO_LOCKS', 'InputError', 'nearest', 'Registry', 'digest', 'seed_of', 'rng',
            'file_sha256', 'os_fault', 'file_name_fault', 'part_name', 'is_part', 'writing_to', 'remove', 'sweep_parts',
-           'place_of', 'atomic_path', 'Lock', 'release_memory', 'device', 'keep_kernels', 'progress']
+           'place_of', 'atomic_path', 'Lock', 'release_memory', 'device', 'seed_torch', 'keep_kernels', 'progress']
 
 # %% ../nbs/00_core.ipynb #5bcc8b13
 import ctypes, difflib, errno, hashlib, json, os, re, shutil, socket, stat, sys, tempfile, time, uuid
@@ -339,6 +339,15 @@ def device() -> str: # As torch names it
     "Where large products are taken: 'cuda' where there is a GPU, else 'cpu'."
     import torch
     return 'cuda' if torch.cuda.is_available() else 'cpu'
+
+# %% ../nbs/00_core.ipynb #40140ef0
+def seed_torch(
+    seed:int, # From `seed_of`
+):
+    "As `torch.manual_seed`, and fast where there is no GPU."
+    import torch
+    seed_all = torch.manual_seed if device() == 'cuda' else torch.default_generator.manual_seed
+    seed_all(seed)
 
 # %% ../nbs/00_core.ipynb #8cf480ef
 def _can_write(folder):

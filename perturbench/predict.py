@@ -14,7 +14,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import torch
-from .core import InputError, nearest, seed_of
+from .core import InputError, nearest, seed_of, seed_torch
 from .data.h5ad import need_room, write_frames, writing
 from .data.texts import read_rows
 from .data.labels import split_name
@@ -32,7 +32,7 @@ def _batch(model, cells, perturbation, covariates, seed):
     def for_all(vector): return torch.as_tensor(vector, device=device).expand(len(cells['controls']), -1)
     cells = dict(cell_features=cells['controls']) | cells
     batch = Batch(perturbation=for_all(perturbation), covariates=for_all(covariates), **cells).to(device)
-    torch.manual_seed(seed)
+    seed_torch(seed)
     if hasattr(model, 'adapt'): model.adapt(batch)
     return batch
 

@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
-from .core import InputError, atomic_path, seed_of
+from .core import InputError, atomic_path, seed_of, seed_torch
 from .train import read_budget
 
 # %% ../nbs/40a_trainer.ipynb #66c4aa81
@@ -47,7 +47,7 @@ class Module(pl.LightningModule):
     def _seed(self, *keys):
         "Seed torch from the training's seed and `keys`; each of several processes otherwise."
         rank = [self.global_rank] if self.global_rank else []
-        torch.manual_seed(seed_of(self.seed, *keys, *rank))
+        seed_torch(seed_of(self.seed, *keys, *rank))
 
     def on_train_epoch_start(self): self.losses, self.weights = [], []
 

@@ -21,7 +21,7 @@ from fastcore.basics import patch
 from threadpoolctl import threadpool_limits
 from .. import __version__
 from ..core import InputError, digest, file_sha256, os_fault, part_name, remove, seed_of
-from ..core import sweep_parts, writing_to
+from ..core import seed_torch, sweep_parts, writing_to
 from ..metrics.accuracy import DEFINITIONS
 from ..scoring.evaluation import Evaluation
 from ..scoring.references import collapsed
@@ -166,7 +166,7 @@ def _train_fold(
     fold:int,
 ) -> pd.DataFrame: # epoch, train_loss, val_loss
     "Train the model of a fold and write its weights."
-    torch.manual_seed(seed_of(run.seed, 'weights', fold))
+    seed_torch(seed_of(run.seed, 'weights', fold))
     model = build_model(run.model, model_info(run.task, fold), **run.options)
     last = checkpoint_home(run.out, run.run_id)/str(fold)
     drop_damaged(last)
