@@ -275,13 +275,19 @@ class Kept:
     def __init__(self): self.things, self.locks = {}, {}
 
     def once(self,
-        key, # By which it is known
+        key, # By which it is known: a name, or a tuple that begins with one
         make, # What makes it, if it is not there
     ):
         "The thing of a name."
         with self.locks.setdefault(key, Lock()):
             if key not in self.things: self.things[key] = make()
         return self.things[key]
+
+    def forget(self, *names):
+        "Drop all whose key is a tuple that begins with one of these names."
+        for key in [k for k in self.locks if isinstance(k, tuple) and k[0] in names]:
+            self.things.pop(key, None)
+            del self.locks[key]
 
 # %% ../../nbs/60_scoring.measured.ipynb #9ca0bf70
 GROUPS = 10 # Parts of the held-out controls of a state, left out one at a time
