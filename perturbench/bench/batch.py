@@ -8,7 +8,7 @@ __all__ = ['DEFAULT_GRID', 'BACKENDS', 'notebook_path', 'register_engine', 'Mode
            'execute', 'state_of', 'to_do', 'sweep', 'check_places', 'Outcome', 'run_grid', 'to_report', 'dry_runs']
 
 # %% ../../nbs/71_bench.batch.ipynb #f3a01ab2
-import errno, io, json, math, os, re, signal, sys, tempfile, threading, time, traceback, types
+import errno, io, json, math, os, re, signal, sys, tempfile, threading, time, traceback, types, warnings
 from base64 import b64encode
 from collections import Counter
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
@@ -752,6 +752,7 @@ def _backend(backend, jobs):
 
 # %% ../../nbs/71_bench.batch.ipynb #70bdcc24
 _ENDED = 'ignore::UserWarning:multiprocessing.resource_tracker' # It warns of what a worker held that was ended
+_RENEWED = 'A worker stopped while some jobs' # joblib says so where it replaces a worker that grew, between two runs
 
 def _execute(spec, out, isolate, parent):
     "In a worker: do a run, and say which."
@@ -774,7 +775,9 @@ def _parallel(
         with _deaf() if parent else nullcontext():
             parallel = Parallel(return_as='list' if backend == 'ray' else 'generator_unordered')
             runs = parallel(delayed(_execute)(spec, out, isolate, parent) for spec in specs)
-        yield from runs
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', _RENEWED, UserWarning)
+            yield from runs
 
 # %% ../../nbs/71_bench.batch.ipynb #72d35952
 def _in_flight(spec, out):
