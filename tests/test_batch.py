@@ -2,6 +2,7 @@
 import json, multiprocessing, os, shutil, signal, sys, time
 from pathlib import Path
 import nbformat, pandas as pd, pytest
+from conftest import one_pixel
 from perturbench.core import part_name
 
 MODELS = ['control_mean', 'perturbed_mean', 'linear', 'latent_additive']
@@ -13,20 +14,16 @@ FORKS.set_forkserver_preload([
     'pytest', 'perturbench.bench.batch', 'perturbench.bench.leaderboard', 'perturbench.trainer', 'papermill',
     'matplotlib.pyplot', 'IPython'])
 
-def leave_figures_blank():
-    "To draw them is a third of the work."
+def leave_figures_undrawn():
     from perturbench.plots import Picture
-    def savefig(self, to, **kw):
-        if hasattr(to, 'write'): to.write(b'')
-        else: Path(to).write_bytes(b'')
-    Picture.savefig = savefig
+    Picture.savefig = one_pixel
 
 def command(args, folder, log, prepare, draw):
     os.setsid()
     os.chdir(folder)
     for stream in (1, 2): os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     sys.stdout, sys.stderr = (os.fdopen(fd, 'w', buffering=1, closefd=False) for fd in (1, 2))
-    if not draw: leave_figures_blank()
+    if not draw: leave_figures_undrawn()
     if prepare: prepare()
     from perturbench.cli import main
     sys.exit(main(args))

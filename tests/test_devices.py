@@ -9,8 +9,8 @@ from perturbench.loaders.batches import Batches
 from perturbench.loaders.store import CellStore, upload
 from perturbench.models.zoo import build_model
 
-# It trains for each of some numbers of epochs, and goes on from the checkpoint of the one before; processes are started
-# in the way that begins anew with each
+# It trains for some epochs, going on from a checkpoint where there is one; processes are started in the way that begins
+# anew with each
 SCRIPT = '''
 import multiprocessing, os, sys
 import numpy as np, torch
@@ -35,10 +35,10 @@ def train_for(epochs, task, out, devices):
     return dict(before=before, weights=flat(), history=history.to_numpy(), checkpoints=os.listdir(f'{out}/checkpoint'))
 
 if __name__ == '__main__':
-    folder, out, devices, *epochs = sys.argv[1:]
+    folder, out, devices, epochs = sys.argv[1:]
     multiprocessing.set_start_method('spawn', force=True)
     task = load_task(folder)
-    for n in epochs: found = train_for(int(n), task, out, int(devices))
+    found = train_for(int(epochs), task, out, int(devices))
     for shuffled, epoch in {v[:2] for v in visits}:
         rows = [r for a, b, r in visits if (a, b) == (shuffled, epoch)]
         found[f'{"train" if shuffled else "val"}_{epoch}'] = np.concatenate(rows)
@@ -87,7 +87,7 @@ def alone(task, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def shared(task, tmp_path_factory):
-    """What each of two processes saw and ended with: a training of one epoch, and one that goes on to a second.
+    """What each of two processes saw and ended with: a training of one epoch, and new ones that go on to a second.
 
     They are inside a batch job of more tasks."""
     out = tmp_path_factory.mktemp('shared')
@@ -96,10 +96,13 @@ def shared(task, tmp_path_factory):
         'IN_TEST', 'PERTURBENCH_DEVICES', 'LOCAL_RANK', 'WORLD_SIZE', 'NODE_RANK', 'MASTER_PORT', 'MASTER_ADDR')}
     env |= dict(PYTHONPATH=os.pathsep.join(filter(None, sys.path)), CUDA_VISIBLE_DEVICES='')
     env |= JOBS['slurm'] | dict(MASTER_ADDR='elsewhere', MASTER_PORT='no', NODE_RANK='1')
-    command = [sys.executable, out/'script.py', task.folder, out, '2', '1', '2']
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return [np.load(out/f'{rank}.npz') for rank in range(2)]
+    found = [{}, {}]
+    for epochs in ('1', '2'):
+        command = [sys.executable, out/'script.py', task.folder, out, '2', epochs]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        for rank, mine in enumerate(found): mine |= np.load(out/f'{rank}.npz')
+    return found
 
 def test_each_process_has_its_own_cells(task, shared, alone):
     a, b = shared

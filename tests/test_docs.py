@@ -3,12 +3,11 @@ import os, shutil, subprocess, sys
 from pathlib import Path
 import nbformat, pytest, yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from conftest import ROOT
+from conftest import PIXEL, ROOT
 sys.path.insert(0, str(ROOT/'.ci'))
 from docs import faults, identifier, process
 
 LEFT_OUT = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', '.venv', '.git', '_proc', '_docs')
-PIXEL = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=='
 
 def copied(to, *names):
     "The files and folders `names` of the project in the new folder `to`."

@@ -1,8 +1,8 @@
 "Folders of results: whole or said so, only ours is removed, and a place that takes no more ends with one message."
-import base64, errno, json, os, resource, shutil, subprocess, sys
+import errno, json, os, resource, shutil, subprocess, sys
 from pathlib import Path
 import pandas as pd, pytest
-from conftest import ROOT
+from conftest import ROOT, one_pixel
 from hypothesis import given, settings, strategies as st
 from test_start import REFUSES
 from perturbench.bench.batch import NoRoom, expand, read_grid, run_grid, to_do, to_report
@@ -15,17 +15,13 @@ from perturbench.plots import Picture
 
 GRID = 'tasks: [small.h5ad]\nmodels: [control_mean, linear]\nbudget: {max_epochs: 2, batch_size: 64}\n'
 
-DRAW, PIXEL = Picture.savefig, base64.b64decode(
-    'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==')
+DRAW = Picture.savefig
 
 @pytest.fixture(scope='module', autouse=True)
-def one_pixel():
-    "Figures of one pixel: that they are written is of interest here, and drawing them is a third of the work."
-    def savefig(self, to, **kw):
-        if hasattr(to, 'write'): to.write(PIXEL)
-        else: Path(to).write_bytes(PIXEL)
+def figures_of_one_pixel():
+    "That they are written is of interest here."
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(Picture, 'savefig', savefig)
+        m.setattr(Picture, 'savefig', one_pixel)
         yield
 
 @pytest.fixture(scope='module')

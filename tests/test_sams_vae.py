@@ -60,10 +60,11 @@ def small():
     "62 cells of controls, A, B and both."
     return store_of(np.random.default_rng(0).uniform(0, 3, (62, 5)), ['control']*20 + ['A']*10 + ['B']*30 + ['A+B']*2)
 
-def test_masks_find_planted_programmes():
+@pytest.mark.parametrize('seed', range(3))
+def test_masks_find_planted_programmes(seed):
     "Pairs of one programme overlap more than others, masks of what does nothing are empty, and effects are recovered."
-    x, names = planted(0)
-    model = learn(store_of(x, names))
+    x, names = planted(seed)
+    model = learn(store_of(x, names), seed)
     q = model.effects.chance().detach().numpy()
     overlap = np.minimum(q[:, None], q).sum(-1)/np.maximum(q[:, None], q).sum(-1)
     i, j = np.triu_indices(24, 1)
