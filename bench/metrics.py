@@ -14,7 +14,7 @@ from perturbench.scoring.evaluation import Evaluation
 from perturbench.scoring.profiles import asked, score
 from perturbench.loaders.store import CellStore
 from perturbench.metrics.accuracy import KINDS
-from perturbench.metrics.effects import Profiles, log_fold_change, moments, pseudobulk
+from perturbench.metrics.effects import Profiles, moments, pseudobulk
 from perturbench.predict import Prediction
 from perturbench.splits.parts import PARTS, halve_controls
 from perturbench.tasks import Task, TaskSpec

@@ -3,7 +3,7 @@ import os, subprocess, sys
 from pathlib import Path
 import anndata as ad, numpy as np, pandas as pd, pytest
 from scipy import sparse
-from perturbench.check import check_file, split_counts
+from perturbench.check import split_counts
 from perturbench.cli import main, read_targets
 from perturbench.core import InputError, Lock, atomic_path, part_name
 from perturbench.data.h5ad import read_card

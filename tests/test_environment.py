@@ -3,7 +3,6 @@
 Another locale, no home, nothing on standard input, a package that cannot be written, a folder of our name where it
 starts."""
 import os, shutil, subprocess, sys
-from pathlib import Path
 import anndata as ad, numpy as np, pandas as pd, pytest
 from conftest import ROOT
 

@@ -5,7 +5,7 @@ from scipy import sparse, stats
 from perturbench.bench.runs import set_threads
 from perturbench.core import InputError
 from perturbench.metrics.accuracy import METRICS
-from perturbench.scoring.evaluation import Evaluation, evaluate_task
+from perturbench.scoring.evaluation import Evaluation
 from perturbench.scoring.collect import PredictedCells, along_wave
 from perturbench.scoring.measured import HALVES, halve
 from perturbench.scoring.profiles import asked, rounds, score
@@ -13,7 +13,7 @@ from perturbench.scoring.files import evaluate_files
 from perturbench.loaders.batches import principal_axes
 from perturbench.scoring.references import duplicate, task_references
 from perturbench.metrics.distributions import energy_to_truth, median_distance, mmd_rbf
-from perturbench.metrics.effects import Profiles, fold_change, read_gene_sets
+from perturbench.metrics.effects import read_gene_sets
 from perturbench.models.zoo import build_model
 from perturbench.predict import Prediction, predict_task
 from perturbench.splits.parts import PARTS

@@ -5,11 +5,10 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from scipy import sparse
 from perturbench.core import InputError
 from perturbench.data.h5ad import read_card
-from perturbench.data.labels import (alike, control_family, control_fault, control_patterns, covariate_notes,
-                                     label_notes, merge_controls, name_faults, names_nothing, plain, relabel, sep_notes,
-                                     split_name, unnamed)
+from perturbench.data.labels import (
+    alike, control_family, control_patterns, merge_controls, names_nothing, relabel, split_name, unnamed)
 from perturbench.data.preprocess import prepare
-from perturbench.data.screen import RESERVED, Screen, doses, obs_key, read_screen, table_key
+from perturbench.data.screen import RESERVED, Screen, obs_key, read_screen, table_key
 from perturbench.loaders.disk import shuffle_file
 from perturbench.loaders.store import CellStore
 from perturbench.splits.check import leak_check

@@ -1,8 +1,8 @@
 """Tables of conditions as people write them: read right or refused in one message.
 
 What is predicted is finite and the same each time."""
-import errno, os, re, warnings
-import anndata as ad, h5py, numpy as np, pandas as pd, pytest, torch
+import errno, re, warnings
+import anndata as ad, numpy as np, pandas as pd, pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from perturbench import predict
 from perturbench.core import InputError

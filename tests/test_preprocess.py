@@ -11,7 +11,6 @@ from perturbench.data.preprocess import changed_genes, prepare, select_genes, va
 from perturbench.data.blocks import Blocks, in_file
 from perturbench.data.h5ad import read_card, read_h5ad
 from perturbench.data.screen import Screen, read_screen
-from perturbench.data.simulate import simulated
 from perturbench.loaders.store import CellStore
 from perturbench.tasks import _content, open_task
 
