@@ -1,5 +1,5 @@
 "Fixtures that tests share: one small simulated screen, and the real ones where they lie beside the project."
-import base64, json, os, subprocess, sys
+import atexit, base64, gc, json, os, subprocess, sys
 # a parallel kernel of numba sets torch's threads too
 for threads in ('OMP_NUM_THREADS', 'NUMBA_NUM_THREADS'): os.environ.setdefault(threads, '1')
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
@@ -26,6 +26,13 @@ def pytest_collection_modifyitems(items):
     if torch.cuda.is_available(): return
     for item in items:
         if item.get_closest_marker('gpu'): item.add_marker(pytest.mark.skip(reason='there is no CUDA device here'))
+
+def pytest_sessionfinish():
+    "At exit pytest looks for garbage five times, and IPython once for each notebook that was run here."
+    gc.collect()
+    gc.freeze()
+
+atexit.register(gc.unfreeze)  # the last of all, as it is registered first
 
 @pytest.fixture(scope='session')
 def real():
@@ -55,11 +62,32 @@ def one_pixel(self, to, **_):
     if hasattr(to, 'write'): to.write(png)
     else: Path(to).write_bytes(png)
 
+def leave_undrawn():
+    "In a process of its own."
+    from perturbench.plots import Picture
+    Picture.savefig = one_pixel
+
 @pytest.fixture
 def undrawn(monkeypatch):
     "Figures are made and saved, but of one pixel."
     from perturbench.plots import Picture
     monkeypatch.setattr(Picture, 'savefig', one_pixel)
+
+def score_quickly():
+    "Where no metrics are named, those of the profile quick are taken; what was there before."
+    import perturbench.scoring.evaluation as evaluation
+    from perturbench.scoring.profiles import QUICK
+    before = evaluation.asked
+    evaluation.asked = lambda metrics=None: before(QUICK if metrics is None else metrics)
+    return before
+
+@pytest.fixture(scope='module')
+def quick():
+    "A tenth of the metrics, where it is of no interest which."
+    import perturbench.scoring.evaluation as evaluation
+    before = score_quickly()
+    yield
+    evaluation.asked = before
 
 @pytest.fixture(scope='module')
 def unreferenced():
