@@ -129,6 +129,24 @@ def test_a_condition_counts_once_however_many_cells_it_has():
         mean = (model.loss(a)['loss'] + model.loss(b)['loss']).item()/2
         assert model.loss(both)['loss'].item() == pytest.approx(mean, rel=1e-5)
 
+@pytest.mark.parametrize('power, overstated', [(2, 1), (4, 1.5)])
+def test_squares_learn_the_effect_on_genes_that_few_cells_show(power, overstated):
+    "On at 2 in .1 of the controls and .15 of the cells, an effect of .1: the cubes of what is left balance at .15."
+    r, n = np.random.default_rng(0), 1000
+    cells = np.tile(np.arange(n), (G, 1))
+    def on(share): return torch.tensor(2*(r.permuted(cells, axis=1).T < share*n), dtype=torch.float32)
+    model = made(error_power=power, direction_weight=0.)
+    code = torch.full((n,), COMBOS.index('A'))
+    batch = batch_of(model, code)
+    batch.controls, batch.expression = on(.1), on(.15)
+    adam = torch.optim.Adam(model.parameters(), lr=2e-2)
+    for _ in range(120):
+        adam.zero_grad()
+        model.loss(batch)['loss'].backward()
+        adam.step()
+    with torch.no_grad(): change = model.change(batch).change[0]
+    assert (change/.1).numpy() == pytest.approx(np.full(G, overstated), abs=.1)
+
 def test_pieces_give_the_whole_and_its_gradient(monkeypatch):
     batch, found, calls = batch_of(model, torch.arange(16)), [], []
     def counted(*o, **more):
