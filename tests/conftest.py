@@ -27,6 +27,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker('gpu'): item.add_marker(pytest.mark.skip(reason='there is no CUDA device here'))
 
+gc.set_threshold(50_000, 20, 20)  # a fifteenth of the time went to look for garbage
+
 def pytest_sessionfinish():
     "At exit pytest looks for garbage five times, and IPython once for each notebook that was run here."
     gc.collect()

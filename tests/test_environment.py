@@ -32,8 +32,12 @@ def step(*args):
     if status := main([str(o) for o in args]): sys.exit(f'{args[0]} ended with {status}')
 step('prepare', here/'raw.h5ad', '--perturbation-key', 'what', '--covariate-keys', 'line', '-o', here/'screen.h5ad')
 if not grid: sys.exit()
+sys.path.append(TESTS)
+import conftest
+conftest.score_quickly()
 step('run', here/grid, '-o', here/out)
 run, = (here/out/'runs').glob('*/*/*')
+conftest.leave_undrawn()  # the figures of the report were drawn in the run
 step('report', here/out)
 step('predict', run, here/'asked.csv', '-o', here/'predicted.h5ad')
 '''
@@ -50,7 +54,7 @@ assert load_task(task.folder).name == "\\u03b1" and set(task.leaks().status) and
 
 def steps(here, *args, python=(sys.executable,), cwd=None, more='', **options):
     "Prepare, and with a grid run, report and predict, and do `more`, in a process of its own."
-    command = [*python, '-c', STEPS + more, str(here), *args]
+    command = [*python, '-c', STEPS.replace('TESTS', repr(str(ROOT/'tests'))) + more, str(here), *args]
     options |= dict(capture_output=True, text=True, encoding='utf-8', errors='replace')
     done = subprocess.run(command, cwd=cwd or here, **options)
     assert done.returncode == 0, done.stdout + done.stderr
