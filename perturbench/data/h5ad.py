@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNKNOWN_FORM', 'CARD', 'SPARE', 'CHUNK', 'own_words', 'opened', 'resting', 'read_h5ad', 'read_card', 'writing',
-           'need_room', 'RowWriter', 'write_frames']
+           'need_room', 'row_starts', 'RowWriter', 'write_frames']
 
 # %% ../../nbs/09_data.h5ad.ipynb #f445b8c8
 import errno, json, os, re, shutil, warnings
@@ -246,6 +246,14 @@ def _array(group, name, dtype, n, shuffle=False):
     return group.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(CHUNK,), compression='gzip',
                                 compression_opts=1, shuffle=shuffle)
 
+# %% ../../nbs/09_data.h5ad.ipynb #96b58a3d
+def row_starts(
+    lengths, # Arrays: how many numbers each row has, block by block
+) -> np.ndarray: # One more than there are rows; int32, or int64 where that is too small
+    "Where each row starts, and where the last one ends."
+    starts = np.cumsum(np.concatenate([[0], *lengths]), dtype=np.int64)
+    return starts if starts[-1] > np.iinfo(np.int32).max else starts.astype(np.int32)
+
 # %% ../../nbs/09_data.h5ad.ipynb #52f2d339
 class RowWriter:
     "Writes compressed rows as `name` of an h5ad, block by block."
@@ -284,7 +292,7 @@ def add(self:RowWriter,
 @patch
 def close(self:RowWriter):
     "Write where each row starts."
-    indptr = np.cumsum(np.concatenate([[0], *self.lengths]), dtype=np.int64)
+    indptr = row_starts(self.lengths)
     self.group.attrs['shape'] = np.array([len(indptr) - 1, self.n_columns])
     self.group['indptr'] = indptr if self.like is None else self.like.group['indptr']
 
