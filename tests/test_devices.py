@@ -9,12 +9,12 @@ from perturbench.loaders.batches import Batches
 from perturbench.loaders.store import CellStore, upload
 from perturbench.models.zoo import build_model
 
-# It trains for some epochs, going on from a checkpoint where there is one; processes are started in the way that begins
-# anew with each
+# It trains for some epochs, going on from a checkpoint where there is one; where it is to train more than once, each
+# time in a process that has done nothing before. Others are started in the way that begins anew with each
 SCRIPT = '''
 import multiprocessing, os, sys
 import numpy as np, torch
-from perturbench import train
+from perturbench import train, trainer  # once for all that it starts
 from perturbench.loaders.batches import Batches
 from perturbench.models.zoo import build_model
 from perturbench.tasks import load_task
@@ -34,15 +34,20 @@ def train_for(epochs, task, out, devices):
     history = train.fit(model, task, budget=budget, folder=f'{out}/checkpoint', every=0, devices=devices)
     return dict(before=before, weights=flat(), history=history.to_numpy(), checkpoints=os.listdir(f'{out}/checkpoint'))
 
+def visited(shuffled, epoch): return np.concatenate([r for a, b, r in visits if (a, b) == (shuffled, epoch)])
+
 if __name__ == '__main__':
-    folder, out, devices, epochs = sys.argv[1:]
+    folder, out, devices, *stages = sys.argv[1:]
     multiprocessing.set_start_method('spawn', force=True)
-    task = load_task(folder)
-    found = train_for(int(epochs), task, out, int(devices))
-    for shuffled, epoch in {v[:2] for v in visits}:
-        rows = [r for a, b, r in visits if (a, b) == (shuffled, epoch)]
-        found[f'{"train" if shuffled else "val"}_{epoch}'] = np.concatenate(rows)
-    np.savez(f'{out}/{os.environ.get("LOCAL_RANK", 0)}.npz', **found)
+    for epochs in stages:
+        child = len(stages) > 1 and os.fork()
+        if not child: break
+        assert not os.waitpid(child, 0)[1]
+    else: sys.exit()
+    sys.argv[4:] = [epochs]  # which the other process is started with
+    found = train_for(int(epochs), load_task(folder), out, int(devices))
+    found |= {f'{"train" if v[0] else "val"}_{v[1]}': visited(*v[:2]) for v in visits}
+    np.savez(f'{out}/{os.environ.get("LOCAL_RANK", 0)}_{epochs}.npz', **found)
 '''
 
 JOBS = {
@@ -83,7 +88,7 @@ def alone(task, tmp_path_factory):
         m.delenv('LOCAL_RANK', raising=False)
         try: runpy.run_path(str(out/'script.py'), run_name='__main__')
         finally: multiprocessing.set_start_method(method, force=True)
-    return np.load(out/'0.npz')
+    return np.load(out/'0_2.npz')
 
 @pytest.fixture(scope='module')
 def shared(task, tmp_path_factory):
@@ -96,13 +101,11 @@ def shared(task, tmp_path_factory):
         'IN_TEST', 'PERTURBENCH_DEVICES', 'LOCAL_RANK', 'WORLD_SIZE', 'NODE_RANK', 'MASTER_PORT', 'MASTER_ADDR')}
     env |= dict(PYTHONPATH=os.pathsep.join(filter(None, sys.path)), CUDA_VISIBLE_DEVICES='')
     env |= JOBS['slurm'] | dict(MASTER_ADDR='elsewhere', MASTER_PORT='no', NODE_RANK='1')
-    found = [{}, {}]
-    for epochs in ('1', '2'):
-        command = [sys.executable, out/'script.py', task.folder, out, '2', epochs]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        for rank, mine in enumerate(found): mine |= np.load(out/f'{rank}.npz')
-    return found
+    command = [sys.executable, out/'script.py', task.folder, out, '2', '1', '2']
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    def kept(rank, epochs): return dict(np.load(out/f'{rank}_{epochs}.npz'))
+    return [kept(rank, 1) | kept(rank, 2) for rank in range(2)]
 
 def test_each_process_has_its_own_cells(task, shared, alone):
     a, b = shared
