@@ -298,9 +298,9 @@ def _labels(
 
 # %% ../nbs/41_predict.ipynb #a441bb1f
 def _finite(cells, name):
-    "Predicted cells, none below 0; raises InputError where one is no number."
+    "Predicted cells; raises InputError where one is no number."
     wrong = ~np.isfinite(cells).all(axis=1)
-    if not wrong.any(): return cells.clip(min=0)
+    if not wrong.any(): return cells
     raise InputError(f'{wrong.sum():,} of {len(cells):,} predicted cells of {name} hold values that are not finite; '
                      'leave this condition out, or train the model again with another seed')
 

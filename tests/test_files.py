@@ -291,6 +291,18 @@ def test_each_fault_is_one_message_that_names_the_file(tmp_path, change, says):
     assert says in said and f'`perturbench check {tmp_path}/pred.h5ad`' in said and said.count('- pred: ') >= 1
     pd.testing.assert_frame_equal(truth.obs, before.obs)
 
+def test_values_below_0_are_scored_as_they_are_and_scaled_data_is_refused():
+    truth, pred, files = cells('a'), cells('b'), {}
+    for name, X in dict(low=pred.X - .1, scaled=(pred.X - pred.X.mean(0))/pred.X.std(0)).items():
+        files[name] = other(pred, X)
+    found = evaluate_files(truth, files, metrics=['rmse_average'], **KEYS)
+    values = found.scores.set_index('model').value
+    assert set(found.refused) == {'scaled'} and 'scaled data?' in found.refused['scaled'][0]
+    assert noted(found, 'of the values are below 0, down to -0.1; they are scored as they are')
+    def means(a): return a.to_df().groupby([a.obs.line, a.obs.drug], observed=True).mean()
+    error = ((means(files['low']) - means(truth))**2).mean(1)**.5
+    assert values['low'].mean() == pytest.approx(error.drop('control', level=1).mean(), rel=1e-5)
+
 def test_labels_that_name_nothing_are_left_out_of_both():
     truth, pred = cells('a', drugs=(*DRUGS, 'nan')), cells('b', drugs=(*DRUGS, 'NaN', 'unassigned'))
     found = run(truth, pred)
@@ -306,10 +318,11 @@ def test_no_two_messages_send_in_a_circle():
 
 def test_all_faults_of_a_file_are_told_in_the_order_of_tables_values_genes_and_conditions():
     truth, pred = cells('a'), cells('b')
-    bad = ad.AnnData(-pred.X[:, 1:], obs=pred.obs.replace({'drug': {'D1': 'd1'}}), var=pred.var[1:])
+    bad = ad.AnnData(np.where(pred.X > 5, np.nan, pred.X)[:, 1:], obs=pred.obs.replace({'drug': {'D1': 'd1'}}),
+                     var=pred.var[1:])
     bad.obs_names = ['b_1', *bad.obs_names[1:]]
     said = refused('cell names occur more than once', truth, bad)
-    faults = ('cell names', 'X holds negative', 'genes of the truth are missing (1)', 'conditions that are not in')
+    faults = ('cell names', 'X holds NaN', 'genes of the truth are missing (1)', 'conditions that are not in')
     at = [said.index(o) for o in faults]
     assert at == sorted(at) and said.count('- mine: ') == len(faults)
 
@@ -352,7 +365,3 @@ def test_what_is_held_until_it_is_scored_fits_into_memory(tmp_path, monkeypatch)
     seen = counted_reads(monkeypatch)
     run(path, sources)
     assert [seen.count(o) for o in sources.values()] == [1, 1, 2]
-
-def test_nothing_that_trains_is_imported(imports):
-    "Scoring files starts without Lightning and the compiler of torch."
-    assert not {'lightning', 'torch._dynamo'} & set(imports['perturbench.scoring.files'])
