@@ -91,6 +91,13 @@ def quick():
     yield
     evaluation.asked = before
 
+@pytest.fixture
+def quick_here(monkeypatch):
+    "In this test."
+    import perturbench.scoring.evaluation as evaluation
+    monkeypatch.setattr(evaluation, 'asked', evaluation.asked)
+    score_quickly()
+
 @pytest.fixture(scope='module')
 def unreferenced():
     "Files are scored without references, a quarter of the work; what was there before, by name."

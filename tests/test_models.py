@@ -282,7 +282,7 @@ def test_an_ablation_is_its_model_with_a_switch(task):
         (b, _) = train(of, task, budget=dict(max_epochs=1, batch_size=2000), **switch)
         assert a.options == b.options and same(a.state_dict(), b.state_dict())
 
-def test_any_embedding_of_the_cells_is_named_in_a_grid(tmp_path):
+def test_any_embedding_of_the_cells_is_named_in_a_grid(tmp_path, undrawn, quick_here):
     toy(tmp_path)
     grid = dict(tasks=[str(tmp_path/'toy.h5ad')], budget=dict(max_epochs=1), models=[
         {'name': 'latent_additive', 'features': 'X_scGPT'},

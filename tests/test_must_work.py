@@ -65,7 +65,8 @@ ODD = ['TP53_v2', 'TGF-β/1', 'a, b', '药+1', '"q"', "5'_x", 'nan', '1', 'a,b/c
 
 @pytest.mark.parametrize('sep', ['none', '+'])
 def test_odd_names_and_several_covariates_from_prepare_to_evaluate(at, sep, request):
-    if sep == '+': request.getfixturevalue('undrawn')  # the names are the same
+    if sep == '+':  # the names are the same
+        for fixture in ('undrawn', 'quick_here'): request.getfixturevalue(fixture)
     lines, stages = ['K562_a', 'Zürich, 2', 'x+y/z'], ['früh_1', '2+']
     rows = [(l, s, p) for l in lines for s in stages for p in ('ctrl; 0 %', *ODD)]
     raw = counts(rows, ['Linie', 'Stufe, β', 'Störung_+'], control='ctrl; 0 %')
@@ -126,7 +127,7 @@ def test_predictions_with_genes_in_another_order_score_the_same(at, undrawn):
     assert mine.value.notna().all()
     assert (mine.groupby('metric').size()[['rmse_average', 'cosine_logfc', 'energy_pca', 'mae_zeros']] == 18).all()
 
-def test_a_covariate_may_be_called_model(at, undrawn):
+def test_a_covariate_may_be_called_model(at, undrawn, quick_here):
     a = counts([(l, p) for l in 'AB' for p in ('control', 'p1', 'p2')], ['model', 'what'])
     a.write_h5ad('raw.h5ad')
     keys = ['--perturbation-key', 'what', '--covariate-keys', 'model']

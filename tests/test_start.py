@@ -1,4 +1,4 @@
-"What trains nothing imports neither Lightning, which takes seconds, nor the compiler of PyTorch, nor what only draws."
+"What trains nothing imports neither Lightning, which takes seconds, nor PyTorch's compiler, Scanpy or what draws."
 import json, os, subprocess, sys
 import anndata as ad, numpy as np, pandas as pd, pytest
 from conftest import ROOT
@@ -16,7 +16,7 @@ SCRIPT = '''
 import importlib, json, sys
 import perturbench.bench.leaderboard, perturbench.bench.batch, perturbench.scoring.files
 from perturbench.cli import main
-found = dict(drawing='matplotlib' in sys.modules)
+found = {name: name in sys.modules for name in ('matplotlib', 'scanpy')}
 import conftest
 conftest.leave_undrawn()
 for step, arguments in json.loads(sys.argv[1]).items():
@@ -64,7 +64,8 @@ def test_training_is_refused_here(found):
     assert found['perturbench.trainer'] == 'lightning is imported'
     assert found['torch._dynamo'] == 'torch._dynamo is imported'
 
-def test_the_rooms_of_scoring_start_without_what_trains_or_draws(found): assert not found['drawing']
+def test_the_rooms_of_scoring_start_without_what_trains_or_draws(found):
+    assert not found['matplotlib'] and not found['scanpy']
 
 def test_files_are_scored_without_what_trains(found): assert found['evaluate'] == 0, found['said']
 
