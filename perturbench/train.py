@@ -99,7 +99,7 @@ def batches(
     cells, controls = task.cells(part, fold), task.controls(part, fold)
     name = model.strategy['name'] if isinstance(model.strategy, dict) else model.strategy
     matched = issubclass(STRATEGIES[name], Matched)
-    if matched or not model.trains_on_controls: cells = cells.where(~task.design.is_control)
+    if matched: cells = cells.where(~task.design.is_control)
     if store is not None: cells, controls = Cells(store, cells.rows), Cells(store, controls.rows)
     kind = DiskBatches if isinstance(cells.store, FileStore) else Batches
     return kind(cells, controls, model.strategy, batch_size, seed, part == 'train', model.fields, model.sampler,

@@ -103,7 +103,6 @@ def from_dict(cls:ModelInfo,
 class PerturbationModel(nn.Module):
     "Predicts cells after a perturbation; the base of all models."
     strategy, sampler, fields, features = 'matched', 'uniform', (), None # Of its training batches: see `Batches`
-    trains_on_controls = True # Whether control cells are among the cells alone that it is trained on
     name, options = None, {} # Those that `build_model` made it with
     lr, weight_decay = 1e-3, 0. # Of the default optimiser
     def __init__(self,

@@ -92,11 +92,9 @@ class FreeEffects(nn.Module):
 def perturbation_visits(
     info:ModelInfo, # What the model is told about its task
     sampler:str='uniform', # A name in `SAMPLERS`
-    with_controls:bool=True, # Whether control cells are among those of an epoch
 ) -> np.ndarray: # float64 [P]; 0 where no cell carries the perturbation
     "How many cells that carry each perturbation an epoch visits on average."
-    n = info.train_cells*(with_controls | ~info.design.is_control)
-    return expected_visits(n, info.design.state, sampler) @ (info.design.perturbation != 0)
+    return expected_visits(info.train_cells, info.design.state, sampler) @ (info.design.perturbation != 0)
 
 def _shares(
     visits, # What `perturbation_visits` gives [P]
@@ -143,7 +141,7 @@ class SAMSVAE(Generative):
         _refuse_prior(mask_prior_probability, effect_scale)
         self.mean_field, self.from_prior, self.lr_mask = mean_field_encoding, generative_counterfactual, lr_mask
         self.in_encoder, self.in_decoder = inject_covariates_encoder, inject_covariates_decoder
-        visits = perturbation_visits(info, self.sampler, self.trains_on_controls)
+        visits = perturbation_visits(info, self.sampler)
         self.register_buffer('share', _shares(visits))
         if sparse_additive_mechanism:
             prior = (mask_prior_probability, effect_scale)

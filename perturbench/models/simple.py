@@ -77,8 +77,7 @@ class Generative(Network):
         super().__init__(info, lr, weight_decay, features)
         if prediction not in ('mean', 'sample'):
             raise InputError(f"the prediction '{prediction}' is not known; give 'mean' or 'sample'")
-        self.prediction, self.trains_on_controls = prediction, info.protocol != 'perturbench'
-        self.likelihood = LIKELIHOODS[likelihood](info)
+        self.prediction, self.likelihood = prediction, LIKELIHOODS[likelihood](info)
         self.fields = self.likelihood.fields
 
     def emitted(self, out, batch):
