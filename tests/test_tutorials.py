@@ -20,7 +20,7 @@ def execute(name, folder, smaller=(), **parameters):
 def test_add_a_data_set_without_its_file(tmp_path):
     smaller = [('n_genes=300, n_states=2, n_perturbations=20, cells=60, controls=80',
                 'n_genes=80, n_states=2, n_perturbations=12, cells=24, controls=40'),
-               ('- additive\n', ''), ("'n': 16", "'n': 8")]
+               ('- additive\n', ''), ('max_epochs: 3', 'max_epochs: 1'), ("'n': 16", "'n': 8")]
     said = execute('tutorials/add_a_data_set', tmp_path, smaller, file='absent.h5ad')
     assert '2 states, 12 perturbations' in said and 'ranks among 3' in said and 'Traceback' not in said
     assert not any(tmp_path.iterdir())
