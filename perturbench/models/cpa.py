@@ -72,6 +72,7 @@ def _vectors(
 @MODELS.register('cpa')
 class CPA(Generative):
     "Adds vectors for perturbation and state to the basal code of a cell, which an adversary keeps free of both."
+    predictions = 'mean', 'code', 'sample'
     def __init__(self, info,
         hidden_dim:int=128, # Width of the hidden layers of encoder and decoder
         n_latent:int=64, # Width of the codes
@@ -87,7 +88,7 @@ class CPA(Generative):
         penalty_weight:float=1., # Weight of the penalty on its gradient
         adv_classifier_hidden_dim:int=64, # Width of its hidden layers
         adv_classifier_n_layers:int=1, # Its hidden layers
-        prediction:str='mean', # 'mean', or 'sample': draw code and cell
+        prediction:str=None, # 'mean', 'code': draw it, 'sample': draw the cell too; 'mean' unless published: 'code'
         features:str=None, # An embedding in obsm that the encoder reads; None: expression
         lr:float=3e-3, # Learning rate of both Adams
         weight_decay:float=1e-6, # Their weight decay

@@ -114,6 +114,7 @@ def _refuse_prior(mask_prior_probability, effect_scale):
 @MODELS.register('sams_vae')
 class SAMSVAE(Generative):
     "Variational autoencoder that adds a sparse effect for each perturbation to the basal state of a cell."
+    predictions = 'mean', 'code', 'sample'
     def __init__(self, info,
         latent_dim:int=64, # Coordinates of the latent space
         hidden_dim_x:int=128, # Width of the hidden layers of the encoder of cells and the decoder
@@ -131,7 +132,7 @@ class SAMSVAE(Generative):
         inject_covariates_encoder:bool=True, # Whether the encoder of cells reads the covariates
         inject_covariates_decoder:bool=True, # Whether the decoder reads them
         likelihood:str='gaussian', # A name in `LIKELIHOODS`
-        prediction:str='mean', # 'mean' of all that is random, or a 'sample'
+        prediction:str=None, # 'mean', 'code': draw it, 'sample': draw the cell too; 'mean' unless published: 'code'
         features:str=None, # An embedding in obsm that the encoder of cells reads; None: expression
         lr:float=3e-3, # Learning rate of Adam
         lr_mask:float=.1, # That of the masks
@@ -233,9 +234,9 @@ def predict(self:SAMSVAE, batch):
     z_p = p @ (self.effects.mean() if self.prediction == 'mean' else self.effects.draw().effects)
     none = torch.zeros_like(z_p)
     mean, log_variance = (none, none) if self.from_prior else self.basal(batch, none)
-    if self.prediction == 'sample':
+    if self.prediction != 'mean':
         z = draw_normal(mean, log_variance) + z_p
-        return self.likelihood.draw(self.output(batch, z), batch)
+        return self.emitted(self.output(batch, z), batch)
     states = self.draws(mean, log_variance, N_DRAWS)
     return sum(self.likelihood.mean(self.output(batch, z_b + z_p), batch) for z_b in states)/N_DRAWS
 

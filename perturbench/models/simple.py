@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
-from ..core import InputError
+from ..core import InputError, nearest
 from .base import MODELS, ModelInfo, PerturbationModel
 from .blocks import LIKELIHOODS, MLP
 
@@ -68,21 +68,23 @@ def latent_space(
 class Generative(Network):
     "A model of the cells themselves, by a likelihood."
     strategy = 'disentangling'
+    predictions = 'mean', 'sample' # Ways of predicting, by name
     def __init__(self,
         info:ModelInfo, # What the model is told about its task
         likelihood:str, # A name in `LIKELIHOODS`
-        prediction:str, # 'mean', or 'sample': cells are drawn
+        prediction:str, # A name in `predictions`; None: 'mean', and 'code' under protocol='perturbench'
         lr:float, weight_decay:float, features:str=None, # As in `Network`
     ):
         super().__init__(info, lr, weight_decay, features)
-        if prediction not in ('mean', 'sample'):
-            raise InputError(f"the prediction '{prediction}' is not known; give 'mean' or 'sample'")
+        if prediction is None: prediction = 'code' if info.protocol == 'perturbench' else 'mean'
+        if prediction not in self.predictions:
+            raise InputError(f"the prediction '{prediction}' is not known{nearest(prediction, self.predictions)}")
         self.prediction, self.likelihood = prediction, LIKELIHOODS[likelihood](info)
         self.fields = self.likelihood.fields
 
     def emitted(self, out, batch):
         "The cells that the output `out` of a decoder stands for [n, G]."
-        emit = self.likelihood.mean if self.prediction == 'mean' else self.likelihood.draw
+        emit = self.likelihood.draw if self.prediction == 'sample' else self.likelihood.mean
         return emit(out, batch)
 
 # %% ../../nbs/33_models.simple.ipynb #f0ab43a3
