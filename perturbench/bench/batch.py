@@ -8,7 +8,7 @@ __all__ = ['DEFAULT_GRID', 'BACKENDS', 'notebook_path', 'register_engine', 'Mode
            'execute', 'state_of', 'to_do', 'sweep', 'check_places', 'Outcome', 'run_grid', 'to_report', 'dry_runs']
 
 # %% ../../nbs/71_bench.batch.ipynb #f3a01ab2
-import errno, io, json, math, os, re, signal, sys, tempfile, threading, time, traceback, types, warnings
+import atexit, errno, io, json, math, os, re, signal, sys, tempfile, threading, time, traceback, types, warnings
 from base64 import b64encode
 from collections import Counter
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
@@ -38,8 +38,11 @@ def notebook_path(
     raise InputError(f"the notebook '{name}' is not in this installation; install perturbench again")
 
 # %% ../../nbs/71_bench.batch.ipynb #9947d1e6
+@contextmanager
 def _shell():
-    "An IPython shell of its own: no history, no start-up files, a fresh namespace; what cells show is collected."
+    """An IPython shell of its own: no history, no start-up files, a fresh namespace; what cells show is collected.
+
+    What they made is let go at the end, and Python does not search for garbage at its exit, once for each shell."""
     from IPython.core.displayhook import DisplayHook
     from IPython.core.displaypub import CapturingDisplayPublisher
     from IPython.core.interactiveshell import InteractiveShell
@@ -54,7 +57,11 @@ def _shell():
         def _showtraceback(self, *_): pass
     config, module = Config(), types.ModuleType('perturbench_run')
     config.HistoryManager.enabled = False
-    return Shell(config=config, ipython_dir=tempfile.gettempdir(), user_module=module, user_ns=module.__dict__)
+    shell = Shell(config=config, ipython_dir=tempfile.gettempdir(), user_module=module, user_ns=module.__dict__)
+    try: yield shell
+    finally:
+        atexit.unregister(shell.atexit_operations)
+        module.__dict__.clear()
 
 # %% ../../nbs/71_bench.batch.ipynb #c9a6a322
 def _sound(text):
@@ -105,17 +112,17 @@ def _execute_cells(
     manager, # Papermill's `NotebookExecutionManager`
 ):
     "Run the cells of a notebook in this process."
-    shell = _shell()
-    for i, cell in enumerate(manager.nb.cells):
-        if cell.cell_type != 'code': continue
-        manager.cell_start(cell, i)
-        cell.outputs, error = _run_cell(shell, cell.source)
-        if isinstance(error, KeyboardInterrupt): raise error
-        if isinstance(error, SystemExit): error = RuntimeError(f'the process was asked to end, {error!r}')
-        if error is not None:
-            manager.cell_exception(cell, i, exception=error)
-            raise error
-        manager.cell_complete(cell, i)
+    with _shell() as shell:
+        for i, cell in enumerate(manager.nb.cells):
+            if cell.cell_type != 'code': continue
+            manager.cell_start(cell, i)
+            cell.outputs, error = _run_cell(shell, cell.source)
+            if isinstance(error, KeyboardInterrupt): raise error
+            if isinstance(error, SystemExit): error = RuntimeError(f'the process was asked to end, {error!r}')
+            if error is not None:
+                manager.cell_exception(cell, i, exception=error)
+                raise error
+            manager.cell_complete(cell, i)
 
 def register_engine():
     "Make papermill's engine `perturbench`, which executes in this process."
