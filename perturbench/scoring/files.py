@@ -345,8 +345,8 @@ def judge_copies(
 
 # %% ../../nbs/68_scoring.files.ipynb #8cb7aca2
 LIKE = .5 # Share of the squared measured profile that the predicted one has to explain; scaled data explain none
-_SCALED = ('X holds negative values, and its means are not those of expression (scaled data?): undo the scaling, and give '
-           'log-normalised values')
+_SCALED = ('X holds negative values, and its means are not those of expression (scaled data?): undo the scaling, and '
+           'give log-normalised values')
 
 def judge_below(
     asked:Asked,
@@ -356,8 +356,8 @@ def judge_below(
     if not found.below: return Judged([], [])
     true, n = np.asarray(asked.sample.X.mean(0)).ravel(), len(found.copied)
     if ((found.sums/n - true)**2).sum() > (1 - LIKE)*(true**2).sum(): return Judged([_SCALED], [])
-    share = found.below/(n*len(true))
-    return Judged([], [f'{share:.2%} of the values are below 0, down to {found.least:.3g}; they are scored as they are'])
+    share = f'{found.below/(n*len(true)):.2%} of the values are below 0, down to {found.least:.3g}'
+    return Judged([], [f'{share}; they are scored as they are'])
 
 # %% ../../nbs/68_scoring.files.ipynb #8429a83d
 def some_rows(
