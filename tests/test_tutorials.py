@@ -87,3 +87,24 @@ def test_the_distance_of_ablations_is_that_of_a_double_loop(compared, tmp_path):
     chance = 1/(len(y)//2)  # what a replicate of half the measured cells leaves in
     by_hand = 2*mean(x, y, False) - (1 - chance)*mean(x, x, True) - mean(y, y, True)
     assert compared['energy_pca', 'controls', c] == pytest.approx(by_hand, rel=1e-4)
+
+def test_a_default_is_chosen_by_regrets_of_the_board(tmp_path, quick_here, undrawn):
+    "By hand from the leaderboard, and without the screen that takes no part."
+    execute(
+        'benchmarks/choosing_defaults', tmp_path,
+        questions={'linear softplus_output': [True, False]},
+        screens=[{'name': name, 'simulate': {}, 'seed': seed} for seed, name in enumerate(['one', 'two', 'untouched'])],
+        size=dict(n_genes=60, n_states=2, n_perturbations=16, cells=15, controls=60, panel=.6, effect_size=2.),
+        seeds=[0],
+        budget=dict(max_epochs=1, batch_size=64))
+    board = pd.read_csv(tmp_path/'results'/'leaderboard.csv')
+    metrics = ['rmse_average', 'cosine_logfc', 'rmse_rank_average', 'cosine_rank_logfc', 'energy_pca']
+    board = board[board.metric.isin(metrics)]
+    scores = board.pivot(index=['task', 'metric'], columns='model', values='calibrated').clip(-1, 1).dropna()
+    lost = (scores.max(axis=1).values[:, None] - scores).groupby('task').mean()
+    lost.columns = [name.endswith('True') for name in lost]
+    found = pd.read_csv(tmp_path/'results'/'choices.csv').iloc[0]
+    mean, ahead = lost.loc[['one', 'two']].mean(), lost.loc[['one', 'two'], True] - lost.loc[['one', 'two'], False]
+    assert found['regret of published'] == pytest.approx(mean[True])
+    assert found['chosen'] == (ahead.mean() <= ahead.std()/2**.5)
+    assert found['untouched'] == pytest.approx(lost.loc['untouched', found['chosen']])
