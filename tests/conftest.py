@@ -1,5 +1,5 @@
 "Fixtures that tests share: one small simulated screen, and the real ones where they lie beside the project."
-import atexit, base64, gc, json, os, subprocess, sys
+import atexit, base64, gc, os
 # a parallel kernel of numba sets torch's threads too
 for threads in ('OMP_NUM_THREADS', 'NUMBA_NUM_THREADS'): os.environ.setdefault(threads, '1')
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
@@ -123,15 +123,3 @@ def models_alone(unreferenced):
 def beside_all(models_alone, monkeypatch):
     "In this test files are scored beside all baselines, and with references."
     for name, f in models_alone.items(): monkeypatch.setattr(f'perturbench.scoring.files.{name}', f)
-
-IMPORTS = """
-import json, sys
-import perturbench.metrics.de
-print(json.dumps({'perturbench.metrics.de': list(sys.modules)}))
-"""
-
-@pytest.fixture(scope='session')
-def imports():
-    "Which modules are there after the import of one, in a new process."
-    done = subprocess.run([sys.executable, '-c', IMPORTS], capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)

@@ -202,9 +202,6 @@ def test_cells_that_are_not_finite_are_refused(value):
     for layout in (np.asarray, sparse.csr_array):
         with pytest.raises(InputError, match='not finite'): Reference(y).test(layout(x))
 
-def test_importing_the_module_does_not_import_scanpy(imports):
-    assert 'scanpy' not in imports['perturbench.metrics.de']
-
 @few
 @given(seeds)
 def test_false_discovery_rates_are_those_of_scipy(seed):
