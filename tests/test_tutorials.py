@@ -92,7 +92,7 @@ def test_a_default_is_chosen_by_regrets_of_the_board(tmp_path, quick_here, undra
     "By hand from the leaderboard, and without the screen that takes no part."
     execute(
         'benchmarks/choosing_defaults', tmp_path,
-        questions={'linear softplus_output': [True, False]},
+        questions={'linear: output': {'softplus': {'softplus_output': True}, 'as it is': {'softplus_output': False}}},
         screens=[{'name': name, 'simulate': {}, 'seed': seed} for seed, name in enumerate(['one', 'two', 'untouched'])],
         size=dict(n_genes=60, n_states=2, n_perturbations=16, cells=15, controls=60, panel=.6, effect_size=2.),
         seeds=[0],
@@ -102,9 +102,9 @@ def test_a_default_is_chosen_by_regrets_of_the_board(tmp_path, quick_here, undra
     board = board[board.metric.isin(metrics)]
     scores = board.pivot(index=['task', 'metric'], columns='model', values='calibrated').clip(-1, 1).dropna()
     lost = (scores.max(axis=1).values[:, None] - scores).groupby('task').mean()
-    lost.columns = [name.endswith('True') for name in lost]
+    lost.columns = [name.endswith('softplus') for name in lost]
     found = pd.read_csv(tmp_path/'results'/'choices.csv').iloc[0]
     mean, ahead = lost.loc[['one', 'two']].mean(), lost.loc[['one', 'two'], True] - lost.loc[['one', 'two'], False]
     assert found['regret of published'] == pytest.approx(mean[True])
-    assert found['chosen'] == (ahead.mean() <= ahead.std()/2**.5)
-    assert found['untouched'] == pytest.approx(lost.loc['untouched', found['chosen']])
+    assert (found['chosen'] == 'softplus') == (ahead.mean() <= ahead.std()/2**.5)
+    assert found['untouched'] == pytest.approx(lost.loc['untouched', found['chosen'] == 'softplus'])

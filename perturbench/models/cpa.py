@@ -83,7 +83,7 @@ class CPA(Generative):
         kl_weight:float=1., # Weight of the divergence from the prior
         use_adversary:bool=True, # Whether there is an adversary
         adv_weight:float=5., # Weight of its error in the loss of the encoder
-        adv_steps:int=2, # One step of so many is the autoencoder's
+        adv_steps:int=2, # One step of so many is the autoencoder's, the others the adversary's; 1: each is of both
         n_warmup_epochs:int=5, # Epochs before the adversary begins
         penalty_weight:float=1., # Weight of the penalty on its gradient
         adv_classifier_hidden_dim:int=64, # Width of its hidden layers
@@ -94,8 +94,8 @@ class CPA(Generative):
         weight_decay:float=1e-6, # Their weight decay
     ):
         super().__init__(info, likelihood, prediction, lr, weight_decay, features)
-        if use_adversary and adv_steps < 2:
-            raise InputError(f'adv_steps is {adv_steps}, which leaves the adversary no step; give 2 or more')
+        if use_adversary and adv_steps < 1:
+            raise InputError(f'adv_steps is {adv_steps}, and no step is left; give 1 (each is of both) or more')
         self.kl_weight, self.adv_weight, self.penalty_weight = kl_weight, adv_weight, penalty_weight
         self.adv_steps, self.n_warmup_epochs, self.turn = adv_steps, n_warmup_epochs, 'warm-up'
         P, doses = info.n_perturbations, torch.tensor(info.design.perturbation)
@@ -128,6 +128,7 @@ def begin_step(self:CPA,
 ):
     "Decide whose turn it is."
     if epoch < self.n_warmup_epochs or self.adversary is None: self.turn = 'warm-up'
+    elif self.adv_steps == 1: self.turn = 'both'
     else: self.turn = 'adversary' if step % self.adv_steps else 'model'
 
 @patch
@@ -161,9 +162,10 @@ def val_loss(self:CPA, batch):
 
 # %% ../../nbs/34_models.cpa.ipynb #342d4f32
 @patch
-def loss_of_adversary(self:CPA, batch):
-    "Its error on codes that are cut off from the encoder, and the penalty on its gradient."
-    with torch.no_grad(): z = draw_normal(*self.encode(batch.cell_features))
+def loss_of_adversary(self:CPA, batch,
+    z, # Codes of the cells of `batch`, cut off from the encoder [n, n_latent]
+):
+    "The adversary's error, and the penalty on its gradient."
     logits = self.adversary(z.requires_grad_())
     slope, = torch.autograd.grad(sum(logit.sum() for logit in logits), z, create_graph=True)
     return self.adversary.error(logits, batch) + self.penalty_weight*slope.square().sum(1).mean()
@@ -171,13 +173,16 @@ def loss_of_adversary(self:CPA, batch):
 @patch
 def loss(self:CPA, batch) -> dict: # With `nll` and `kl` in the model's turn
     "The loss of whose turn it is."
-    if self.turn == 'adversary': return {'loss': self.loss_of_adversary(batch)}
+    if self.turn == 'adversary':
+        with torch.no_grad(): z = draw_normal(*self.encode(batch.cell_features))
+        return {'loss': self.loss_of_adversary(batch, z)}
     z, nll, kl = self.bound(batch)
     loss = nll + self.kl_weight*kl
-    if self.turn == 'model':
+    if self.turn != 'warm-up':
         held = {name: p.detach() for name, p in self.adversary.named_parameters()}
         logits = functional_call(self.adversary, held, (z,))
         loss = loss - self.adv_weight*self.adversary.error(logits, batch)
+    if self.turn == 'both': loss = loss + self.loss_of_adversary(batch, z.detach())
     return {'loss': loss, 'nll': nll, 'kl': kl}
 
 # %% ../../nbs/34_models.cpa.ipynb #d2540427
