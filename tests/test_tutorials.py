@@ -1,7 +1,10 @@
 "Tutorials and benchmark notebooks where their real screens are absent, and what must hold in any of their runs."
-import nbformat, numpy as np, pandas as pd, papermill, pytest
+import anndata as ad, nbformat, numpy as np, pandas as pd, papermill, pytest
 from conftest import ROOT
 from perturbench.bench.batch import register_engine
+from perturbench.data.simulate import Parameters, simulate
+from perturbench.scoring.files import evaluate_files
+from perturbench.splits.kinds import make_splits
 
 def execute(name, folder, smaller=(), **parameters):
     """Execute the notebook `name` with `parameters` in `folder` and in this process; return what it printed.
@@ -108,3 +111,47 @@ def test_a_default_is_chosen_by_regrets_of_the_board(tmp_path, quick_here, undra
     assert found['regret of published'] == pytest.approx(mean[True])
     assert (found['chosen'] == 'softplus') == (ahead.mean() <= ahead.std()/2**.5)
     assert found['untouched'] == pytest.approx(lost.loc['untouched', found['chosen'] == 'softplus'])
+
+def rmse(cells, truth):
+    "Of the mean of `cells`, over the conditions of `truth`, by hand."
+    def means(a): return a.to_df().groupby([a.obs.cell_type, a.obs.perturbation], observed=True).mean()
+    treated = truth[truth.obs.perturbation != 'control']
+    return float(((means(cells) - means(treated))**2).mean(axis=1).pow(.5).mean())
+
+def test_beside_the_original_by_hand(tmp_path, undrawn):
+    "One model of the 'original' knows the truth, of the other it is all zeros; gains are on one scale."
+    folder = tmp_path/'original'
+    folder.mkdir()
+    screen = simulate(Parameters(n_genes=60, n_states=2, n_perturbations=16, cells=60, controls=120, panel=.6,
+                                 effect_size=3.), 0).screen
+    split, = make_splits(screen, {'kind': 'transfer', 'seed': 1})
+    cells = screen.adata
+    pd.Series(split.parts, cells.obs_names).to_csv(folder/'small_split.csv', header=False)
+    screen.write(folder/'small.h5ad')
+    truth = cells[split.mask('test')].copy()
+    truth.write_h5ad(folder/'small_truth.h5ad')
+    cells[split.mask('train')].copy().write_h5ad(folder/'small_train.h5ad')
+    perfect = truth[truth.obs.perturbation != 'control'].copy()
+    nothing = perfect.copy()
+    nothing.X = nothing.X*0
+    keys = dict(perturbation_key='perturbation', covariate_keys=['cell_type'])
+    halves = evaluate_files(truth, {'perfect': perfect}, metrics=['rmse_average'], **keys).controls
+    halves.to_csv(folder/'small_controls.csv', index=False)
+    for seed in (0, 1):
+        perfect.write_h5ad(folder/f'small__linear__{seed}.h5ad')
+        nothing.write_h5ad(folder/f'small__decoder_only__{seed}.h5ad')
+    said = execute(
+        'benchmarks/beside_the_original', tmp_path, source=str(folder), out='ours', seeds=[0, 1],
+        tasks={'small': {'max_epochs': 1, 'batch_size': 128}}, models={'linear': {}, 'decoder_only': {}})
+    assert 'compared on: small' in said
+    found = pd.read_csv(tmp_path/'ours'/'gains.csv').query('metric == "rmse_average"').set_index('model')
+    assert found.verdict.to_dict() == {'linear': 'worse', 'decoder_only': 'better'}
+    def lost(model, original):
+        ours = [ad.read_h5ad(tmp_path/'ours'/f'small__{model}__{seed}.h5ad') for seed in (0, 1)]
+        return rmse(original, truth) - np.mean([rmse(cells, truth) for cells in ours])
+    by_hand = lost('linear', perfect)/lost('decoder_only', nothing)
+    assert found.gain['linear']/found.gain['decoder_only'] == pytest.approx(by_hand, rel=1e-4)
+
+def test_beside_the_original_without_it(tmp_path, undrawn):
+    said = execute('benchmarks/beside_the_original', tmp_path, source='absent')
+    assert 'absent has no predictions of the original' in said
