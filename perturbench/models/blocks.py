@@ -63,7 +63,7 @@ def draw_normal(
     log_variance, # The same shape
 ):
     "A draw that gradients go through."
-    return mean + torch.randn_like(mean)*(log_variance/2).exp()
+    return torch.addcmul(mean, torch.randn_like(mean), (log_variance/2).exp())
 
 # %% ../../nbs/31_models.blocks.ipynb #249b15ed
 def kl_normal(
@@ -72,8 +72,8 @@ def kl_normal(
     scale:float=1., # Standard deviation of the prior, whose mean is 0
 ): # n, in nats
     "The divergence of each row of independent Gaussians from the prior."
-    prior = 2*torch.tensor(scale).log()
-    return ((log_variance.exp() + mean.square())/scale**2 - 1 - log_variance + prior).sum(-1)/2
+    spread = torch.addcmul(log_variance.exp(), mean, mean)/scale**2
+    return (spread - log_variance).sum(-1)/2 + mean.shape[-1]*(log(scale) - 1/2)
 
 # %% ../../nbs/31_models.blocks.ipynb #acfc5a6e
 def draw_mask(

@@ -88,7 +88,7 @@ class CPA(Generative):
         penalty_weight:float=1., # Weight of the penalty on its gradient
         adv_classifier_hidden_dim:int=64, # Width of its hidden layers
         adv_classifier_n_layers:int=1, # Its hidden layers
-        prediction:str=None, # 'mean', 'code': draw it, 'sample': draw the cell too; 'mean' unless published: 'code'
+        prediction:str='code', # 'mean': decode the mean code, 'code': draw it, 'sample': draw the cell too
         features:str=None, # An embedding in obsm that the encoder reads; None: expression
         lr:float=3e-3, # Learning rate of both Adams
         weight_decay:float=1e-6, # Their weight decay

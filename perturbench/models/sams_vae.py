@@ -132,7 +132,7 @@ class SAMSVAE(Generative):
         inject_covariates_encoder:bool=True, # Whether the encoder of cells reads the covariates
         inject_covariates_decoder:bool=True, # Whether the decoder reads them
         likelihood:str='gaussian', # A name in `LIKELIHOODS`
-        prediction:str=None, # 'mean', 'code': draw it, 'sample': draw the cell too; 'mean' unless published: 'code'
+        prediction:str='code', # 'mean': at mean effects, 'code': draw effects and state, 'sample': the cell too
         features:str=None, # An embedding in obsm that the encoder of cells reads; None: expression
         lr:float=3e-3, # Learning rate of Adam
         lr_mask:float=.1, # That of the masks

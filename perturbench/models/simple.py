@@ -72,12 +72,10 @@ class Generative(Network):
     def __init__(self,
         info:ModelInfo, # What the model is told about its task
         likelihood:str, # A name in `LIKELIHOODS`
-        prediction:str, # A name in `predictions`; None: 'mean', under protocol='perturbench' 'code' if it is one
+        prediction:str, # A name in `predictions`
         lr:float, weight_decay:float, features:str=None, # As in `Network`
     ):
         super().__init__(info, lr, weight_decay, features)
-        published = info.protocol == 'perturbench' and 'code' in self.predictions
-        if prediction is None: prediction = 'code' if published else 'mean'
         if prediction not in self.predictions:
             raise InputError(f"the prediction '{prediction}' is not known{nearest(prediction, self.predictions)}")
         self.prediction, self.likelihood = prediction, LIKELIHOODS[likelihood](info)
