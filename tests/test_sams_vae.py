@@ -143,7 +143,7 @@ def test_validation_depends_on_no_generator(small):
     assert model.val_loss(batch).item() == losses[0]
 
 def test_predictions_are_keyed_and_samples_spread_more(small, tmp_path):
-    mean, controls = trained(small), small.dense(range(20))
+    mean, controls = trained(small, prediction='mean'), small.dense(range(20))
     sample = build(small, prediction='sample')
     sample.load_state_dict(mean.state_dict())
     p, k = small.design.perturbation, small.design.covariate
@@ -159,7 +159,7 @@ def test_predictions_are_keyed_and_samples_spread_more(small, tmp_path):
     assert (ask(load_model(tmp_path/'model.ckpt'), 1) == first[1][1]).all()
 
 def test_a_mean_is_that_of_many_samples(small):
-    mean = trained(small)
+    mean = trained(small, prediction='mean')
     sample = build(small, prediction='sample')
     sample.load_state_dict(mean.state_dict())
     with torch.no_grad():
@@ -170,9 +170,10 @@ def test_a_mean_is_that_of_many_samples(small):
     assert (found[0] - found[1]).abs().max() < .08
 
 def test_the_ablation_is_the_model_with_a_full_mask(small):
-    dense, sparse = build(small, name='sams_vae_s').eval(), build(small, n_layers_encoder_e=0).eval()
+    dense = build(small, name='sams_vae_s', prediction='mean').eval()
+    sparse = build(small, n_layers_encoder_e=0, prediction='mean').eval()
     assert [k for k, _ in dense.effects.named_parameters()] == ['vectors']
-    assert dense.options == {**model_options(SAMSVAE), 'sparse_additive_mechanism': False}
+    assert dense.options == {**model_options(SAMSVAE), 'sparse_additive_mechanism': False, 'prediction': 'mean'}
     assert type(dense).predict is type(sparse).predict is SAMSVAE.predict
     controls = small.dense(range(20))
     with torch.no_grad():
@@ -193,7 +194,7 @@ def test_what_the_encoder_and_a_counterfactual_look_at(small):
             model = build(small, mean_field_encoding=mean_field).eval()
             batch = batch_of(small.design, 1, controls)
             assert torch.equal(model.basal(batch, z_p)[0], model.basal(batch, 0*z_p)[0]) == mean_field
-        model = build(small, generative_counterfactual=True).eval()
+        model = build(small, generative_counterfactual=True, prediction='mean').eval()
         assert torch.equal(model.predict(batch), model.predict(batch_of(small.design, 1, controls + 1)))
 
 def test_what_is_never_trained_adds_nothing(small):
