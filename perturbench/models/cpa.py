@@ -83,7 +83,7 @@ class CPA(Generative):
         kl_weight:float=1., # Weight of the divergence from the prior
         use_adversary:bool=True, # Whether there is an adversary
         adv_weight:float=5., # Weight of its error in the loss of the encoder
-        adv_steps:int=2, # One step of so many is the autoencoder's, the others the adversary's; 1: each is of both
+        adv_steps:int=None, # One step of so many is the autoencoder's; by default 1, and 2 under protocol='perturbench'
         n_warmup_epochs:int=5, # Epochs before the adversary begins
         penalty_weight:float=1., # Weight of the penalty on its gradient
         adv_classifier_hidden_dim:int=64, # Width of its hidden layers
@@ -94,6 +94,7 @@ class CPA(Generative):
         weight_decay:float=1e-6, # Their weight decay
     ):
         super().__init__(info, likelihood, prediction, lr, weight_decay, features)
+        if adv_steps is None: adv_steps = 2 if info.protocol == 'perturbench' else 1
         if use_adversary and adv_steps < 1:
             raise InputError(f'adv_steps is {adv_steps}, and no step is left; give 1 (each is of both) or more')
         self.kl_weight, self.adv_weight, self.penalty_weight = kl_weight, adv_weight, penalty_weight
