@@ -63,15 +63,15 @@ def check():
     assert [o[0] for o in found] == ['addmm', 'mm', 'mm'] and operations(found) == 3*2*3*4*5
 
 def stepper(model):
-    "How many kinds of steps the training of `model` takes in turn, and a function that takes one of each on a batch."
-    optimisers, n = model.optimisers(), model.adv_steps if getattr(model, 'adversary', None) else 1
-    def step(batch, i):
-        model.begin_step(1_000, i)  # no model warms up so long
+    "A function that takes a training step of `model` on a batch."
+    optimisers = model.optimisers()
+    def step(batch):
+        model.begin_step(1_000, 0)  # no model warms up so long
         loss = model.loss(batch)['loss']
         for o in optimisers: o.zero_grad()
         loss.backward()
         for o in optimisers: o.step()
-    return n, lambda batch: [step(batch, i) for i in range(n)]
+    return step
 
 def sizes_of(name, width, latent):
     """The options of the model `name` that make it so wide; none where it has no width.
@@ -88,14 +88,14 @@ def split(store):
     return info, cells.where(~is_control), cells.where(is_control)
 
 def time_step(name, store, o):
-    "Steps of a turn, its products, and seconds of a turn and of its products [rounds]."
+    "The products of a step, and seconds of a step and of its products [rounds]."
     torch.manual_seed(0)
     info, cells, controls = split(store)
     model = build_model(name, info, **sizes_of(name, o.width, o.latent))
     batch = next(iter(Batches(cells, controls, model.strategy, o.batch, fields=model.fields)))
-    n, turn = stepper(model)
-    found = products(lambda: turn(batch))
-    return n, found, in_turn({'step': lambda: turn(batch), 'products': replay(found)}, o.rounds)
+    step = stepper(model)
+    found = products(lambda: step(batch))
+    return found, in_turn({'step': lambda: step(batch), 'products': replay(found)}, o.rounds)
 
 def change_by_cell(model, batch):
     "What `change` gives, from predictions that cost each cell graphs of its own; `loss` and its gradient are the same."
@@ -116,7 +116,7 @@ def time_gears(store, batch_size, o):
     loaders = {
         fast: Batches(cells, controls, fast.strategy, batch_size),
         slow: Batches(some, controls, slow.strategy, batch_size)}
-    epoch = lambda model: (lambda turn=stepper(model)[1]: [turn(batch) for batch in loaders[model]])
+    epoch = lambda model: (lambda step=stepper(model): [step(batch) for batch in loaders[model]])
     t = in_turn({'fast': epoch(fast), 'slow': epoch(slow)}, o.rounds)
     per_condition = np.mean([len(b)/len(distinct(b)[0]) for b in loaders[fast]])
     return per_condition, {'fast': t['fast']/len(cells), 'slow': t['slow']/len(some)}
@@ -132,11 +132,11 @@ def steps(o):
     names = [k for k in MODELS if not hasattr(MODELS[k], 'fit') and not k.endswith('_scgpt') and k != 'covariate_only']
     for name, n_threads in progress(list(product(names, o.threads)), 'steps'):
         set_threads(n_threads)
-        n, calls, t = time_step(name, store, o)
+        calls, t = time_step(name, store, o)
         found.setdefault(name, []).extend(t['step']/t['products'])
         rows.append([
-            name, f'{n_threads}', f'{len(calls)/n:g}', f'{operations(calls)/n/1e9:.1f}',
-            *(f'{np.median(s)/n:.4f}' for s in t.values()), f"{ratio(t['step'], t['products']):.3f}"])
+            name, f'{n_threads}', f'{len(calls)}', f'{operations(calls)/1e9:.1f}',
+            *(f'{np.median(s):.4f}' for s in t.values()), f"{ratio(t['step'], t['products']):.3f}"])
     def wanted(name):
         is_large = sizes_of(name, o.width, o.latent) and o.width >= 1_000 and o.batch >= 4_000
         return f'at most {GOAL} wanted' if is_large else 'nothing wanted'
@@ -174,8 +174,8 @@ def main():
     report([
         *header(o, 'numpy', 'numba', 'torch'), *steps(o), '', *gears(o), '',
         'A step is the loss of a batch that was made before, its gradient and what the optimisers do; widths and',
-        'latent widths are as given above where a model has such an option. CPA takes steps of its own and of its',
-        'adversary in turn, past its warm-up: one of each is timed, and the mean shown. The matrix products of that',
+        'latent widths are as given above where a model has such an option. A step of CPA is one past its warm-up, of',
+        'the autoencoder and of the adversary. The matrix products of that',
         'very step, forward and backward, are noted as torch is asked for them (mm, addmm, bmm and baddbmm of dense',
         'matrices) and then taken alone: random matrices of the same shapes, strides and type, results in memory that',
         'is there. Step and products are timed in turn. Decoder Only takes its products for each distinct condition',

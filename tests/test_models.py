@@ -246,18 +246,23 @@ def test_a_state_that_was_not_trained_on_is_predicted_and_said(name, unknown):
         assert {p.status for c, p in found.items() if there[c]} <= {'ok', 'unseen_part'}
 
 class Trial:
-    "What a search asks, answered by the first or the last value of each range."
-    def __init__(self, last): self.last = last
-    def suggest_float(self, name, low, high, step=None, log=False): return high if self.last else low
+    "What a search asks, each name once, answered by the first or the last value of each range."
+    def __init__(self, last): self.last, self.asked = last, set()
+    def answer(self, name, first, last):
+        assert name not in self.asked, f'{name} is asked twice'
+        self.asked.add(name)
+        return last if self.last else first
+    def suggest_float(self, name, low, high, step=None, log=False): return self.answer(name, low, high)
     def suggest_int(self, name, low, high, step=1, log=False):
-        return low + (high - low)//step*step if self.last else low
-    def suggest_categorical(self, name, choices): return choices[-1 if self.last else 0]
+        return self.answer(name, low, low + (high - low)//step*step)
+    def suggest_categorical(self, name, choices): return self.answer(name, choices[0], choices[-1])
 
 @pytest.mark.parametrize('name', TRAINED)
 def test_what_a_search_suggests_are_options(name):
     for last in (False, True):
         found = model_class(name).search_space(Trial(last))
         assert {'lr', 'weight_decay'} <= set(found) and check_options(name, found) | found == check_options(name, found)
+        if last: assert found['lr'] == (1e-3 if name.startswith('cpa') else 5e-3)
 
 def test_published_options_are_options(task):
     with_presets = {k for k in NAMES if presets(k)}

@@ -105,6 +105,7 @@ class PerturbationModel(nn.Module):
     strategy, sampler, fields, features = 'matched', 'uniform', (), None # Of its training batches: see `Batches`
     name, options = None, {} # Those that `build_model` made it with
     lr, weight_decay = 1e-3, 0. # Of the default optimiser
+    highest_lr = 5e-3 # That a search tries
     def __init__(self,
         info:ModelInfo, # What the model is told about its task
     ):
@@ -151,7 +152,7 @@ def search_space(cls:PerturbationModel,
     trial, # An Optuna trial, or what has its `suggest_float`, `suggest_int` and `suggest_categorical`
 ) -> dict: # Values of options
     "What a search tries: the ranges of the published benchmark."
-    lr = trial.suggest_float('lr', 5e-6, 5e-3, log=True)
+    lr = trial.suggest_float('lr', 5e-6, cls.highest_lr, log=True)
     return dict(lr=lr, weight_decay=trial.suggest_float('weight_decay', 1e-8, 1e-3, log=True))
 
 # %% ../../nbs/30_models.base.ipynb #8edd16d8

@@ -14,7 +14,7 @@ from torch import nn
 from fastcore.basics import patch
 from torch.func import functional_call
 from ..core import InputError
-from .base import MODELS, PerturbationModel
+from .base import MODELS
 from .blocks import MLP, Encoder, draw_normal, kl_normal
 from .simple import LATENT_DIMS, Generative, covariate_slices
 
@@ -73,6 +73,7 @@ def _vectors(
 class CPA(Generative):
     "Adds vectors for perturbation and state to the basal code of a cell, which an adversary keeps free of both."
     predictions = 'mean', 'code', 'sample'
+    highest_lr = 1e-3
     def __init__(self, info,
         hidden_dim:int=128, # Width of the hidden layers of encoder and decoder
         n_latent:int=64, # Width of the codes
@@ -190,8 +191,7 @@ def loss(self:CPA, batch) -> dict: # With `nll` and `kl` in the model's turn
 @patch(cls_method=True)
 def search_space(cls:CPA, trial) -> dict:
     "The published ranges."
-    found = PerturbationModel.search_space(trial)
-    found['lr'] = trial.suggest_float('lr', 5e-6, 1e-3, log=True)
+    found = super(CPA, cls).search_space(trial)
     found['dropout'] = trial.suggest_float('dropout', 0., .8, step=.1)
     found['hidden_dim'] = trial.suggest_int('hidden_dim', 256, 5376, step=1024)
     found['n_latent'] = trial.suggest_categorical('n_latent', LATENT_DIMS)
