@@ -175,14 +175,13 @@ def main():
         *header(o, 'numpy', 'numba', 'torch'), *steps(o), '', *gears(o), '',
         'A step is the loss of a batch that was made before, its gradient and what the optimisers do; widths and',
         'latent widths are as given above where a model has such an option. A step of CPA is one past its warm-up, of',
-        'the autoencoder and of the adversary. The matrix products of that',
-        'very step, forward and backward, are noted as torch is asked for them (mm, addmm, bmm and baddbmm of dense',
-        'matrices) and then taken alone: random matrices of the same shapes, strides and type, results in memory that',
-        'is there. Step and products are timed in turn. Decoder Only takes its products for each distinct condition',
-        "of a batch, which leaves it few. In GEARS, cells a condition is a batch's mean number for each distinct",
-        'condition in it. Its rival is that of tests/test_gears.py, with the same loss: each cell goes through the',
-        f'graphs on its own. Such an epoch is timed on {o.cells_alone} cells, in one batch, and scaled to a cell; one',
-        'thread. Genes and perturbations have up to 20 neighbours in their graphs. Times are medians, ratios medians',
-        'of those of a round.'], o, SIZES)
+        'the autoencoder and of the adversary. The matrix products of that very step, forward and backward, are noted',
+        'as torch is asked for them (mm, addmm, bmm and baddbmm of dense matrices) and then taken alone: random',
+        'matrices of the same shapes, strides and type, results in memory that is there. Step and products are timed',
+        'in turn. Decoder Only takes its products for each distinct condition of a batch, which leaves it few. In',
+        "GEARS, cells a condition is a batch's mean number for each distinct condition in it. Its rival is that of",
+        'tests/test_gears.py, with the same loss: each cell goes through the graphs on its own. Such an epoch is',
+        f'timed on {o.cells_alone} cells, in one batch, and scaled to a cell; one thread. Genes and perturbations have',
+        'up to 20 neighbours in their graphs. Times are medians, ratios medians of those of a round.'], o, SIZES)
 
 if __name__ == '__main__': main()
