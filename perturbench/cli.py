@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['app', 'HELD', 'FAILED', 'WRONG_INPUT', 'INTERRUPTED', 'UsageError', 'STOPPED', 'NO_MEMORY', 'OBJECTS', 'Keys',
            'Perturbation', 'Control', 'Sep', 'Keep', 'Dose', 'TechnicalBatch', 'Replicate', 'Targets', 'Out', 'OutFile',
-           'Protocol', 'SHOWN', 'FILES', 'KeyOfTruth', 'ValuesOfTruth', 'SepOfTruth', 'Train', 'Predicted',
-           'Intersection', 'GeneSets', 'Profile', 'main', 'datasets', 'models', 'metrics', 'tasks', 'read_targets',
-           'prepare', 'check', 'fetch', 'run', 'report', 'rescore', 'predict', 'evaluate']
+           'Protocol', 'SHOWN', 'Jobs', 'Threads', 'Backend', 'FILES', 'KeyOfTruth', 'ValuesOfTruth', 'SepOfTruth',
+           'Train', 'Predicted', 'Intersection', 'GeneSets', 'Profile', 'main', 'datasets', 'models', 'metrics',
+           'tasks', 'read_targets', 'prepare', 'check', 'fetch', 'run', 'tune', 'report', 'rescore', 'predict',
+           'evaluate']
 
 # %% ../nbs/80_cli.ipynb #4d519ac6
 import gc, os, signal, sys, threading, time
@@ -317,24 +318,9 @@ def _report(out, only=None):
     print_tables(board)
     for file in files: print(file)
 
-@app.command()
-def run(
-    out:Out,
-    grid:Annotated[Optional[Path], typer.Argument(help=
-        'A YAML file with tasks, models and seeds; the built-in grid by default.')]=None,
-    jobs:Annotated[int, typer.Option(min=1, help='Runs at a time.')]=1,
-    threads:Annotated[int, typer.Option(min=1, help=
-        'Threads of each run; part of its identity, since they change the last bits.')]=1,
-    backend:Annotated[str, typer.Option(help='loky (processes), ray or dask.')]='loky',
-    dry_run:Annotated[bool, typer.Option('--dry-run', help='Say what would be done, and do nothing.')]=False,
-    force:Annotated[bool, typer.Option('--force', help='Run again what is done.')]=False,
-    isolate:Annotated[bool, typer.Option('--isolate', help='Execute each notebook in a kernel of its own.')]=False,
-):
-    "Run a grid of tasks, models and seeds; a second start does what is missing."
-    from perturbench.bench.batch import BACKENDS, dry_runs, read_grid, run_grid, to_report
-    if backend not in BACKENDS: raise InputError(f"the backend '{backend}' is not known{nearest(backend, BACKENDS)}")
-    grid = read_grid(grid)
-    if dry_run: return _print_table(dry_runs(grid, out, threads))
+def _run(grid, out, jobs, threads, backend, force=False, isolate=False):
+    "Do what is missing of `grid`, report it, and leave with `FAILED` where something failed."
+    from perturbench.bench.batch import run_grid, to_report
     outcome = run_grid(grid, out, jobs, threads, backend, force, isolate)
     n_failed = len(outcome.failed)
     print(f'{outcome.done} runs done, {outcome.skipped} were done before, {n_failed} failed', file=sys.stderr)
@@ -342,6 +328,57 @@ def run(
     for spec, log in outcome.failed:
         print(f'failed: {spec.task.name} / {spec.label} / seed {spec.seed}: see {log}', file=sys.stderr)
     if outcome.failed: raise typer.Exit(FAILED)
+
+def _known_backend(backend):
+    "Raise InputError where `backend` is none."
+    from perturbench.bench.workers import BACKENDS
+    if backend not in BACKENDS: raise InputError(f"the backend '{backend}' is not known{nearest(backend, BACKENDS)}")
+
+# %% ../nbs/80_cli.ipynb #50edbcab
+Jobs = Annotated[int, typer.Option(min=1, help='Runs at a time.')]
+Threads = Annotated[int, typer.Option(min=1, help=
+    'Threads of each run; part of its identity, since they change the last bits.')]
+Backend = Annotated[str, typer.Option(help='loky (processes), ray or dask.')]
+
+@app.command()
+def run(
+    out:Out,
+    grid:Annotated[Optional[Path], typer.Argument(help=
+        'A YAML file with tasks, models and seeds; the built-in grid by default.')]=None,
+    jobs:Jobs=1, threads:Threads=1, backend:Backend='loky',
+    dry_run:Annotated[bool, typer.Option('--dry-run', help='Say what would be done, and do nothing.')]=False,
+    force:Annotated[bool, typer.Option('--force', help='Run again what is done.')]=False,
+    isolate:Annotated[bool, typer.Option('--isolate', help='Execute each notebook in a kernel of its own.')]=False,
+):
+    "Run a grid of tasks, models and seeds; a second start does what is missing."
+    from perturbench.bench.batch import dry_runs, read_grid
+    _known_backend(backend)
+    grid = read_grid(grid)
+    if dry_run: return _print_table(dry_runs(grid, out, threads))
+    _run(grid, out, jobs, threads, backend, force, isolate)
+
+# %% ../nbs/80_cli.ipynb #7b4fa0d8
+@app.command()
+def tune(
+    task:Annotated[str, typer.Option('--task', help='A built-in task, or a prepared h5ad file.')],
+    model:Annotated[str, typer.Option('--model', help='A model: see `perturbench models`.')],
+    out:Out,
+    trials:Annotated[int, typer.Option(min=1, help='Trials, the one of the defaults among them.')]=20,
+    objective:Annotated[str, typer.Option(help=
+        'What trials are compared by: calibrated, perturbench (as published) or a metric.')]='calibrated',
+    budget:Annotated[str, typer.Option(help='Of each trial and run: quick or full.')]='quick',
+    seed:Annotated[int, typer.Option(help='Of what is tried.')]=0,
+    protocol:Protocol='default', jobs:Jobs=1, threads:Threads=1, backend:Backend='loky',
+):
+    "Search the options of a model on what validates, then test the defaults and what was found, with three seeds each."
+    from perturbench.bench.batch import read_grid
+    from perturbench.bench.tune import space_of
+    _known_backend(backend)
+    grid = read_grid(dict(
+        tasks=[task], models=[model], seeds=[0, 1, 2], budget=budget, protocol=protocol,
+        tune=dict(trials=trials, objective=objective, seed=seed)))
+    if not space_of(model, {}): raise InputError(f"the model '{model}' has no options to search; name another one")
+    _run(grid, out, jobs, threads, backend)
 
 # %% ../nbs/80_cli.ipynb #6b5e6987
 @app.command()

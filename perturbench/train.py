@@ -124,6 +124,7 @@ def fit(
     folder=None, # Where to keep the last epoch, and to resume from if one is there
     devices:int=1, # GPUs, or processes where there is none, that share each step; more than one from a script alone
     every:float=30., # Seconds between two writes of the last epoch
+    watch=None, # What is asked after each epoch, of its number and the best weights so far, whether to stop
 ) -> pd.DataFrame: # epoch, train_loss, val_loss; empty for a baseline; raises InputError where no loss is finite
     "Train `model` on the training cells of `task`."
     trainer = trainer_of(model)
@@ -131,7 +132,7 @@ def fit(
         model.fit(task.cells('train', fold))
         return pd.DataFrame(columns=['epoch', 'train_loss', 'val_loss'])
     start = partial(_start, model, task, fold, read_budget(budget), seed)
-    return trainer.fit_batches(model, start, budget, seed, folder, devices, every)
+    return trainer.fit_batches(model, start, budget, seed, folder, devices, every, watch)
 
 def _start(model, task, fold, budget, seed, trainer, resident):
     "The batches of `train` and `val` for the process of `trainer`, a Lightning one."

@@ -1,8 +1,9 @@
 "Batches of runs: whatever is killed, interrupted or broken, the same command ends with the same files."
-import json, multiprocessing, os, shutil, signal, sys, time
+import json, multiprocessing, multiprocessing.util, os, shutil, signal, sys, time
 from pathlib import Path
 import nbformat, pandas as pd, pytest
 from conftest import leave_undrawn, score_quickly
+from perturbench.bench.workers import end_workers
 from perturbench.core import part_name
 
 MODELS = ['control_mean', 'perturbed_mean', 'linear', 'latent_additive']
@@ -27,12 +28,14 @@ def command(args, folder, log, prepare, draw):
 
 def keep_each_epoch():
     import perturbench.train
-    perturbench.train.fit.__defaults__ = (*perturbench.train.fit.__defaults__[:-1], 0.)
+    *first, _, watch = perturbench.train.fit.__defaults__
+    perturbench.train.fit.__defaults__ = (*first, 0., watch)
 
 def fork_workers():
     "Workers that fork take no seconds to import; the process that starts them is as warm as they need."
     from joblib.externals.loky.backend.context import set_start_method
     set_start_method('fork')
+    multiprocessing.util.Finalize(None, end_workers, exitpriority=100)  # such a process has no other exit of its own
 
 class Command:
     "`perturbench` with `args`, started in `folder`."
@@ -372,3 +375,24 @@ def test_names_with_spaces_and_unicode(start, place, out):
     page = (out/'leaderboard.html').read_text(encoding='utf-8')
     assert task in page and label in page and label in run.text
     assert len(list((out/'figures').glob('*.png'))) == 1 and (out/'runs'/task/label).is_dir()
+
+def test_a_search_that_is_killed_again_and_again(start, out, place):
+    "Killed at any moment, with its workers; the last start ends with the trials and the board of an undisturbed one."
+    grid = place/'search.yaml'
+    write_grid(grid, ['{name: latent_additive, encoder_width: 16, latent_dim: 8, n_layers: 1}'])
+    with grid.open('a') as file: file.write('tune: {trials: 6, objective: rmse_average}\n')
+    def trials(folder):
+        return pd.read_csv(next(folder.glob('tuning/*/*/trials.csv'))).drop(columns='seconds').to_csv()
+    calm = place/'calm_search'
+    shutil.copytree(out/'tasks', calm/'tasks')
+    first = start('run', grid, '-o', calm)
+    assert first.status() == 0, first.text
+    for n in (1, 3, 5, 8):
+        killed = start('run', grid, '-o', out, '--jobs', 2, prepare=fork_workers)
+        killed.until(lambda: len(list(out.glob('tuning/*/*/*/*.json'))) >= n)
+        killed.send(signal.SIGKILL)
+        assert killed.is_gone()
+    last = start('run', grid, '-o', out, '--jobs', 2, prepare=fork_workers)
+    assert last.status() == 0, last.text
+    assert trials(out) == trials(calm)
+    assert_undisturbed(out, calm)

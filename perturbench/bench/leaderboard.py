@@ -24,6 +24,7 @@ import pandas as pd
 import torch
 from .. import __version__
 from .runs import set_threads, survey
+from .tune import tuning_seconds
 from ..core import InputError, atomic_path, digest, file_sha256
 from ..metrics.accuracy import DEFINITIONS
 from ..scoring.evaluation import METRICS, Evaluation # METRICS with all that are built in
@@ -379,8 +380,8 @@ def remarks(
 COLUMNS = ['task', 'task_id', 'model', 'metric', 'mean', 'sd', 'lo', 'hi', 'n_conditions', 'n_undefined', 'n_seeds',
            'best', 'within_noise', 'calibrated', 'calibrated_lo', 'calibrated_hi', 'calibrated_status', 'null',
            'null_mean', 'duplicate_mean', 'limit', 'fit', 'spread', 'rank_pred', 'rank_true', 'collapsed',
-           'fit_seconds', 'predict_seconds', 'peak_memory']
-COLLAPSE, COSTS = COLUMNS[-7:-3], COLUMNS[-3:]
+           'fit_seconds', 'predict_seconds', 'peak_memory', 'tuning_seconds']
+COLLAPSE, COSTS = COLUMNS[-8:-4], COLUMNS[-4:]
 
 def mean_costs(
     runs, # A row a run
@@ -766,7 +767,7 @@ class _Cost(NamedTuple):
     digits:int
 
 _COSTS = dict(fit_seconds=_Cost('fit (s)', 1), predict_seconds=_Cost('predict (s)', 1),
-              peak_memory=_Cost('memory (MB)', 0))
+              peak_memory=_Cost('memory (MB)', 0), tuning_seconds=_Cost('tuning (s)', 0))
 
 def page_rows(
     board, # From `leaderboard`
@@ -987,7 +988,8 @@ def read_results(
         keys = {name: run[name] for name in ('task', 'task_id', 'model', 'seed', 'run_id')}
         table = pd.read_parquet(Path(out)/'runs'/run['task']/run['model']/run['run_id']/'scores.parquet')
         scores.append(table.assign(**keys, definitions=run.get('definitions', 1)))
-        runs.append(keys | {name: run.get(name) for name in (*COLLAPSE, *COSTS)})
+        known = run | dict(tuning_seconds=tuning_seconds(out, run))
+        runs.append(keys | {name: known.get(name) for name in (*COLLAPSE, *COSTS)})
     return Results(pd.concat(scores, ignore_index=True), pd.DataFrame(runs), _left_out(found, wanted))
 
 # %% ../../nbs/74_bench.leaderboard.ipynb #8e434df6

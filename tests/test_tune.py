@@ -1,0 +1,173 @@
+"Searches: what is tested never enters, nothing depends on how many run at a time, and what fails is said."
+import json, sys
+import numpy as np, pandas as pd, pytest
+from conftest import one_pixel
+from scipy import sparse
+from perturbench.bench import tune as room
+from perturbench.bench.batch import dry_runs, read_grid, run_grid
+from perturbench.bench.leaderboard import write_report
+from perturbench.bench.tune import SearchFailed, objective_of, search_home
+from perturbench.cli import main
+from perturbench.core import InputError
+from perturbench.data.simulate import Parameters, simulate
+from perturbench.splits.kinds import make_splits
+from perturbench.tasks import open_task
+
+pytestmark = pytest.mark.usefixtures('undrawn')
+BUDGET = dict(max_epochs=4, min_epochs=1, batch_size=64)
+NARROW = {'name': 'decoder_only', 'encoder_width': 32, 'n_layers': 1} # The published widths take minutes here
+SHOWN = ['number', 'state', 'value', 'fault']
+
+@pytest.fixture(scope='module')
+def small(tmp_path_factory):
+    "A screen, its split as a file, and which of its cells are tested."
+    folder = tmp_path_factory.mktemp('tune')
+    par = Parameters(n_genes=80, n_states=2, n_perturbations=14, n_programmes=6, cells=20, controls=80, panel=1, library=2000)
+    screen = simulate(par, seed=1).screen
+    split, = make_splits(screen, {'kind': 'transfer', 'seed': 1})
+    pd.Series(split.parts, screen.adata.obs_names).to_csv(folder/'split.csv', header=False)
+    screen.write(folder/'screen.h5ad')
+    return folder, screen, split.mask('test')
+
+def grid_on(folder, screen='screen.h5ad', models=(NARROW,), objective='rmse_average', trials=6, **more):
+    task = {'name': 'small', 'screen': str(folder/screen), 'split': {'kind': 'file', 'file': str(folder/'split.csv')}}
+    tuning = dict(trials=trials, objective=objective, **more)
+    return read_grid(dict(tasks=[task], models=list(models), budget=BUDGET, tune=tuning))
+
+def trials(out, label='decoder_only-tuned'): return pd.read_csv(search_home(out, 'small', label)/'trials.csv')
+
+@pytest.fixture(scope='module')
+def searched(small, tmp_path_factory):
+    "The results of a grid with one search."
+    out = tmp_path_factory.mktemp('searched')
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr('perturbench.plots.Picture.savefig', one_pixel)
+        outcome = run_grid(grid_on(small[0]), out)
+    assert (outcome.done, outcome.failed) == (2, [])
+    return out
+
+def test_what_is_tested_never_enters(small, searched, tmp_path):
+    "Other values in the cells that are tested: the same trials, to the bit; other scores."
+    folder, screen, tested = small
+    changed = screen.adata.copy()
+    values = changed.X.toarray()
+    values[tested] = values[tested][::-1]*1.5
+    changed.X = sparse.csr_matrix(values)
+    other = type(screen)(changed, 'perturbation', screen.covariate_keys)
+    other.write(folder/'other.h5ad')
+    run_grid(grid_on(folder, 'other.h5ad'), tmp_path)
+    pd.testing.assert_frame_equal(trials(tmp_path).drop(columns='seconds'), trials(searched).drop(columns='seconds'))
+    files = [next(out.glob('runs/small/decoder_only/*/scores.parquet')) for out in (tmp_path, searched)]
+    ours, theirs = (pd.read_parquet(file).value for file in files)
+    assert not np.allclose(ours, theirs, equal_nan=True)
+
+def test_a_leak_would_be_seen(small, tmp_path, monkeypatch):
+    "The same with a search that is shown what is tested: its trials differ, so the test above can fail."
+    folder, _, _ = small
+    monkeypatch.setattr(room, 'without_tested', lambda task: room.Views(task, task))
+    monkeypatch.setattr(room, '_LAST', {})
+    found = []
+    for screen in ('screen.h5ad', 'other.h5ad'):
+        run_grid(grid_on(folder, screen, trials=1), tmp_path/screen)
+        found.append(trials(tmp_path/screen).value[0])
+    assert found[0] != found[1]
+
+def test_trials_do_not_depend_on_how_many_run_at_a_time(small, searched, tmp_path):
+    run_grid(grid_on(small[0]), tmp_path, jobs=2)
+    pd.testing.assert_frame_equal(trials(tmp_path).drop(columns='seconds'), trials(searched).drop(columns='seconds'))
+
+def test_more_trials_begin_with_those_there_are(small, searched, tmp_path):
+    run_grid(grid_on(small[0], trials=3), tmp_path)
+    path = search_home(tmp_path, 'small', 'decoder_only-tuned')/'trials'/'002.json'
+    kept = path.stat().st_mtime_ns
+    run_grid(grid_on(small[0], trials=6), tmp_path)
+    assert path.stat().st_mtime_ns == kept
+    pd.testing.assert_frame_equal(trials(tmp_path)[SHOWN], trials(searched)[SHOWN])
+
+def test_two_rows_and_what_the_search_took(searched):
+    board, _ = write_report(searched)
+    rows = board[board.metric == 'rmse_average'].set_index('model')
+    assert set(rows.index) == {'decoder_only', 'decoder_only-tuned'}
+    took = trials(searched).seconds.sum()
+    assert np.isnan(rows.tuning_seconds['decoder_only']) and rows.tuning_seconds['decoder_only-tuned'] > took
+
+def test_the_chosen_one_is_the_best_by_its_repeats(searched):
+    home = search_home(searched, 'small', 'decoder_only-tuned')
+    found = json.loads((home/'tuned.json').read_text())
+    table = trials(searched)
+    best = set(table[table.state == 'complete'].nsmallest(3, 'value').number)
+    means = {}
+    for number in best:
+        again = [json.loads(path.read_text()) for path in sorted((home/'repeats').glob(f'{number:03}_*.json'))]
+        assert len({trial['seed'] for trial in again}) == 3
+        means[number] = np.mean([trial['value'] for trial in again])
+    assert found['number'] == min(means, key=means.get) and found['value'] == pytest.approx(min(means.values()))
+
+def test_a_trial_that_was_cut_is_made_again(small, searched, tmp_path, capsys):
+    run_grid(grid_on(small[0], trials=2), tmp_path)
+    before, path = trials(tmp_path), search_home(tmp_path, 'small', 'decoder_only-tuned')/'trials'/'001.json'
+    path.write_text(path.read_text()[:50])
+    run_grid(grid_on(small[0], trials=2), tmp_path)
+    assert '001.json is cut or was altered; it is made again' in capsys.readouterr().err
+    pd.testing.assert_frame_equal(trials(tmp_path)[SHOWN], before[SHOWN])
+
+def test_another_search_may_not_go_on_there(small, searched):
+    for other in (dict(objective='mae_average'), dict(seed=3)):
+        with pytest.raises(InputError, match=f'with other {next(iter(other))}; move it away'):
+            run_grid(grid_on(small[0], **other), searched)
+    fixed = NARROW | {'lr': .01}
+    with pytest.raises(InputError, match='with other options, ranges; move it away'):
+        run_grid(grid_on(small[0], models=[fixed]), searched)
+
+def test_a_search_whose_every_trial_fails(small, tmp_path, capsys):
+    grid = tmp_path/'grid.yaml'
+    grid.write_text(f"""
+tasks: [{{name: small, screen: {small[0]/'screen.h5ad'}, split: {{kind: file, file: {small[0]/'split.csv'}}}}}]
+models: [control_mean, {{name: linear, lr: 1.0e+30}}]
+budget: {{max_epochs: 2, min_epochs: 1}}
+tune: {{trials: 2, objective: rmse_average}}
+""")
+    assert main(['run', str(grid), '-o', str(tmp_path/'out')]) == 1
+    said = capsys.readouterr().err
+    assert 'failed: the search of linear-tuned on small' in said and '1 runs done, 0 were done before, 2 failed' in said
+    log = search_home(tmp_path/'out', 'small', 'linear-tuned')/'log'
+    assert 'the validation loss of linear was never finite' in log.read_text()
+
+def test_nothing_can_be_chosen_from_failures():
+    failed = room.Trial(0, {}, 0, state='failed', fault='no loss')
+    assert room.best_trials([failed], True) == []
+    with pytest.raises(SearchFailed, match='no loss'): room._chosen([failed], {}, True)
+
+def test_faults_of_a_grid_that_searches(small):
+    def refused(match, **keys):
+        with pytest.raises(InputError, match=match): read_grid(dict(tasks=['sim-transfer'], models=['linear'], **keys))
+    refused("has no 'trails'; did you mean 'trials'", tune=dict(trails=3))
+    refused('give a whole number of at least 1', tune=dict(trials=True))
+    refused("the objective 'rmse' is not known", tune=dict(objective='rmse'))
+    refused('`tune` of a grid is a name or a mapping', tune=7)
+    same = ['linear', {'name': 'additive', 'as': 'linear-tuned'}]
+    with pytest.raises(InputError, match="the model label 'linear-tuned' occurs 2 times"):
+        read_grid(dict(tasks=['sim-transfer'], models=same, tune={'trials': 2}))
+
+def test_without_optuna(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'optuna', None)
+    with pytest.raises(InputError, match=r"pip install 'perturbench\[tune\]'"):
+        read_grid(dict(tasks=['sim-transfer'], models=['linear'], tune=dict(trials=3)))
+
+def test_a_task_with_folds_is_not_searched(tmp_path):
+    task = {'name': 'folds', 'screen': 'sim-transfer', 'split': {'kind': 'transfer', 'folds': 3}}
+    with pytest.raises(InputError, match='has 3 folds, and what one validates another tests'):
+        run_grid(read_grid(dict(tasks=[task], models=['linear'], tune=dict(trials=1))), tmp_path)
+    assert not list(tmp_path.glob('runs/*'))
+
+def test_no_range_on_what_validates(tmp_path):
+    "Where perturbations do nothing the plain error decides, and that is said."
+    judge = room.Judge(open_task('sim-null', tmp_path), objective_of('calibrated'))
+    assert judge.objective == objective_of('rmse_average') and not judge.objective.higher
+    assert judge.note == 'no calibrated score has a range on what validates, so trials are compared by rmse_average'
+
+def test_a_dry_run_says_what_is_to_be_searched(small, searched):
+    def states(trials):
+        return {row['model']: row['state'] for row in dry_runs(grid_on(small[0], trials=trials), searched)}
+    assert states(6) == {'decoder_only': 'done', 'decoder_only-tuned': 'done'}
+    assert states(9) == {'decoder_only': 'done', 'decoder_only-tuned': 'to search'}
