@@ -141,13 +141,13 @@ def test_beside_the_original_by_hand(tmp_path, undrawn):
         perfect.write_h5ad(folder/f'small__linear__{seed}.h5ad')
         nothing.write_h5ad(folder/f'small__decoder_only__{seed}.h5ad')
     said = execute(
-        'benchmarks/beside_the_original', tmp_path, source=str(folder), out='ours', seeds=[0, 1],
+        'benchmarks/beside_the_original', tmp_path, source=str(folder), out='ours', seeds={'original': [0, 1], 'ours': [0, 1, 2]},
         tasks={'small': {'max_epochs': 1, 'batch_size': 128}}, models={'linear': {}, 'decoder_only': {}})
     assert 'compared on: small' in said
     found = pd.read_csv(tmp_path/'ours'/'gains.csv').query('metric == "rmse_average"').set_index('model')
     assert found.verdict.to_dict() == {'linear': 'worse', 'decoder_only': 'better'}
     def lost(model, original):
-        ours = [ad.read_h5ad(tmp_path/'ours'/f'small__{model}__{seed}.h5ad') for seed in (0, 1)]
+        ours = [ad.read_h5ad(tmp_path/'ours'/f'small__{model}__{seed}.h5ad') for seed in (0, 1, 2)]
         return rmse(original, truth) - np.mean([rmse(cells, truth) for cells in ours])
     by_hand = lost('linear', perfect)/lost('decoder_only', nothing)
     assert found.gain['linear']/found.gain['decoder_only'] == pytest.approx(by_hand, rel=1e-4)

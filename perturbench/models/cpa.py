@@ -89,13 +89,16 @@ class CPA(Generative):
         penalty_weight:float=1., # Weight of the penalty on its gradient
         adv_classifier_hidden_dim:int=64, # Width of its hidden layers
         adv_classifier_n_layers:int=1, # Its hidden layers
-        prediction:str='code', # 'mean': decode the mean code, 'code': draw it, 'sample': draw the cell too
+        prediction:str=None, # 'mean': decode the mean code, 'code': draw it, 'sample': draw the cell too; by default
+            # 'sample', and 'code' under protocol='perturbench'
         features:str=None, # An embedding in obsm that the encoder reads; None: expression
         lr:float=3e-3, # Learning rate of both Adams
         weight_decay:float=1e-6, # Their weight decay
     ):
+        as_published = info.protocol == 'perturbench'
+        if prediction is None: prediction = 'code' if as_published else 'sample'
+        if adv_steps is None: adv_steps = 2 if as_published else 1
         super().__init__(info, likelihood, prediction, lr, weight_decay, features)
-        if adv_steps is None: adv_steps = 2 if info.protocol == 'perturbench' else 1
         if use_adversary and adv_steps < 1:
             raise InputError(f'adv_steps is {adv_steps}, and no step is left; give 1 (each is of both) or more')
         self.kl_weight, self.adv_weight, self.penalty_weight = kl_weight, adv_weight, penalty_weight

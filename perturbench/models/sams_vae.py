@@ -260,7 +260,7 @@ def search_space(cls:SAMSVAE, trial) -> dict:
 @MODELS.register('sams_vae_s')
 class SAMSVAES(SAMSVAE):
     "SAMS-VAE with a free vector for each perturbation, without a mask."
-    __init__ = partialmethod(SAMSVAE.__init__, sparse_additive_mechanism=False, lr=.01)
+    __init__ = partialmethod(SAMSVAE.__init__, sparse_additive_mechanism=False)
 
     @classmethod
     def search_space(cls, trial):
