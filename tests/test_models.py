@@ -281,7 +281,7 @@ def test_an_ablation_is_its_model_with_a_switch(task):
             ('cpa_noadv', 'cpa', dict(use_adversary=False)),
             ('cpa_scgpt', 'cpa', dict(features='X_scGPT')),
             ('latent_additive_scgpt', 'latent_additive', dict(features='X_scGPT')),
-            ('sams_vae_s', 'sams_vae', dict(sparse_additive_mechanism=False, lr=.01)),
+            ('sams_vae_s', 'sams_vae', dict(sparse_additive_mechanism=False)),
             ('covariate_only', 'decoder_only', dict(use_perturbations=False))]:
         (a, _) = train(name, task, budget=dict(max_epochs=1, batch_size=2000))
         (b, _) = train(of, task, budget=dict(max_epochs=1, batch_size=2000), **switch)

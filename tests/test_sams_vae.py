@@ -173,7 +173,7 @@ def test_the_ablation_is_the_model_with_a_full_mask(small):
     dense = build(small, name='sams_vae_s', prediction='mean').eval()
     sparse = build(small, n_layers_encoder_e=0, prediction='mean').eval()
     assert [k for k, _ in dense.effects.named_parameters()] == ['vectors']
-    assert dense.options == {**model_options(SAMSVAE), 'sparse_additive_mechanism': False, 'prediction': 'mean', 'lr': .01}
+    assert dense.options == {**model_options(SAMSVAE), 'sparse_additive_mechanism': False, 'prediction': 'mean'}
     assert type(dense).predict is type(sparse).predict is SAMSVAE.predict
     controls = small.dense(range(20))
     with torch.no_grad():
