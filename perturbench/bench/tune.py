@@ -284,6 +284,15 @@ def _as_optuna(
         params={name: trial.options[name] for name in ranges}, distributions=ranges, intermediate_values=rungs)
 
 # %% ../../nbs/70b_bench.tune.ipynb #f5ba3226
+class _Given:
+    "A trial in which some options are given, and not asked for."
+    def __init__(self, trial, options): self.trial, self.options = trial, options
+    def _answer(self, ask, name, *range_, **how):
+        return self.options[name] if name in self.options else ask(name, *range_, **how)
+    def suggest_float(self, *asked, **how): return self._answer(self.trial.suggest_float, *asked, **how)
+    def suggest_int(self, *asked, **how): return self._answer(self.trial.suggest_int, *asked, **how)
+    def suggest_categorical(self, *asked, **how): return self._answer(self.trial.suggest_categorical, *asked, **how)
+
 def _asked(
     optuna,
     study, # Of Optuna
@@ -291,8 +300,8 @@ def _asked(
     number:int,
 ) -> Trial: # With options that the model has
     "The next trial of a study."
-    cls, asked = model_class(search.model), study.ask()
-    options = cls.search_space(asked)
+    asked = study.ask()
+    options = model_class(search.model).search_space(_Given(asked, search.options))
     ranges = {name: optuna.distributions.distribution_to_json(d) for name, d in asked.distributions.items()}
     return Trial(number, options, _seed_of(search, number), ranges)
 
@@ -409,8 +418,10 @@ def _try_all(
     n:int, # Processes
     backend:str, # One of `BACKENDS`
 ) -> list: # The `Trial`s that came of them, from their files
-    "Try what has no file yet."
-    for job in _in_processes(search, [job for job in jobs if read_trial(job.path) is None], n, backend):
+    "Try what has no file yet, or one that cannot be read."
+    lacking = [job for job in jobs if read_trial(job.path) is None]
+    for job in lacking: job.path.unlink(missing_ok=True)
+    for job in _in_processes(search, lacking, n, backend):
         if not _in_processes(search, [job], _ALONE): continue
         fault = 'its process was killed, and again when it ran alone; it may need more memory than there is'
         _write(job.path, asdict(replace(job.trial, state='failed', fault=fault)))
