@@ -7,12 +7,12 @@ __all__ = ['app', 'HELD', 'FAILED', 'WRONG_INPUT', 'INTERRUPTED', 'UsageError', 
            'Perturbation', 'Control', 'Sep', 'Keep', 'Dose', 'TechnicalBatch', 'Replicate', 'Targets', 'Out', 'OutFile',
            'Protocol', 'SHOWN', 'Jobs', 'Threads', 'Backend', 'FILES', 'KeyOfTruth', 'ValuesOfTruth', 'SepOfTruth',
            'Train', 'Predicted', 'Intersection', 'GeneSets', 'Profile', 'main', 'datasets', 'models', 'metrics',
-           'tasks', 'read_targets', 'prepare', 'check', 'fetch', 'run', 'tune', 'report', 'rescore', 'predict',
-           'evaluate']
+           'tasks', 'read_targets', 'prepare', 'check', 'fetch', 'run', 'tune', 'report', 'rescore', 'runs', 'repeat',
+           'predict', 'evaluate']
 
 # %% ../nbs/80_cli.ipynb #4d519ac6
 import gc, os, signal, sys, threading, time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
@@ -395,6 +395,36 @@ def rescore(out:Annotated[Path, typer.Argument(help='A folder of results.')]):
     print(f'{next(found)} runs to score')
     for about in found: print(f"scored: {about['task']} / {about['model']} / seed {about['seed']}", flush=True)
     _report(out)
+
+# %% ../nbs/80_cli.ipynb #7a91a819
+@app.command()
+def runs(
+    out:Annotated[Path, typer.Argument(help='A folder of results.')],
+    task:Annotated[Optional[str], typer.Option('--task', help='Those of this task alone.')]=None,
+    model:Annotated[Optional[str], typer.Option('--model', help='Those of this label alone.')]=None,
+    seed:Annotated[Optional[int], typer.Option('--seed', help='Those with this seed alone.')]=None,
+    remove:Annotated[bool, typer.Option('--remove', help='Remove them; one of the filters has to be given.')]=False,
+):
+    "List the runs of a folder, or remove some of them."
+    from perturbench.bench.kept import listed, matching, take_away
+    if remove and task is model is seed is None:
+        raise InputError('--remove without a filter would take all runs away; give --task, --model or --seed')
+    with Lock(out) if remove else nullcontext():
+        found = matching(out, task, model, seed)
+        if not found: raise InputError(f'there is no finished run in {out}; start some with `perturbench run`')
+        _print_table(listed(out, found))
+        if remove: take_away(out, found)
+    if remove: print(f'{len(found)} runs removed', file=sys.stderr)
+
+@app.command()
+def repeat(run_dir:Annotated[Path, typer.Argument(help='The folder of a run: OUT/runs/TASK/LABEL/RUN_ID.')]):
+    "Do a run once more, and say whether its numbers are the same; status 1 where they differ with the same versions."
+    from perturbench.bench.kept import repeat as room
+    found = room(run_dir)
+    changed = ', '.join(f'{name} {then} -> {now}' for name, (then, now) in found.versions.items())
+    print(f'versions that differ: {changed}' if changed else 'the same versions')
+    print('the same numbers, to the bit' if found.equal else f'largest difference {found.largest:.3g}: {found.where}')
+    if not found.equal and not changed: raise typer.Exit(FAILED)
 
 # %% ../nbs/80_cli.ipynb #71b7cdc5
 @app.command()

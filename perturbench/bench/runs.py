@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['set_threads', 'run_id', 'run_home', 'Run', 'open_run', 'checkpoint_home', 'drop_damaged', 'evaluation_of',
            'plot_history', 'Extremes', 'best_and_worst', 'plot_conditions', 'own_files', 'drop_empty', 'clear_run',
-           'put_in_place', 'seal', 'forget_checkpoints', 'read_run', 'Survey', 'survey', 'predict_run']
+           'put_in_place', 'seal', 'forget_checkpoints', 'versions', 'read_run', 'Survey', 'survey', 'predict_run']
 
 # %% ../../nbs/70_bench.runs.ipynb #f5d23438
 import inspect, json, os, platform, re, time, zipfile
@@ -350,6 +350,10 @@ def forget_checkpoints(
     drop_empty(home)
 
 # %% ../../nbs/70_bench.runs.ipynb #675825d0
+def versions() -> dict: # Package -> version
+    "What numbers may depend on."
+    return dict(perturbench=__version__, torch=torch.__version__, numpy=np.__version__, python=platform.python_version())
+
 def _described(
     run:Run, # Scored
 ) -> dict:
@@ -359,9 +363,7 @@ def _described(
                 options=run.options, seed=run.seed, budget=asdict(run.budget), protocol=task.protocol,
                 threads=run.threads, definitions=DEFINITIONS)
     collapse = {name: None if value != value else value for name, value in run.collapse.items()} # JSON has no nan
-    versions = dict(perturbench=__version__, torch=torch.__version__, numpy=np.__version__,
-                    python=platform.python_version())
-    return {**kept, **collapse, **run.costs, 'versions': versions}
+    return {**kept, **collapse, **run.costs, 'versions': versions()}
 
 @patch
 def save(self:Run,
