@@ -175,13 +175,14 @@ class GEARS(Network):
         min_correlation:float=.4, # Neighbours by co-expression are more correlated than this
         annotations:str='', # Path of a gene ontology file for the graph of perturbations; '': co-expression of targets
         inject_covariates:bool=True, # Whether the state takes part; else all states get one effect
-        error_power:int=4, # Of the error in the loss: 4 as in the paper, or 2
+        error_power:int=None, # Of the error in the loss, 2 or 4; by default 2, and 4 under protocol='perturbench'
         direction_weight:float=1e-3, # Of the term of the loss that asks for the right direction
         direction_scale:float=.1, # A change well above it counts as a direction
         lr:float=3e-3, # Learning rate of Adam
         weight_decay:float=1e-8, # Its weight decay
     ):
         super().__init__(info, lr, weight_decay)
+        if error_power is None: error_power = 4 if info.protocol == 'perturbench' else 2
         _refuse_numbers(n_layers_graph, direction_scale, error_power)
         self.inject_covariates, self.error_power = inject_covariates, error_power
         self.direction_weight, self.direction_scale = direction_weight, direction_scale
