@@ -352,7 +352,8 @@ def forget_checkpoints(
 # %% ../../nbs/70_bench.runs.ipynb #675825d0
 def versions() -> dict: # Package -> version
     "What numbers may depend on."
-    return dict(perturbench=__version__, torch=torch.__version__, numpy=np.__version__, python=platform.python_version())
+    return dict(perturbench=__version__, torch=torch.__version__, numpy=np.__version__,
+                python=platform.python_version())
 
 def _described(
     run:Run, # Scored
