@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['app', 'HELD', 'FAILED', 'WRONG_INPUT', 'INTERRUPTED', 'UsageError', 'STOPPED', 'NO_MEMORY', 'OBJECTS', 'Keys',
            'Perturbation', 'Control', 'Sep', 'Keep', 'Dose', 'TechnicalBatch', 'Replicate', 'Targets', 'Out', 'OutFile',
-           'Protocol', 'SHOWN', 'Jobs', 'Threads', 'Backend', 'FILES', 'KeyOfTruth', 'ValuesOfTruth', 'SepOfTruth',
-           'Train', 'Predicted', 'Intersection', 'GeneSets', 'Profile', 'main', 'datasets', 'models', 'metrics',
-           'tasks', 'read_targets', 'prepare', 'check', 'fetch', 'run', 'tune', 'report', 'rescore', 'runs', 'repeat',
-           'predict', 'evaluate']
+           'Protocol', 'SHOWN', 'Jobs', 'Threads', 'Backend', 'Address', 'Gpus', 'RunsPerGpu', 'TimeLimit',
+           'MemoryLimit', 'FILES', 'KeyOfTruth', 'ValuesOfTruth', 'SepOfTruth', 'Train', 'Predicted', 'Intersection',
+           'GeneSets', 'Profile', 'main', 'datasets', 'models', 'metrics', 'tasks', 'read_targets', 'prepare', 'check',
+           'fetch', 'run', 'tune', 'report', 'rescore', 'runs', 'repeat', 'predict', 'evaluate']
 
 # %% ../nbs/80_cli.ipynb #4d519ac6
 import gc, os, signal, sys, threading, time
@@ -311,51 +311,85 @@ def fetch(
     print(f'ready: {out or screen_path(name)}')
 
 # %% ../nbs/80_cli.ipynb #b35fbde9
-def _report(out, only=None):
+_LONG = ['task', 'metric', 'model', 'mean', 'lo', 'hi', 'sd', 'calibrated', 'n_conditions', 'n_seeds', 'best']
+
+def _long_rows(board):
+    "A mapping for each task, metric and model of a leaderboard, its numbers as they are shown."
+    shown = board[_LONG].sort_values(['task', 'metric', 'model'], kind='stable')
+    numbers = ['mean', 'lo', 'hi', 'sd', 'calibrated']
+    return shown.assign(**{name: shown[name].map('{:.4g}'.format) for name in numbers}).to_dict('records')
+
+def _report(out, only=None, goal=None, long=False):
     "Write the report of `out`, print its tables and name its files."
     from perturbench.bench.leaderboard import print_tables, write_report
-    board, files = write_report(out, only)
-    print_tables(board)
+    board, files = write_report(out, only, goal)
+    if long: _print_table(_long_rows(board))
+    else: print_tables(board)
     for file in files: print(file)
 
-def _run(grid, out, jobs, threads, backend, force=False, isolate=False):
+def _summary(outcome):
+    "What became of a batch, in a sentence."
+    counts = [f'{outcome.done} runs done', f'{outcome.skipped} were done before', f'{len(outcome.failed)} failed']
+    if outcome.elsewhere: counts.append(f'{outcome.elsewhere} by other processes')
+    return ', '.join(counts)
+
+def _run(grid, out, **how):
     "Do what is missing of `grid`, report it, and leave with `FAILED` where something failed."
     from perturbench.bench.batch import run_grid, to_report
-    outcome = run_grid(grid, out, jobs, threads, backend, force, isolate)
-    n_failed = len(outcome.failed)
-    print(f'{outcome.done} runs done, {outcome.skipped} were done before, {n_failed} failed', file=sys.stderr)
-    if outcome.done or outcome.skipped: _report(out, to_report(out, outcome.specs))
+    outcome = run_grid(grid, out, **how)
+    print(_summary(outcome), file=sys.stderr)
+    if outcome.done or outcome.skipped or outcome.elsewhere: _report(out, to_report(out, outcome.specs))
     for spec, log in outcome.failed:
         print(f'failed: {spec.task.name} / {spec.label} / seed {spec.seed}: see {log}', file=sys.stderr)
     if outcome.failed: raise typer.Exit(FAILED)
 
+# %% ../nbs/80_cli.ipynb #c2a14bec
 def _known_backend(backend):
     "Raise InputError where `backend` is none."
     from perturbench.bench.workers import BACKENDS
     if backend not in BACKENDS: raise InputError(f"the backend '{backend}' is not known{nearest(backend, BACKENDS)}")
+def _resources(jobs, threads, backend, address, gpus, runs_per_gpu, time_limit, memory_limit):
+    "What runs are done with and what each may take; raises InputError for what does not fit together."
+    from perturbench.bench.workers import read_amounts, read_limits
+    _known_backend(backend)
+    if address and backend not in ('ray', 'dask'):
+        raise InputError(f'--address is of a cluster of Ray or Dask, and the backend is {backend}; give --backend too')
+    if gpus and backend in ('dask', 'slurm'):
+        remedy = 'say `gpus` under `cluster` of the grid' if backend == 'slurm' else 'use --backend loky or ray'
+        raise InputError(f'--gpus is not for the backend {backend}; {remedy}')
+    limits_of = read_limits if backend == 'loky' else read_amounts # a cluster has other machines
+    return dict(jobs=jobs, threads=threads, backend=backend, address=address, gpus=gpus, runs_per_gpu=runs_per_gpu,
+                limits=limits_of(time_limit, memory_limit))
 
 # %% ../nbs/80_cli.ipynb #50edbcab
-Jobs = Annotated[int, typer.Option(min=1, help='Runs at a time.')]
+Jobs = Annotated[int, typer.Option(min=1, help='Runs at a time; jobs of a Slurm cluster.')]
 Threads = Annotated[int, typer.Option(min=1, help=
     'Threads of each run; part of its identity, since they change the last bits.')]
-Backend = Annotated[str, typer.Option(help='loky (processes), ray or dask.')]
+Backend = Annotated[str, typer.Option(help='loky (processes), ray, dask or slurm.')]
+Address = Annotated[Optional[str], typer.Option(help=
+    'Of a running cluster of Ray or Dask; one is started here by default.')]
+Gpus = Annotated[int, typer.Option(min=0, help='GPUs that runs are given, one each.')]
+RunsPerGpu = Annotated[int, typer.Option(min=1, help='Runs that share a GPU.')]
+TimeLimit = Annotated[Optional[str], typer.Option(help='Of each run: 90s, 30m, 2h.')]
+MemoryLimit = Annotated[Optional[str], typer.Option(help='Of each run: 500MB, 8GB.')]
 
 @app.command()
 def run(
     out:Out,
     grid:Annotated[Optional[Path], typer.Argument(help=
         'A YAML file with tasks, models and seeds; the built-in grid by default.')]=None,
-    jobs:Jobs=1, threads:Threads=1, backend:Backend='loky',
+    jobs:Jobs=1, threads:Threads=1, backend:Backend='loky', address:Address=None, gpus:Gpus=0, runs_per_gpu:RunsPerGpu=1,
+    time_limit:TimeLimit=None, memory_limit:MemoryLimit=None,
     dry_run:Annotated[bool, typer.Option('--dry-run', help='Say what would be done, and do nothing.')]=False,
     force:Annotated[bool, typer.Option('--force', help='Run again what is done.')]=False,
     isolate:Annotated[bool, typer.Option('--isolate', help='Execute each notebook in a kernel of its own.')]=False,
 ):
-    "Run a grid of tasks, models and seeds; a second start does what is missing."
+    "Run a grid of tasks, models and seeds; a second start does what is missing, and two at a time share it."
     from perturbench.bench.batch import dry_runs, read_grid
-    _known_backend(backend)
+    resources = _resources(jobs, threads, backend, address, gpus, runs_per_gpu, time_limit, memory_limit)
     grid = read_grid(grid)
     if dry_run: return _print_table(dry_runs(grid, out, threads))
-    _run(grid, out, jobs, threads, backend, force, isolate)
+    _run(grid, out, force=force, isolate=isolate, **resources)
 
 # %% ../nbs/80_cli.ipynb #7b4fa0d8
 @app.command()
@@ -369,22 +403,29 @@ def tune(
     budget:Annotated[str, typer.Option(help='Of each trial and run: quick or full.')]='quick',
     seed:Annotated[int, typer.Option(help='Of what is tried.')]=0,
     protocol:Protocol='default', jobs:Jobs=1, threads:Threads=1, backend:Backend='loky',
+    address:Address=None, gpus:Gpus=0, runs_per_gpu:RunsPerGpu=1,
+    time_limit:TimeLimit=None, memory_limit:MemoryLimit=None,
 ):
     "Search the options of a model on what validates, then test the defaults and what was found, with three seeds each."
     from perturbench.bench.batch import read_grid
     from perturbench.bench.tune import space_of
-    _known_backend(backend)
+    resources = _resources(jobs, threads, backend, address, gpus, runs_per_gpu, time_limit, memory_limit)
     grid = read_grid(dict(
         tasks=[task], models=[model], seeds=[0, 1, 2], budget=budget, protocol=protocol,
         tune=dict(trials=trials, objective=objective, seed=seed)))
     if not space_of(model, {}): raise InputError(f"the model '{model}' has no options to search; name another one")
-    _run(grid, out, jobs, threads, backend)
+    _run(grid, out, **resources)
 
 # %% ../nbs/80_cli.ipynb #6b5e6987
 @app.command()
-def report(out:Annotated[Path, typer.Argument(help='A folder of results.')]):
+def report(
+    outs:Annotated[list[Path], typer.Argument(help=
+        'Folders of results; several make one board, in the first of them.')],
+    out:Annotated[Optional[Path], typer.Option('-o', '--out', help='Where the board goes instead.')]=None,
+    long:Annotated[bool, typer.Option('--long', help='Print a line for each metric and model.')]=False,
+):
     "Write the leaderboard and its figures from the runs that are there."
-    _report(out)
+    _report(outs, goal=out, long=long)
 
 # %% ../nbs/80_cli.ipynb #5f8fafa1
 @app.command()

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['LISTED', 'NO_ROOM', 'LONGEST', 'NO_LOCKS', 'InputError', 'nearest', 'Registry', 'digest', 'seed_of', 'rng',
-           'file_sha256', 'os_fault', 'file_name_fault', 'part_name', 'is_part', 'writing_to', 'remove', 'sweep_parts',
-           'place_of', 'atomic_path', 'Lock', 'release_memory', 'device', 'seed_torch', 'keep_kernels', 'progress']
+           'file_sha256', 'os_fault', 'file_name_fault', 'this_machine', 'part_name', 'is_part', 'has_ended',
+           'writing_to', 'remove', 'sweep_parts', 'place_of', 'atomic_path', 'Lock', 'release_memory', 'device',
+           'seed_torch', 'keep_kernels', 'progress']
 
 # %% ../nbs/00_core.ipynb #5bcc8b13
 import ctypes, difflib, errno, hashlib, json, os, re, shutil, socket, stat, sys, tempfile, time, uuid
@@ -163,8 +164,8 @@ def file_name_fault(
     return []
 
 # %% ../nbs/00_core.ipynb #850ad835
-def _here():
-    "This machine, or this container on it."
+def this_machine() -> str: # 8 hexadecimal digits
+    "A name for this machine, or for this container on it."
     try: space = os.readlink('/proc/self/ns/pid')
     except OSError: space = ''
     return digest([socket.gethostname(), space], 8)
@@ -175,7 +176,7 @@ def part_name(
     "A temporary name of this process for `path`."
     path = Path(path)
     stem = path.stem if len(path.name.encode()) < 150 else digest(path.stem)  # what is added has up to 90 bytes
-    return path.with_name(f'.{stem}.pb-{_here()}-{os.getpid()}-{uuid.uuid4().hex[:8]}{path.suffix[:50]}')
+    return path.with_name(f'.{stem}.pb-{this_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}{path.suffix[:50]}')
 
 # %% ../nbs/00_core.ipynb #6e236485
 _PART = re.compile(r'\..+\.pb-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}(\..*)?', re.DOTALL)
@@ -184,14 +185,19 @@ def is_part(name:str) -> bool:
     "Whether `name` is one that `part_name` gives."
     return bool(_PART.fullmatch(name))
 
-def _left(name):
-    "Whether `name` is that of a part whose process has ended on this machine."
-    found = _PART.fullmatch(name)
-    if not found or found.group(1) != _here(): return False
-    try: os.kill(int(found.group(2)), 0)
+def has_ended(
+    pid:int, # Of a process on this machine
+) -> bool:
+    "Whether a process is gone."
+    try: os.kill(pid, 0)
     except (ProcessLookupError, OverflowError): return True
     except PermissionError: pass
     return False
+
+def _left(name):
+    "Whether `name` is that of a part whose process has ended on this machine."
+    found = _PART.fullmatch(name)
+    return bool(found) and found.group(1) == this_machine() and has_ended(int(found.group(2)))
 
 # %% ../nbs/00_core.ipynb #91a7753a
 @contextmanager
@@ -287,12 +293,12 @@ def atomic_path(
 # %% ../nbs/00_core.ipynb #a24232bf
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
-def _locked(path):
+def _locked(path, shared):
     "The file `path`, open and locked for this process; None where it was removed in between."
     import fcntl
     file, home = open(path, 'a'), path.parent
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()): return file
     except BlockingIOError:
         file.close()
@@ -308,25 +314,34 @@ def _new_folders(folder):
     "The folders that have to be made for `folder`, the innermost first."
     return [p for p in (folder, *folder.parents) if not p.exists()]
 
+def _is_last(file):
+    "Whether nobody else holds the locked `file`."
+    import fcntl
+    try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e: return e.errno in NO_LOCKS
+    return True
+
 class Lock:
     "Hold a folder for this process; raises InputError when another holds it, or when it cannot be written."
     def __init__(self,
         folder, # Made if need be
-    ): self.path = Path(folder)/'.lock'
+        shared:bool=False, # Whether others may share it that ask for no more
+    ): self.path, self.shared = Path(folder)/'.lock', shared
 
     def __enter__(self):
         self.new, self.file = _new_folders(self.path.parent), None
         with writing_to(self.path.parent):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            while self.file is None: self.file = _locked(self.path)
+            while self.file is None: self.file = _locked(self.path, self.shared)
         return self
 
     def __exit__(self, *_):
         try:
+            if self.shared and not _is_last(self.file): return
             self.path.unlink(missing_ok=True)
             for folder in self.new: folder.rmdir()
         except OSError: pass  # it is not empty, or was taken away
-        self.file.close()
+        finally: self.file.close()
 
 # %% ../nbs/00_core.ipynb #e7fc6179
 def release_memory():
@@ -381,22 +396,46 @@ def keep_kernels(
 
 keep_kernels(Path(__file__).parent if '__file__' in globals() else '.')
 
+# %% ../nbs/00_core.ipynb #400f3c7a
+def _time_left(
+    seconds:float, # That it took so far
+    share:float, # That is done
+) -> str:
+    "How long the rest takes, in words, if it goes on like this."
+    left = seconds*(1 - share)/share
+    for unit, size in (('h', 3600), ('min', 60)):
+        if left >= 1.5*size: return f'about {left/size:.0f} {unit} left'
+    return f'about {left:.0f} s left'
+
+# %% ../nbs/00_core.ipynb #1f9266d3
+def _with_bar(items, desc, total, note):
+    "Yield `items` and move a bar at a terminal."
+    from tqdm import tqdm
+    bar = tqdm(items, desc=desc, total=total, leave=False)
+    for item in bar:
+        yield item
+        if note: bar.set_postfix_str(note(), refresh=False)
+
 # %% ../nbs/00_core.ipynb #b5a45912
 def progress(
     items, # What to go through
     desc:str, # What is being done, shown in front
     total:int=None, # Number of items; `len(items)` where that is known
     every:float=10., # Seconds between two lines where there is no terminal
+    note=None, # A function whose text is shown behind: what is at work
 ):
     "Yield `items` while showing how far it is, on standard error."
     if total is None and hasattr(items, '__len__'): total = len(items)
     if sys.stderr.isatty():
-        from tqdm import tqdm
-        yield from tqdm(items, desc=desc, total=total, leave=False)
+        yield from _with_bar(items, desc, total, note)
         return
-    last = time.monotonic()
+    start = last = time.monotonic()
     for i, item in enumerate(items, 1):
         yield item
-        if time.monotonic() - last > every:
-            last = time.monotonic()
-            print(f'{desc}: {i}' + (f' of {total}' if total else ''), file=sys.stderr, flush=True)
+        now = time.monotonic()
+        if now - last <= every: continue
+        last = now
+        said = [f'{desc}: {i}' + (f' of {total}' if total else '')]
+        if total and i < total: said.append(_time_left(now - start, i/total))
+        if note: said.append(note())
+        print(', '.join(filter(None, said)), file=sys.stderr, flush=True)

@@ -9,7 +9,7 @@ __all__ = ['TIE', 'NEAR_0', 'STATUSES', 'COLUMNS', 'COLLAPSE', 'COSTS', 'PAIRS',
            'remarks', 'mean_costs', 'leaderboard', 'comparisons', 'in_short', 'conditions_of', 'levels', 'headlines',
            'Order', 'page_order', 'decimals', 'Shown', 'cells', 'fit_mark', 'left_out', 'facts', 'text_table',
            'print_tables', 'chance', 'plot_board', 'page_rows', 'page_strata', 'file_name', 'page_task', 'page',
-           'write_board', 'Results', 'read_results', 'references_of', 'write_report']
+           'write_board', 'Results', 'Placed', 'meet', 'as_folders', 'read_results', 'references_of', 'write_report']
 
 # %% ../../nbs/74_bench.leaderboard.ipynb #a3efbf40
 import itertools, re, shutil, sys
@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 import torch
 from .. import __version__
+from .claims import in_turn
 from .runs import set_threads, survey
 from .tune import tuning_seconds
 from ..core import InputError, atomic_path, digest, file_sha256
@@ -947,7 +948,8 @@ def _left_out(
 ) -> list: # Sentences
     "What a report says of the other runs, and of its own version."
     notes, version = [f'left out: {fault}' for fault in found.faults], _version(wanted[0])
-    others = [run for run in found.runs if run not in wanted and _version(run) != version]
+    reported = {id(run) for run in wanted}
+    others = [run for run in found.runs if id(run) not in reported and _version(run) != version]
     if others: notes.append(f'left out: runs of other versions of perturbench, {_versions_in(others)}')
     if version != __version__:
         notes.append(f'the runs are of perturbench {version}, and this report is of {__version__}')
@@ -976,21 +978,70 @@ class Results(NamedTuple):
     runs:pd.DataFrame # A row a run: run_id, task, task_id, model, seed, COLLAPSE and COSTS
     notes:list # Sentences on what was left out
 
+# %% ../../nbs/74_bench.leaderboard.ipynb #b2f8b39b
+class Placed(NamedTuple):
+    "A run in a folder of results."
+    folder:Path
+    run:dict # What its run.json says
+
+def _refuse_two_ids(placed):
+    "Raise InputError where folders have different tasks under one name."
+    first = {}
+    for folder, run in placed:
+        known = first.setdefault(run['task'], (run['task_id'], folder))
+        if known[0] == run['task_id'] or known[1] == folder: continue
+        raise InputError(f"the task '{run['task']}' is {known[0]} in {known[1]} and {run['task_id']} in {folder}: their "
+                         'screens, splits or genes differ, and their runs cannot be compared; report the folders apart')
+
+def meet(
+    placed:list, # `Placed` runs of several folders
+) -> list: # The same, without copies, each task under one name
+    "The runs that one board is made of. Raises InputError where folders have different tasks under one name."
+    _refuse_two_ids(placed)
+    names, kept = {}, {}
+    for folder, run in placed:
+        name = names.setdefault(run['task_id'], run['task'])
+        kept.setdefault((name, run['model'], run['run_id']), Placed(folder, run | dict(task=name, at=run['task'])))
+    return list(kept.values())
+
+# %% ../../nbs/74_bench.leaderboard.ipynb #c3b78331
+def as_folders(
+    out, # A folder of results, or several
+) -> list: # Paths
+    "Folders, however they are given."
+    return [Path(one) for one in ([out] if isinstance(out, (str, Path)) else out)]
+
+def _placed_runs(folders, only):
+    "The runs to report of each folder, and what is left out."
+    placed, notes = [], []
+    for folder in folders:
+        found = survey(folder)
+        wanted = _wanted(found, folder, only)
+        placed += [Placed(folder, run) for run in wanted]
+        notes += _left_out(found, wanted)
+    _check_versions([run for _, run in placed], ', '.join(map(str, folders)))
+    whole = meet(placed)
+    if len(whole) < len(placed): notes.append(f'{len(placed) - len(whole)} runs are copies of others, and count once')
+    return whole, notes
+
+def _scores_of(folder, run):
+    "The score table of a run, with what its run.json says."
+    table = pd.read_parquet(Path(folder)/'runs'/run['at']/run['model']/run['run_id']/'scores.parquet')
+    keys = {name: run[name] for name in ('task', 'task_id', 'model', 'seed', 'run_id')}
+    return table.assign(**keys, definitions=run.get('definitions', 1))
+
 def read_results(
-    out, # A folder of results
+    out, # A folder of results, or several
     only=None, # The run ids to read; by default all
-) -> Results: # Raises InputError where there are none, and for what is not whole
+) -> Results: # Raises InputError where there are none, for what is not whole, and for tasks that cannot meet
     "The scores and the costs of the runs in `out`."
-    found = survey(out)
-    wanted = _wanted(found, out, only)
-    scores, runs = [], []
-    for run in wanted:
-        keys = {name: run[name] for name in ('task', 'task_id', 'model', 'seed', 'run_id')}
-        table = pd.read_parquet(Path(out)/'runs'/run['task']/run['model']/run['run_id']/'scores.parquet')
-        scores.append(table.assign(**keys, definitions=run.get('definitions', 1)))
-        known = run | dict(tuning_seconds=tuning_seconds(out, run))
-        runs.append(keys | {name: known.get(name) for name in (*COLLAPSE, *COSTS)})
-    return Results(pd.concat(scores, ignore_index=True), pd.DataFrame(runs), _left_out(found, wanted))
+    placed, notes = _placed_runs(as_folders(out), only)
+    rows = []
+    for folder, run in placed:
+        known = run | dict(tuning_seconds=tuning_seconds(folder, run | dict(task=run['at'])))
+        rows.append({name: known.get(name) for name in ('task', 'task_id', 'model', 'seed', 'run_id', *COLLAPSE, *COSTS)})
+    scores = pd.concat([_scores_of(*one) for one in placed], ignore_index=True)
+    return Results(scores, pd.DataFrame(rows), notes)
 
 # %% ../../nbs/74_bench.leaderboard.ipynb #8e434df6
 def _stamp(path): return f'{__version__} {DEFINITIONS} {file_sha256(path)}'
@@ -1019,18 +1070,27 @@ def _one_thread():
     finally: set_threads(n)
 
 # %% ../../nbs/74_bench.leaderboard.ipynb #9c7bdb0c
+def _task_folders(folders, runs):
+    "Where the task of each name is kept: in the first of the folders that has it."
+    ids = dict(zip(runs.task, runs.task_id))
+    places = {task: [folder/'tasks'/task_id for folder in folders] for task, task_id in ids.items()}
+    return {task: next((place for place in some if place.exists()), some[0]) for task, some in places.items()}
+
 def write_report(
-    out, # A folder of results
+    out, # A folder of results, or several that make one board
     only=None, # The run ids to report; by default all
+    goal=None, # Where the report goes; by default into the first of the folders
 ) -> tuple: # The leaderboard; a list with the paths of the files
-    "The leaderboard of the runs in `out`, written there."
-    results = read_results(out, only)
-    folders = {task: Path(out)/'tasks'/id for task, id in zip(results.scores.task, results.scores.task_id)}
-    tasks = {task: load_task(folder, task) for task, folder in folders.items() if folder.exists()}
+    "The leaderboard of the runs in `out`, written into a folder."
+    folders = as_folders(out)
+    goal = Path(goal or folders[0])
+    results = read_results(folders, only)
+    homes = _task_folders(folders, results.runs)
+    tasks = {task: load_task(home, task) for task, home in homes.items() if home.exists()}
     remedy = 'so it has no calibrated scores and no strata; its grid opens it again'
-    lost = [f"the folder {folder} of the task '{task}' is lost, {remedy}"
-            for task, folder in folders.items() if task not in tasks]
-    with _one_thread():
+    lost = [f"the folder {home} of the task '{task}' is lost, {remedy}"
+            for task, home in homes.items() if task not in tasks]
+    with in_turn(goal, 'the report'), _one_thread():
         references = {name: references_of(task) for name, task in tasks.items()}
         known = {name: conditions_of(Evaluation(task, 'rmse_average').measured) for name, task in tasks.items()}
-        return write_board(results.scores, results.runs, out, references, known, results.notes + lost)
+        return write_board(results.scores, results.runs, goal, references, known, results.notes + lost)

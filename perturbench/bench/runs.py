@@ -409,18 +409,20 @@ def _read_about(
 
 # %% ../../nbs/70_bench.runs.ipynb #5631e097
 def _file_fault(
-    path:Path,
+    folder, # Of a run
+    name:str, # Of the file
     kept:dict, # size and sha256, from run.json
     is_hashed:bool, # Whether it is read through
 ) -> str: # Empty where it is as it was
     "What is wrong with a file of a run."
+    path = os.path.join(folder, name)
     try:
-        size = path.stat().st_size
-        if size != kept['size']: return f"{path.name} has {size:,} bytes and had {kept['size']:,}"
+        size = os.stat(path).st_size
+        if size != kept['size']: return f"{name} has {size:,} bytes and had {kept['size']:,}"
         is_altered = is_hashed and file_sha256(path) != kept['sha256']
-        return f'{path.name} was altered after it was written' if is_altered else ''
-    except FileNotFoundError: return f'{path.name} is lost'
-    except OSError as e: return os_fault(e, path.name, 'read')
+        return f'{name} was altered after it was written' if is_altered else ''
+    except FileNotFoundError: return f'{name} is lost'
+    except OSError as e: return os_fault(e, name, 'read')
 
 def _file_faults(
     folder:Path, # Of a run
@@ -430,7 +432,7 @@ def _file_faults(
     "What is wrong with the files that run.json lists."
     faults = [] if 'scores.parquet' in files else ['its run.json lists no scores.parquet']
     for name, kept in files.items():
-        fault = _file_fault(folder/name, kept, any(fnmatch(name, pattern) for pattern in hashed))
+        fault = _file_fault(folder, name, kept, any(fnmatch(name, pattern) for pattern in hashed))
         if fault: faults.append(fault)
     return faults
 
@@ -443,7 +445,7 @@ def read_run(
     folder = Path(folder)
     about = _read_about(folder)
     own = about['task'], about['model'], about['run_id']
-    if Path(os.path.abspath(folder)).parts[-3:] != own:
+    if tuple(os.path.abspath(folder).split(os.sep)[-3:]) != own:
         raise InputError(f"{folder} holds the run {'/'.join(own)}: it was copied or renamed; move it out of runs, "
                          'or give it its name back')
     faults = _file_faults(folder, about['files'], hashed)

@@ -20,7 +20,7 @@ import pandas as pd
 from fastcore.basics import patch
 from .. import __version__
 from .runs import set_threads
-from .workers import noting_killed, parallel
+from .workers import Killed, Workers
 from ..core import InputError, atomic_path, digest, nearest, progress, rng, seed_of, seed_torch
 from ..metrics.accuracy import METRICS
 from ..models.zoo import build_model, check_options, model_class
@@ -403,27 +403,23 @@ def _work(search, job):
     "In a worker: try a trial and keep it."
     _write(job.path, asdict(try_out(search, job.trial, job.earlier)))
 
-def _in_processes(search, jobs, n, backend='loky'):
-    "Do `jobs` with `n` processes; those that have no file afterwards took their process along."
-    with noting_killed([]):
-        ended = parallel(partial(_work, search), jobs, n, backend)
-        for _ in progress(ended, f'trials of {search.model} on {search.task}', len(jobs)): pass
-    return [job for job in jobs if not job.path.exists()]
-
-_ALONE = 2 # Processes for a trial that is tried alone; with one it would be this one, and take it along
+def _all_done(search, jobs, workers):
+    "Do `jobs`; those whose process ended before they were done."
+    ended = progress(workers.each(partial(_work, search), jobs), f'trials of {search.model} on {search.task}', len(jobs))
+    return [job for job, answer in ended if isinstance(answer, Killed)]
 
 def _try_all(
     search:Search,
     jobs:list, # `_Job`s
-    n:int, # Processes
-    backend:str, # One of `BACKENDS`
+    workers:Workers,
 ) -> list: # The `Trial`s that came of them, from their files
     "Try what has no file yet, or one that cannot be read."
     lacking = [job for job in jobs if read_trial(job.path) is None]
     for job in lacking: job.path.unlink(missing_ok=True)
-    for job in _in_processes(search, lacking, n, backend):
-        if not _in_processes(search, [job], _ALONE): continue
-        fault = 'its process was killed, and again when it ran alone; it may need more memory than there is'
+    for job in _all_done(search, lacking, workers):
+        (_, answer), = workers.alone().each(partial(_work, search), [job])
+        if not isinstance(answer, Killed): continue
+        fault = f'{answer.fault}, and it was alone'
         _write(job.path, asdict(replace(job.trial, state='failed', fault=fault)))
     return [read_trial(job.path) for job in jobs]
 
@@ -501,24 +497,24 @@ def best_trials(
     whole = [trial for trial in trials if trial.state == 'complete']
     return sorted(whole, key=lambda trial: (-trial.value if higher else trial.value, trial.number))[:REPEATED]
 
-def _rounds(search, home, n_trials, higher, *workers):
+def _rounds(search, home, n_trials, higher, workers):
     "All trials, round by round."
     ended = []
     for start in range(0, n_trials, ROUND):
         numbers = list(range(start, min(start + ROUND, n_trials)))
         asked = suggested(search, ended, numbers, higher)
         jobs = [_Job(trial, home/'trials'/f'{trial.number:03}.json', list(ended)) for trial in asked]
-        ended += _try_all(search, jobs, *workers)
+        ended += _try_all(search, jobs, workers)
     return ended
 
-def _repeated(search, home, trials, *workers):
+def _repeated(search, home, trials, workers):
     "The repeats of some trials, by the number of the trial."
     jobs = []
     for trial in trials:
         for k in range(REPEATS):
             again = Trial(trial.number, trial.options, _seed_of(search, 'repeat', trial.number, k))
             jobs.append(_Job(again, home/'repeats'/f'{trial.number:03}_{k}.json', None))
-    ended = _try_all(search, jobs, *workers)
+    ended = _try_all(search, jobs, workers)
     return {trial.number: [again for again in ended if again.number == trial.number] for trial in trials}
 
 # %% ../../nbs/70b_bench.tune.ipynb #a5346837
@@ -556,28 +552,27 @@ def _objective_and_note(search):
     judge = judge_of(search)
     return judge.objective, judge.note
 
-def _measured(search, jobs, backend): # What the process of a judge says of it
+def _measured(search, workers): # What the process of a judge says of it
     "The objective that trials are compared by, and its note."
-    found = []
-    with noting_killed([]): found += parallel(_objective_and_note, [search], jobs, backend)
-    if found: return found[0][1]
-    raise SearchFailed('the process was killed that measured what validates; it may need more memory than there is')
+    (_, found), = workers.each(_objective_and_note, [search])
+    if isinstance(found, Killed): raise SearchFailed(f'what validates could not be measured: {found.fault}')
+    return found
 
 def tune(
     search:Search,
     out, # The folder of results
     label:str, # What the tuned model is called
     n_trials:int, # With the one of the defaults
-    jobs:int=1, # Trials at a time
-    backend:str='loky', # One of `BACKENDS`
+    workers:Workers=None, # By default one, in this process
 ) -> Tuned: # Raises InputError where another search is kept there, SearchFailed where nothing can be chosen
     "Search the options of a model; what is there of the search already is not made again."
     home, about = search_home(out, search.task, label), described(search)
     claim(home, about)
     if kept := found_before(home, about, n_trials): return kept
-    objective, note = _measured(search, jobs, backend)
-    trials = _rounds(search, home, n_trials, objective.higher, jobs, backend)
-    repeats = _repeated(search, home, best_trials(trials, objective.higher), jobs, backend)
+    workers = workers or Workers()
+    objective, note = _measured(search, workers)
+    trials = _rounds(search, home, n_trials, objective.higher, workers)
+    repeats = _repeated(search, home, best_trials(trials, objective.higher), workers)
     number, value = _chosen(trials, repeats, objective.higher)
     seconds = sum(trial.seconds for some in (trials, *repeats.values()) for trial in some)
     options = trials[number].options | search.options
