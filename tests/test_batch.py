@@ -333,17 +333,6 @@ def test_a_kernel_of_its_own_gives_the_same_scores(start, place, undisturbed):
     some = found[found.metric.isin(expected.metric)].reset_index(drop=True)
     pd.testing.assert_frame_equal(some, expected, check_exact=True)
 
-def test_two_starts_on_one_folder(start, out):
-    first = start('run', 'grid.yaml', '-o', out.name)
-    first.until(lambda: list(out.glob('runs/*/*/.*/notebook.ipynb')))
-    first.send(signal.SIGSTOP)
-    before, second = state(out), start('run', 'grid.yaml', '-o', out.name)
-    assert second.status() == 2
-    assert 'another perturbench is writing to' in second.text
-    assert 'Traceback' not in second.text
-    without_lock = lambda found: {p: t for p, t in found.items() if p.name != '.lock'}
-    assert without_lock(state(out)) == without_lock(before)
-
 def test_scores_of_different_questions_never_meet(start, place):
     out = place/'questions'
     def ask(name, seed, budget):

@@ -831,7 +831,7 @@ def _once_more(
     left = _pass(batch, [spec], batch.workers.alone())
     for _, fault in left.killed:
         sweep_parts(_run_home(spec, batch.out).parent)
-        _settle(batch, spec, _fail(spec, batch.out, f'the worker ended during this run, and again when it ran alone: {fault}'))
+        _settle(batch, spec, _fail(spec, batch.out, f'tried twice, the second time alone: {fault}'))
     return left.elsewhere
 
 # %% ../../nbs/71_bench.batch.ipynb #eaf16183

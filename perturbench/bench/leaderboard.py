@@ -412,6 +412,23 @@ def _numbered(
     return _Numbered(both[~is_reference].reset_index(drop=True), both[is_reference].reset_index(drop=True))
 
 # %% ../../nbs/74_bench.leaderboard.ipynb #db6e1fb8
+def _of_each_task(
+    scores, # A score table
+): # Yields the name of a task, and its rows
+    "One task after the other, since tables of thousands of runs are large; a table without tasks is of one."
+    if 'task' in scores: yield from scores.groupby('task', observed=True)
+    elif len(scores): yield _ASSUMED['task'], scores
+
+def _merged(
+    said:list, # What `remarks` says of each task
+) -> dict:
+    "What is said of all tasks."
+    whole = {name: Remark() for name in ('notes', 'candidates', 'scope')} | dict(reasons=Reasons())
+    for one in said:
+        whole['reasons'] += one['reasons']
+        for name in ('notes', 'candidates', 'scope'): whole[name] |= one[name]
+    return whole
+
 def leaderboard(
     scores, # Score tables of all runs, one above the other
     runs=None, # run_id, task, task_id, model, seed, COLLAPSE and COSTS (memory in MB); both are missing without
@@ -421,16 +438,18 @@ def leaderboard(
     metrics."""
     references = references or {}
     halves = {task: table.halves.iloc[0] for task, table in references.items()}
-    scores, references = _numbered(scores, references)
-    check_scores(scores)
-    for metric in scores.metric.unique(): METRICS[metric] # an unknown name is an error here
-    known = dict(list(references.groupby('task')))
-    tables = [compare(rows, known.get(task)).assign(task=task, task_id=rows.task_id.iloc[0])
-              for task, rows in scores.groupby('task')]
+    tables, said = [], []
+    for task, rows in _of_each_task(scores):
+        rows, known = _numbered(rows, {task: references[task]} if task in references else {})
+        check_scores(rows)
+        for metric in rows.metric.unique(): METRICS[metric] # an unknown name is an error here
+        table = compare(rows, known if len(known) else None)
+        tables.append(table.assign(task=task, task_id=rows.task_id.iloc[0]))
+        said.append(remarks(rows))
     board = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
     if runs is not None: board = board.merge(mean_costs(runs), 'left', ['task', 'model'])
     board = board.reindex(columns=COLUMNS)
-    board.attrs = remarks(scores) | dict(halves=Remark(halves))
+    board.attrs = _merged(said) | dict(halves=Remark(halves))
     return board
 
 # %% ../../nbs/74_bench.leaderboard.ipynb #8d62db49
@@ -450,9 +469,9 @@ def comparisons(
     scores, # Score tables of all runs
 ) -> dict: # task -> metric -> the table of `compare_models`
     "All pairs of models, in the primary metric of each family."
-    scores, found = tidy_scores(scores), {}
-    for task, rows in scores[scores.metric.isin(PRIMARY)].groupby('task'):
-        cube = Cube(rows)
+    found = {}
+    for task, rows in _of_each_task(scores[scores.metric.isin(PRIMARY)]):
+        cube = Cube(tidy_scores(rows))
         several = len(cube.models) > 1
         found[task] = {metric: _pairs(cube, k) for k, metric in enumerate(cube.metrics) if several}
     return found

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EXECUTORS', 'Cluster', 'read_cluster', 'Jobs', 'submit']
 
-# %% ../../nbs/70c_bench.slurm.ipynb #46aae17c
+# %% ../../nbs/70c_bench.slurm.ipynb #3323bf4d
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import NamedTuple
 from .workers import read_amounts
 from ..core import InputError, nearest
 
-# %% ../../nbs/70c_bench.slurm.ipynb #c1ae1a23
+# %% ../../nbs/70c_bench.slurm.ipynb #57f84efc
 EXECUTORS = ('slurm', 'local') # Of submitit; local: processes of this machine, to try things out
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def read_cluster(
     read_amounts(cluster.time, cluster.memory)
     return cluster
 
-# %% ../../nbs/70c_bench.slurm.ipynb #49383c96
+# %% ../../nbs/70c_bench.slurm.ipynb #156e5383
 def _executor(cluster, folder):
     "The executor of submitit; raises InputError where there is no submitit, or no Slurm."
     try: import submitit

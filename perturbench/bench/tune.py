@@ -419,7 +419,7 @@ def _try_all(
     for job in _all_done(search, lacking, workers):
         (_, answer), = workers.alone().each(partial(_work, search), [job])
         if not isinstance(answer, Killed): continue
-        fault = f'{answer.fault}, and it was alone'
+        fault = f'tried twice, the second time alone: {answer.fault}'
         _write(job.path, asdict(replace(job.trial, state='failed', fault=fault)))
     return [read_trial(job.path) for job in jobs]
 
