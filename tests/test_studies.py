@@ -1,6 +1,9 @@
 "The studies of metrics and of uncertainty: facts by hand from what small runs of them leave."
+from dataclasses import replace
 import anndata as ad, nbformat, numpy as np, pandas as pd, pytest
 from conftest import ROOT, leave_undrawn
+from perturbench.core import rng
+from perturbench.splits.parts import PARTS
 from test_tutorials import execute
 
 SIZE = dict(n_genes=60, n_states=2, n_perturbations=8, cells=30, controls=120, panel=.6, effect_size=2., quiet=0.)
@@ -89,11 +92,12 @@ def test_verdicts_follow_the_rule(pulled, told):
 def study():
     "The functions of the decomposition, from the cells of the notebook."
     cells = nbformat.read(ROOT/'nbs'/'benchmarks'/'seeds_and_splits.ipynb', as_version=4).cells
-    found = {'np': np}
-    for name in ('def components(', 'def shares_of('):
-        source, = (cell.source for cell in cells if cell.cell_type == 'code' and name in cell.source)
-        start = source.index('SOURCES = ') if name == 'def components(' else source.index(name)
-        exec(source[start:].split('\n\ndef decomposed')[0], found)
+    found = {'np': np, 'rng': rng, 'replace': replace, 'PARTS': PARTS}
+    wanted = {'SOURCES = ': '', 'def shares_of(': 'def decomposed(', 'def test_cells(': 'design = ', 'def half_of(': ''}
+    for first, next_one in wanted.items():
+        source, = (cell.source for cell in cells if cell.cell_type == 'code' and first in cell.source)
+        end = source.index(f'\n{next_one}') if next_one else None
+        exec(source[source.index(first):end], found)
     return found
 
 def test_components_by_hand(study):
@@ -106,8 +110,8 @@ def test_components_by_hand(study):
     assert study['shares_of'](found).tolist() == [0, 1, 0, 0, 0]
 
 def test_what_splits_share_is_not_taken_off(study):
-    """Draws of cells 0 and 1 vary by 1/2, half of which is left in the means of splits. With cells of their own they would
-    vary by 1/2 more."""
+    """Draws of cells 0 and 1 vary by 1/2, half of which is left in the means of splits. With cells of their own these
+    would vary by 1/2 more."""
     y = np.zeros((2, 2, 2, 2))
     y[:, :, 1] = 1
     assert [study['components'](y, shared)['split'] for shared in (1, .5, 0)] == [-.25, -.5, -.75]
@@ -126,8 +130,8 @@ def test_nothing_varies_and_nothing_is_shared_out(study):
 
 @pytest.mark.parametrize('shared', [0, .5])
 def test_known_variances_are_found(study, shared):
-    """Over 3,000 designs of six splits, within four standard errors. A share of the noise of test cells is common to all
-    splits: it does not make them differ."""
+    """Over 3,000 designs of six splits, within four standard errors. A share of the noise of test cells is common to
+    all splits: it does not make them differ."""
     random, known = np.random.default_rng(3), np.array([3., 1., .8, .5, .2])
     split, seed, cells, controls, rest = np.sqrt(known)
     def normal(*size): return random.normal(size=(3000, *size))
@@ -137,6 +141,21 @@ def test_known_variances_are_found(study, shared):
     found = np.array([list(study['components'](one, shared, shared).values()) for one in y])
     off = (found.mean(0) - known)/(found.std(0)/3000**.5)
     assert (np.abs(off) < 4).all()
+
+def test_a_draw_takes_halves_and_leaves_what_models_are_given(study, task):
+    "Of the cells of each condition, and of the controls of the truth in each state; rounded up."
+    drawn, codes = study['drawn'], np.asarray(task.store.codes)
+    def numbers(rows, groups): return np.bincount(groups[rows], minlength=groups.max() + 1)
+    one, other, same_cells = drawn(task, 0, 0), drawn(task, 1, 0), drawn(task, 0, 1)
+    for rows_of, groups in [(study['test_cells'], codes), (study['true_controls'], task.design.state[codes])]:
+        whole, half = numbers(rows_of(task), groups), numbers(rows_of(one), groups)
+        assert whole.any() and (half == whole - whole//2).all()
+        assert set(rows_of(one)) < set(rows_of(task))
+    assert (study['test_cells'](one) == study['test_cells'](same_cells)).all()
+    assert not np.array_equal(study['test_cells'](one), study['test_cells'](other))
+    assert (study['true_controls'](one) == study['true_controls'](other)).all()
+    for part in ('train', 'val'): assert (one.cells(part).rows == task.cells(part).rows).all()
+    assert (one.given().rows == task.given().rows).all()
 
 @pytest.fixture(scope='module')
 def divided(tmp_path_factory):
