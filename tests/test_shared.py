@@ -165,25 +165,47 @@ def test_a_ray_cluster_of_two_nodes(place, out, undisturbed, killing, monkeypatc
     finally: cluster.shutdown()
     assert (outcome.done, outcome.failed) == (len(MODELS) + 1, [])
 
+def in_group(path, group):
+    try: return os.getpgid(int(path.name)) == group
+    except OSError: return False
+
+def kill_any(run, draw):
+    "Kill a process of a command, the first or a worker, at a random moment, and wait for its end."
+    end = time.monotonic() + draw.uniform(0, 4)
+    while time.monotonic() < end and run.process.is_alive(): run.process.join(.05)
+    family = [int(path.name) for path in Path('/proc').glob('[0-9]*') if in_group(path, run.process.pid)]
+    victim = draw.choice(family) if family else None
+    if victim: os.kill(victim, signal.SIGKILL)
+    if victim == run.process.pid: assert run.is_gone()
+    else: run.status()
+
 @pytest.mark.slow
 def test_fifty_kills_of_a_grid(start, place, undisturbed):
-    "Any process of a command, the first or a worker, at random moments; the last start ends as if undisturbed."
+    "The last start ends as if undisturbed. When all is done, a run is taken away for the next kill."
     out, draw = place/'fifty', random.Random(0)
     shutil.copytree(undisturbed/'tasks', out/'tasks')
     for _ in range(50):
-        run = start('run', 'grid.yaml', '-o', out.name, '--jobs', 2, prepare=fork_workers)
-        end = time.monotonic() + draw.uniform(0, 4)
-        while time.monotonic() < end and run.process.is_alive(): run.process.join(.05)
-        family = [int(p.name) for p in Path('/proc').glob('[0-9]*') if in_group(p, run.process.pid)]
-        victim = draw.choice(family) if family else None
-        if victim: os.kill(victim, signal.SIGKILL)
-        if victim == run.process.pid: assert run.is_gone()
-        else: run.status()
+        kill_any(start('run', 'grid.yaml', '-o', out.name, '--jobs', 2, prepare=fork_workers), draw)
         if len(runs(out)) == len(MODELS): shutil.rmtree(draw.choice(runs(out)).parent)
     last = start('run', 'grid.yaml', '-o', out.name)
     assert last.status() == 0, last.text
     assert_undisturbed(out, undisturbed)
 
-def in_group(path, group):
-    try: return os.getpgid(int(path.name)) == group
-    except OSError: return False
+@pytest.mark.slow
+def test_fifty_kills_of_a_search(start, place, undisturbed):
+    "When the search is done, one of its trials and its end are taken away for the next kill."
+    grid, out, calm, draw = place/'fifty.yaml', place/'fifty-search', place/'calm-search', random.Random(1)
+    write_grid(grid, ['{name: latent_additive, encoder_width: 16, latent_dim: 8, n_layers: 1}'])
+    with grid.open('a') as file: file.write('tune: {trials: 6, objective: rmse_average}\n')
+    for folder in (out, calm): shutil.copytree(undisturbed/'tasks', folder/'tasks')
+    assert start('run', grid, '-o', calm).status() == 0
+    def trials(folder): return pd.read_csv(next(folder.glob('tuning/*/*/trials.csv'))).drop(columns='seconds').to_csv()
+    for _ in range(50):
+        kill_any(start('run', grid, '-o', out, '--jobs', 2, prepare=fork_workers), draw)
+        for end in out.glob('tuning/*/*/tuned.json'):
+            end.unlink()
+            draw.choice(sorted(end.parent.glob('trials/*.json'))).unlink()
+    last = start('run', grid, '-o', out)
+    assert last.status() == 0, last.text
+    assert trials(out) == trials(calm)
+    assert_undisturbed(out, calm)
