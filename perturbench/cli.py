@@ -317,7 +317,8 @@ def _long_rows(board):
     "A mapping for each task, metric and model of a leaderboard, its numbers as they are shown."
     shown = board[_LONG].sort_values(['task', 'metric', 'model'], kind='stable')
     numbers = ['mean', 'lo', 'hi', 'sd', 'calibrated']
-    return shown.assign(**{name: shown[name].map('{:.4g}'.format) for name in numbers}).to_dict('records')
+    def written(value): return f'{value:.4g}' if value == value else '' # it may be missing
+    return shown.assign(**{name: shown[name].astype(float).map(written) for name in numbers}).to_dict('records')
 
 def _report(out, only=None, goal=None, long=False):
     "Write the report of `out`, print its tables and name its files."

@@ -6,8 +6,8 @@
 __all__ = ['BACKENDS', 'leave_interrupts_to_parent', 'one_interrupt', 'Limits', 'resident', 'read_amounts', 'read_limits',
            'Killed', 'end_workers', 'Workers']
 
-# %% ../../nbs/70a_bench.workers.ipynb #6b50263e
-import faulthandler, logging, os, re, signal, tempfile, threading, time, warnings
+# %% ../../nbs/70a_bench.workers.ipynb #dcbdc780
+import faulthandler, logging, os, re, signal, socket, tempfile, threading, time, warnings
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -18,7 +18,7 @@ from typing import NamedTuple
 from fastcore.basics import patch
 from ..core import InputError, part_name, remove
 
-# %% ../../nbs/70a_bench.workers.ipynb #70e9a057
+# %% ../../nbs/70a_bench.workers.ipynb #9190d6ec
 @contextmanager
 def _deaf():
     "Hold control-C back: processes that start meanwhile never hear it, this one hears it afterwards."
@@ -38,7 +38,7 @@ def _end_with(parent):
     if any(thread.name == 'parent' for thread in threading.enumerate()): return
     threading.Thread(target=watch, name='parent', daemon=True).start()
 
-# %% ../../nbs/70a_bench.workers.ipynb #3f7c3809
+# %% ../../nbs/70a_bench.workers.ipynb #b849b7ab
 _PARENT = 'PERTURBENCH_PARENT' # In the environment: the process that started the workers
 
 def leave_interrupts_to_parent():
@@ -47,7 +47,7 @@ def leave_interrupts_to_parent():
     is_main = threading.current_thread() is threading.main_thread()
     if is_worker and is_main: signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-# %% ../../nbs/70a_bench.workers.ipynb #8c3a8ab6
+# %% ../../nbs/70a_bench.workers.ipynb #3caf8db6
 @contextmanager
 def one_interrupt():
     "Hear one control-C in the block, and no second one."
@@ -62,7 +62,7 @@ def one_interrupt():
     finally:
         if listens: signal.signal(signal.SIGINT, before)
 
-# %% ../../nbs/70a_bench.workers.ipynb #329e721a
+# %% ../../nbs/70a_bench.workers.ipynb #e143fcb6
 class Limits(NamedTuple):
     "What an item may take; None: as much as it likes."
     seconds:float = None
@@ -85,7 +85,7 @@ def resident(
         return sum(pages)*os.sysconf('SC_PAGE_SIZE')/2**20
     except OSError: return 0.
 
-# %% ../../nbs/70a_bench.workers.ipynb #e98321c5
+# %% ../../nbs/70a_bench.workers.ipynb #d7101b80
 def _broken(limits, start):
     "Which limit is broken, in words; empty where none is."
     took, has = time.monotonic() - start, resident() if limits.megabytes else 0
@@ -120,7 +120,7 @@ def _limited(
             ended.set()
             faulthandler.cancel_dump_traceback_later()
 
-# %% ../../nbs/70a_bench.workers.ipynb #ff89c8a7
+# %% ../../nbs/70a_bench.workers.ipynb #fd6038c0
 _TIMES = {'': 1, 's': 1, 'm': 60, 'min': 60, 'h': 3600, 'd': 86400}
 _SIZES = {'': 1, 'mb': 1, 'm': 1, 'gb': 2**10, 'g': 2**10, 'tb': 2**20, 't': 2**20}
 
@@ -155,7 +155,7 @@ def read_limits(
 
 def _memory_here(): return os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE')/2**20
 
-# %% ../../nbs/70a_bench.workers.ipynb #ee13e835
+# %% ../../nbs/70a_bench.workers.ipynb #56b7a152
 class Killed(NamedTuple):
     "What comes of an item whose process ended before it was done."
     why:str # Empty where it left no word
@@ -178,7 +178,7 @@ def _answer(call):
     if call.parent: _end_with(call.parent)
     with _limited(call.limits, call.word): return call.do(call.item)
 
-# %% ../../nbs/70a_bench.workers.ipynb #404cd6fb
+# %% ../../nbs/70a_bench.workers.ipynb #d7f796d1
 class _Here:
     "Calls are done in this process, when they begin."
     def begin(self, call):
@@ -190,7 +190,7 @@ class _Here:
     def value(self, answer): return answer.result()
     def close(self): pass
 
-# %% ../../nbs/70a_bench.workers.ipynb #778effb2
+# %% ../../nbs/70a_bench.workers.ipynb #d9debe1e
 class _Slot:
     "A process that does one call at a time."
     def __init__(self, env): self.env, self.pool = env, None
@@ -245,7 +245,7 @@ class _Loky:
 _ENDED = 'ignore::UserWarning:multiprocessing.resource_tracker' # It warns of what a worker held that was ended
 _RENEWED = 'A worker stopped while some jobs' # It is said of a process that grew, and ended between two calls
 
-# %% ../../nbs/70a_bench.workers.ipynb #865d4b32
+# %% ../../nbs/70a_bench.workers.ipynb #ff85c670
 class _Ray:
     "Calls go to a Ray cluster."
     def __init__(self, workers):
@@ -295,7 +295,7 @@ class _Dask:
 
 _PATIENCE = 20 # Seconds to wait for the scheduler of a cluster
 
-# %% ../../nbs/70a_bench.workers.ipynb #23a95c93
+# %% ../../nbs/70a_bench.workers.ipynb #ceb0689c
 BACKENDS = ('loky', 'ray', 'dask', 'slurm')
 
 @dataclass
@@ -312,7 +312,7 @@ class Workers:
     busy:dict = field(default_factory=dict) # Answer to come -> `_Call`, of what is at work
     engine:object = None # Made when it is needed
 
-# %% ../../nbs/70a_bench.workers.ipynb #45426a36
+# %% ../../nbs/70a_bench.workers.ipynb #21dcc5cd
 def _visible(
     n:int, # GPUs that are asked for
 ) -> list: # Their names, as CUDA_VISIBLE_DEVICES has them
@@ -333,12 +333,21 @@ def _envs(
     if not gpus: return [{}]*jobs
     return [{'CUDA_VISIBLE_DEVICES': name} for name in gpus for _ in range(runs_per_gpu)]
 
-# %% ../../nbs/70a_bench.workers.ipynb #6fcef8dd
+# %% ../../nbs/70a_bench.workers.ipynb #20009201
 _ENGINES = dict(ray=_Ray, dask=_Dask)
+
+def _see_that_it_answers(
+    address:str, # host:port, with or without a scheme; anything else is left to the engine
+):
+    "Raise OSError where nothing listens; Ray would try for minutes."
+    found = re.fullmatch(r'(?:\w+://)?([^/:]+):(\d+)', address)
+    if found: socket.create_connection((found[1], int(found[2])), timeout=_PATIENCE).close()
 
 def _connected(make, workers):
     "An engine of a cluster; raises InputError where it is not installed, or cannot be reached."
-    try: return make(workers)
+    try:
+        if workers.address: _see_that_it_answers(workers.address)
+        return make(workers)
     except ImportError:
         remedy = f"pip install 'perturbench[{workers.backend}]', or use --backend loky"
         raise InputError(f"the backend '{workers.backend}' is not installed; {remedy}") from None
@@ -363,7 +372,7 @@ def close(self:Workers):
     if self.engine is not None: self.engine.close()
     self.engine = None
 
-# %% ../../nbs/70a_bench.workers.ipynb #accaef71
+# %% ../../nbs/70a_bench.workers.ipynb #1fd15c6a
 @patch
 def each(self:Workers,
     do, # A function of an item, which another process can import
