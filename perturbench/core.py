@@ -188,11 +188,13 @@ def is_part(name:str) -> bool:
 def has_ended(
     pid:int, # Of a process on this machine
 ) -> bool:
-    "Whether a process is gone."
+    "Whether a process is gone, or waits for nothing but to be asked how it ended."
     try: os.kill(pid, 0)
     except (ProcessLookupError, OverflowError): return True
-    except PermissionError: pass
-    return False
+    except PermissionError: return False
+    try: state = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0]
+    except OSError: return False
+    return state in ('Z', 'X')
 
 def _left(name):
     "Whether `name` is that of a part whose process has ended on this machine."

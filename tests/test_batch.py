@@ -183,17 +183,17 @@ def wait_for(name):
     while not Path(name).exists() and time.monotonic() < end: time.sleep(.01)
 
 class Bystander(ControlMean):
-    "Is at work when `Deadly` ends, the first time."
+    "Is at work when `Deadly` ends."
     def predict(self, batch):
-        if not Path('bystander').exists():
-            Path('bystander').touch()
-            wait_for('what never comes')
+        Path('bystander').touch()
+        wait_for('deadly')
         return super().predict(batch)
 
 class Deadly(ControlMean):
     "Kills the process it runs in, not before `Bystander` is at work."
     def predict(self, batch):
         wait_for('bystander')
+        Path('deadly').touch()
         os.kill(os.getpid(), signal.SIGKILL)
 '''
 
@@ -208,6 +208,7 @@ def test_two_jobs_give_the_same_bits_and_survive_a_killed_worker(start, place, o
     assert 'worker process was killed' in log.read_text()
     assert f'failed: small / Deadly / seed 0: see {log.relative_to(place)}' in run.text
     assert 'failed: small / Bystander' not in run.text
+    assert run.text.count('lost: ') == run.text.count('lost: small / Deadly') == 1
     got = scores(out)
     assert {k: got[k] for k in scores(undisturbed)} == scores(undisturbed)
     assert leftovers(out) == []
