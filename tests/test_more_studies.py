@@ -1,4 +1,4 @@
-"A study of data scaling: what must hold in any of their runs, and answers that are known."
+"Studies of data scaling and imbalance: what must hold in any of their runs, and answers that are known."
 import json
 import numpy as np, pandas as pd, pytest
 from conftest import one_pixel
@@ -64,3 +64,60 @@ def test_an_average_over_more_states_is_better_where_they_are_alike(scaling):
     by_model = found.set_index(['screen', 'held', 'metric', 'added', 'condition', 'model']).value.unstack()
     pd.testing.assert_series_equal(by_model.linear, by_model['linear-tuned'], check_names=False)
     assert len(by_model) == len(found)/4
+
+@pytest.fixture(scope='module')
+def imbalance(tmp_path_factory, undrawn_here):
+    "The folder of a small run of imbalance."
+    folder = tmp_path_factory.mktemp('imbalance')
+    execute(
+        'benchmarks/imbalance', folder,
+        screens=[{'name': 'small', 'simulate': {}, 'seed': 1}],
+        size=SMALL | dict(n_genes=120, n_states=3, n_perturbations=40),
+        entropies=[.7, .9, 1.],
+        models=['control_mean', 'additive', 'covariate_only'],
+        own=['control_mean', 'additive'],
+        seeds=[5, 6],
+        budget=dict(max_epochs=1, batch_size=512))
+    return folder
+
+def trained(task):
+    "How many perturbations of each state train."
+    trains = (task.cells('train').n > 0) & ~task.conditions.is_control
+    return task.conditions[trains].groupby('cell_type').size()
+
+def test_levels_of_imbalance_by_hand(imbalance):
+    "Entropies are near what was asked for; a twin has as many perturbations, the same in each state; one test for all."
+    tasks = opened(imbalance)
+    for seed in (5, 6):
+        level = {e: trained(tasks[f'small-uneven-{e:g}-{seed}']) for e in (.7, .9, 1.)}
+        for e, n in level.items():
+            p = (n + 1)/(n + 1).sum()  # control counted
+            assert -(p*np.log(p)).sum()/np.log(3) == pytest.approx(e, abs=.05)
+        for e in (.7, .9):
+            even = trained(tasks[f'small-even-{e:g}-{seed}'])
+            assert even.sum() == level[e].sum() and np.ptp(even) <= 1
+        shared = [parts_of(task) for name, task in tasks.items() if name.endswith(f'-{seed}') and 'own' not in name]
+        assert len(shared) == 5 and all(o.test == shared[0].test and o.val == shared[0].val for o in shared)
+        own = [parts_of(tasks[f'small-own-test-{e:g}-{seed}']).test for e in (.7, 1.)]
+        assert own[0] != own[1]
+
+def test_what_is_tested_trains_in_the_largest_state_at_every_level(imbalance):
+    "So a level differs from another in what trains beside it, and in nothing else."
+    tasks = opened(imbalance)
+    for name, task in tasks.items():
+        if 'own' in name: continue
+        c = task.conditions
+        test = c.loc[task.test_conditions()]
+        seen = c[(task.cells('train').n > 0) & c.perturbation.isin(test.perturbation)]
+        assert set(seen.perturbation) == set(test.perturbation) and seen.cell_type.nunique() == 1
+        assert not set(seen.cell_type) & set(test.cell_type)
+
+def test_a_model_without_perturbations_ranks_by_chance_at_every_level(imbalance):
+    "And the control mean has one error for all levels that share a test, and another for those that do not."
+    found = pd.read_csv(imbalance/'results'/'imbalance.csv')
+    ranks = found[(found.metric == 'rmse_rank_average') & found.model.isin(['control_mean', 'covariate_only'])]
+    assert (ranks.value.dropna() == .5).all() and len(ranks.value.dropna()) > 100  # one test alone has no rank
+    control = found[(found.metric == 'rmse_average') & (found.model == 'control_mean')]
+    shared = control[control.design != 'own test'].groupby('condition').value.agg(np.ptp)
+    assert shared.max() < 1e-7
+    assert np.ptp(control[control.design == 'own test'].groupby('entropy').value.mean()) > 1e-3
