@@ -1,8 +1,9 @@
-"Studies of data scaling and imbalance: what must hold in any of their runs, and answers that are known."
+"Studies of data scaling, imbalance and representation: what must hold in any of their runs, and answers that are known."
 import json
 import numpy as np, pandas as pd, pytest
 from conftest import one_pixel
 from test_tutorials import execute
+from perturbench.data.simulate import Parameters, simulate
 from perturbench.tasks import load_task
 
 def opened(folder):
@@ -121,3 +122,55 @@ def test_a_model_without_perturbations_ranks_by_chance_at_every_level(imbalance)
     shared = control[control.design != 'own test'].groupby('condition').value.agg(np.ptp)
     assert shared.max() < 1e-7
     assert np.ptp(control[control.design == 'own test'].groupby('entropy').value.mean()) > 1e-3
+
+@pytest.fixture(scope='module')
+def combinations(tmp_path_factory, undrawn_here):
+    "The folder of a small run of representation; one of its screens has an embedding of its cells."
+    folder = tmp_path_factory.mktemp('representation')
+    screen = simulate(Parameters(**SMALL | dict(n_states=3)), 1).screen
+    screen.adata.obsm['X_scGPT'] = np.asarray(screen.adata.X[:, :5].todense())
+    screen.write(folder/'embedded.h5ad')
+    rng = np.random.default_rng(0)
+    pd.DataFrame(rng.normal(size=(12, 3)), index=screen.perturbations).to_csv(folder/'features.csv')
+    execute(
+        'benchmarks/representation', folder,
+        screens=[
+            {'name': 'plain', 'simulate': {}, 'seed': 2, 'splits': ['transfer']},
+            {'name': 'embedded', 'file': str(folder/'embedded.h5ad'), 'splits': ['transfer'],
+             'features': 'features.csv',
+             'prepare': {'perturbation_key': 'perturbation', 'covariate_keys': ['cell_type'], 'values': 'lognorm'}}],
+        size=SMALL | dict(n_states=4, n_perturbations=20),
+        cells=['none', 'random', 'matched'],
+        perturbations=['shuffled', 'one-hot', 'swapped'],
+        seeds=[0, 1],
+        budget=dict(max_epochs=10, batch_size=64))
+    return folder
+
+def test_a_label_that_tells_nothing_ranks_by_chance(combinations):
+    "And one that tells something does better, where it was seen."
+    found = pd.read_csv(combinations/'results'/'representation.csv')
+    rank = found[(found.metric == 'rmse_rank_average') & (found.question == 'plain, transfer')]
+    rank = rank.groupby('told').value.mean()
+    assert abs(rank['shuffled'] - .5) < .12 and rank['one-hot'] < rank['shuffled'] - .1
+
+def test_an_embedding_is_read_where_there_is_one(combinations):
+    found = pd.read_csv(combinations/'results'/'representation.csv')
+    read = found.groupby('question').cell.agg(set)
+    assert read['embedded, transfer'] == {'none', 'random', 'matched', 'X_scGPT'}
+    assert read['plain, transfer'] == {'none', 'random', 'matched'}
+
+def test_shares_by_hand(combinations):
+    "From the means of the table, without the library and without matrices."
+    found = pd.read_csv(combinations/'results'/'representation.csv')
+    mine = found[(found.question == 'plain, transfer') & (found.metric == 'rmse_average')]
+    y = mine.groupby(['cell', 'told', 'seed']).value.mean().reset_index()
+    y['value'] -= y.groupby('seed').value.transform('mean')
+    total = (y.value**2).sum()
+    by_cell, by_told, table = (y.groupby(k).value.transform('mean') for k in ('cell', 'told', ['cell', 'told']))
+    noise = ((y.value - table)**2).sum()/8  # (3*3 - 1)*(2 - 1)
+    by_hand = {'input': ((by_cell**2).sum() - 2*noise)/total, 'representation': ((by_told**2).sum() - 2*noise)/total,
+               'interaction': (((table - by_cell - by_told)**2).sum() - 4*noise)/total}
+    shares = pd.read_csv(combinations/'results'/'representation_shares.csv')
+    shares = shares[(shares.question == 'plain, transfer') & (shares.metric == 'rmse_average')]
+    shares = shares[shares.representations == 'all'].set_index('part').share
+    assert shares.to_dict() == pytest.approx({part: max(share, 0) for part, share in by_hand.items()}, abs=1e-6)
