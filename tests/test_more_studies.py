@@ -1,4 +1,4 @@
-"Studies of data scaling, imbalance and representation: what must hold in any of their runs, and answers that are known."
+"Data scaling, imbalance and representation: what must hold in any run of their notebooks, and known answers."
 import json
 import numpy as np, pandas as pd, pytest
 from conftest import one_pixel
