@@ -120,7 +120,9 @@ class Judge:
 
     def numbered(self, scores) -> pd.DataFrame: # With `condition`
         "Scores with the numbers of their conditions."
-        keys = scores[[*self.views.score.covariate_keys, 'perturbation']].astype(str)
+        task = self.views.score
+        dose = [task.naming['dose_key']] if task.naming['dose_key'] else []
+        keys = scores[[*task.covariate_keys, 'perturbation', *dose]].astype(str)
         return scores.assign(condition=keys.groupby(list(keys)).ngroup())
 
     def _calibrated(self, scores) -> _OnScale:
