@@ -20,6 +20,7 @@ from .core import (InputError, Registry, atomic_path, digest, file_name_fault, f
                               os_fault, remove, rng)
 from .data.datasets import DATASETS, screen_path
 from .data.features import cell_embeddings
+from .data.lookalikes import PREFIX
 from .data.preprocess import CELLS, select_genes
 from .data.h5ad import read_card
 from .data.screen import Design, Screen, read_screen
@@ -53,9 +54,11 @@ _build_in('sim-null', 'sim-null', dict(kind='transfer', fraction=.3, seed=42, ma
 _build_in('sim-network', 'sim-network', dict(kind='transfer', fraction=.3, seed=42))
 
 def _build_in_published(record):
-    "The tasks of a published screen: its own name with the default split, and further splits by name."
+    "The tasks of a published screen, its own name with the default split and further splits by name; its look-alike's."
     splits = {record.name: record.split, **record.tasks}
     for name, split in splits.items(): _build_in(name, record.name, split)
+    for name, split in splits.items():
+        if split['kind'] != 'released': _build_in(f'{PREFIX}{name}', f'{PREFIX}{record.name}', split)
 
 for _, _record in DATASETS.items(): _build_in_published(_record)
 

@@ -7,9 +7,9 @@ __all__ = ['LIMITS', 'CONTINUUM_GENES', 'CYCLE_GENES', 'WEAK', 'DOUBLES', 'PROGR
            'VALUES_AT_ONCE', 'REAL', 'PRESETS', 'K562', 'T98G', 'NOTHING', 'Parameters', 'Latent', 'latent', 'spread',
            'baseline', 'Variation', 'variation', 'Strengths', 'strengths', 'dose_response', 'combine', 'Leaning',
            'Programmes', 'Network', 'World', 'Treatment', 'layout', 'world', 'closure', 'negative_binomial', 'lognorm',
-           'Drawn', 'expected_lognorm', 'Curve', 'Truth', 'Simulation', 'simulate', 'Signal', 'Dispersions',
-           'dispersions', 'Fingerprint', 'fingerprint', 'sim_transfer', 'sim_network', 'sim_combination', 'sim_strong',
-           'sim_weak', 'sim_null', 'simulated']
+           'Drawn', 'expected_lognorm', 'Curve', 'Truth', 'Simulation', 'drawn_cells', 'simulate', 'Signal',
+           'Dispersions', 'dispersions', 'Fingerprint', 'fingerprint', 'sim_transfer', 'sim_network', 'sim_combination',
+           'sim_strong', 'sim_weak', 'sim_null', 'simulated']
 
 # %% ../../nbs/12_data.simulate.ipynb #568afe50
 from dataclasses import dataclass
@@ -686,7 +686,9 @@ def _obs(w, drawn):
     return obs
 
 # %% ../../nbs/12_data.simulate.ipynb #4720a8e6
-def _cells(w):
+def drawn_cells(
+    w:World,
+) -> ad.AnnData: # Log-normalised, with `counts`
     "The AnnData of all cells of a world, condition by condition."
     drawn = [w.draw(c, n, rng('simulate', w.seed, 'draw', c)) for c, n in enumerate(w.conditions.n_cells)]
     counts, obs = sparse.vstack([d.counts for d in drawn], format='csr'), _obs(w, drawn)
@@ -700,7 +702,7 @@ def simulate(
     "A screen with the truth about it."
     w = world(par, seed)
     dose_key = 'dose' if par.doses else None
-    screen = Screen(_cells(w), 'perturbation', ('cell_type',), dose_key=dose_key, batch_key='batch')
+    screen = Screen(drawn_cells(w), 'perturbation', ('cell_type',), dose_key=dose_key, batch_key='batch')
     conditions = screen.conditions.assign(**w.conditions[['kind', 'size', 'batch']])
     return Simulation(screen, Truth(conditions, w))
 
