@@ -60,9 +60,9 @@ LAYOUTS = {layout.name: layout for layout in [
 _SPREAD = .4 # Standard deviation of the logarithm of the cells of a condition
 _PROGRAMMES = 12
 
-def _parameters(layout, fraction) -> Parameters:
+def _parameters(layout, fraction, genes=None) -> Parameters:
     "What the world of a look-alike is made of, but for its numbers of cells."
-    genes = max(round(fraction*layout.genes), 2*layout.singles + _PROGRAMMES)
+    if genes is None: genes = max(round(fraction*layout.genes), 2*layout.singles + _PROGRAMMES)
     own = layout.like | dict(panel=layout.like['panel']*genes/layout.genes)
     top = max(layout.doses, default=1.)
     n_states = int(np.prod([len(values) for values in layout.covariates.values()]))
@@ -131,11 +131,12 @@ def lookalike(
     name:str, # Of a published screen, or an alias
     fraction:float=1/50, # Of its cells and genes; conditions stay
     seed:int=0, # Decides all that is random
+    genes:int=None, # How many there are, whatever the fraction
 ) -> Simulation: # Raises InputError for an unknown name, or a fraction that leaves conditions without cells
     "A simulated screen with the layout of a published one, and its truth."
     record = dataset(name)
     layout, top = LAYOUTS[record.name], max(LAYOUTS[record.name].doses, default=1.)
-    w, states = world(_parameters(layout, fraction), seed), _state_table(layout)
+    w, states = world(_parameters(layout, fraction, genes), seed), _state_table(layout)
     rows = w.conditions[_is_measured(layout, w.conditions, states)].reset_index(drop=True)
     w.conditions = rows.assign(n_cells=_n_cells(rows, round(fraction*layout.cells), layout.controls))
     adata = _named(drawn_cells(w), states, record)
