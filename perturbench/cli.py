@@ -133,7 +133,7 @@ def _print_table(rows):
 def datasets():
     "List the screens that are built in, and the published ones that can be fetched."
     from perturbench.data.datasets import dataset_table, screen_path
-    from perturbench.data.simulate import PRESETS
+    from perturbench.data.lookalikes import PRESETS # with the layouts of published screens
     _print_table([dict(name=name, about=(make.__doc__ or '').split('\n')[0]) for name, make in PRESETS.items()])
     print()
     published = dataset_table().to_dict('records')
@@ -320,12 +320,21 @@ def _long_rows(board):
     def written(value): return f'{value:.4g}' if value == value else '' # it may be missing
     return shown.assign(**{name: shown[name].astype(float).map(written) for name in numbers}).to_dict('records')
 
+def _print_published(board):
+    "Print what others published of the screens of a leaderboard, beside what was found here."
+    from perturbench.bench.paper import beside_published
+    found = beside_published(board)
+    if not len(found): return
+    print('published numbers, which were not measured here, beside ours:\n')
+    _print_table(found.fillna('').to_dict('records'))
+
 def _report(out, only=None, goal=None, long=False):
     "Write the report of `out`, print its tables and name its files."
     from perturbench.bench.leaderboard import print_tables, write_report
     board, files = write_report(out, only, goal)
     if long: _print_table(_long_rows(board))
     else: print_tables(board)
+    _print_published(board)
     for file in files: print(file)
 
 def _summary(outcome):
@@ -378,7 +387,7 @@ MemoryLimit = Annotated[Optional[str], typer.Option(help='Of each run: 500MB, 8G
 def run(
     out:Out,
     grid:Annotated[Optional[Path], typer.Argument(help=
-        'A YAML file with tasks, models and seeds; the built-in grid by default.')]=None,
+        'A YAML file with tasks, models and seeds, or paper, poster or rehearsal; a small built-in grid by default.')]=None,
     jobs:Jobs=1, threads:Threads=1, backend:Backend='loky', address:Address=None, gpus:Gpus=0, runs_per_gpu:RunsPerGpu=1,
     time_limit:TimeLimit=None, memory_limit:MemoryLimit=None,
     dry_run:Annotated[bool, typer.Option('--dry-run', help='Say what would be done, and do nothing.')]=False,
@@ -387,9 +396,12 @@ def run(
 ):
     "Run a grid of tasks, models and seeds; a second start does what is missing, and two at a time share it."
     from perturbench.bench.batch import dry_runs, read_grid
+    from perturbench.bench.paper import estimate_text, grid_path
     resources = _resources(jobs, threads, backend, address, gpus, runs_per_gpu, time_limit, memory_limit)
-    grid = read_grid(grid)
-    if dry_run: return _print_table(dry_runs(grid, out, threads))
+    grid = read_grid(grid_path(grid) if grid else None)
+    if dry_run:
+        if expected := estimate_text(grid): print(f'{expected}\n', flush=True)
+        return _print_table(dry_runs(grid, out, threads))
     _run(grid, out, force=force, isolate=isolate, **resources)
 
 # %% ../nbs/80_cli.ipynb #7b4fa0d8

@@ -68,7 +68,10 @@ def test_the_wheel_holds_the_notebooks_and_nothing_of_the_project_around(wheel):
         modules = {str(p.relative_to(ROOT)) for p in (ROOT/'perturbench').rglob('*.py')}
         notebooks = {f'perturbench/notebooks/{p.name}' for p in NOTEBOOKS}
         assert notebooks
-        assert names == modules | notebooks | {'perturbench/models/presets.json', 'perturbench/bench/page.html'}
+        tables = {'models/presets.json', 'bench/page.html', 'bench/published.csv', 'bench/costs.csv'}
+        grids = {f'grids/{path.name}' for path in (ROOT/'grids').glob('*.yaml')}
+        assert len(grids) == 3
+        assert names == modules | notebooks | {f'perturbench/{name}' for name in tables | grids}
 
 def test_the_sdist_builds_the_same_wheel(copy, wheel, tmp_path):
     sh(sys.executable, '-c', f'from setuptools.build_meta import build_sdist; build_sdist({str(tmp_path)!r})', cwd=copy)

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import yaml
 from .. import __version__
 from .claims import claimed, give_back, in_turn, sweep_claims, take
+from .presets import SUFFIX as PUBLISHED, published_models
 from .runs import clear_run, drop_empty, own_files, put_in_place, read_run
 from .runs import run_home, run_id, seal, survey
 from .tune import SUFFIX, Search, SearchFailed, Tuning, claim, described, found_before
@@ -163,6 +164,7 @@ class Grid:
     protocol:str
     tune:Tuning=None # How options are searched; None: they are not
     cluster:Cluster=Cluster() # What each job of a Slurm cluster asks for
+    presets:bool=False # Whether models run with the options that were published for a screen as well
 
 # %% ../../nbs/71_bench.batch.ipynb #b413ef0e
 def _inside(node):
@@ -375,8 +377,10 @@ def _tried(
     except InputError as e: faults.append(str(e))
 
 # %% ../../nbs/71_bench.batch.ipynb #6dbb552e
-_SHAPES = dict(tasks=list, models=list, seeds=list, budget=(str, dict), protocol=str, tune=dict, cluster=dict)
-_DEFAULTS = dict(tasks=[], models=[], seeds=[0], budget='quick', protocol='default', tune=None, cluster=None)
+_SHAPES = dict(tasks=list, models=list, seeds=list, budget=(str, dict), protocol=str, tune=dict, cluster=dict,
+               presets=bool)
+_DEFAULTS = dict(tasks=[], models=[], seeds=[0], budget='quick', protocol='default', tune=None, cluster=None,
+                 presets=False)
 
 def _fits(key, value):
     "Whether `value` has the shape that the key of a grid has; a list is not empty."
@@ -433,10 +437,11 @@ def _content(grid):
     if grid is None: return _parsed(DEFAULT_GRID)
     return grid if isinstance(grid, dict) else _load_yaml(grid)
 
-def _labels(models, tuning):
-    "What the models of a grid are called, those that are searched for as well."
+def _labels(models, tuning, presets):
+    "What the models of a grid are called, those that are searched for or published as well."
     tuned = [f'{model.label}{SUFFIX}' for model in models if tuning and space_of(model.name, model.options)]
-    return [model.label for model in models] + tuned
+    published = [f'{model.label}{PUBLISHED}' for model in models if presets]
+    return [model.label for model in models] + tuned + published
 
 def read_grid(
     grid=None, # The path of a YAML file, its content as a mapping, or None for the built-in grid
@@ -455,10 +460,10 @@ def read_grid(
     if protocol not in PROTOCOLS: faults.append(f"the protocol '{protocol}' is not known{nearest(protocol, PROTOCOLS)}")
     for task in tasks: faults += name_faults(task.name, 'task')
     faults += _twice('task', [task.name for task in tasks], 'give each a `name`')
-    faults += _twice('model label', _labels(models, tuning), 'tell them apart with `as`')
+    faults += _twice('model label', _labels(models, tuning, raw['presets']), 'tell them apart with `as`')
     faults += _twice('seed', seeds, 'give it once')
     if faults: raise InputError('the grid cannot be used:' + ''.join(f'\n- {fault}' for fault in dict.fromkeys(faults)))
-    return Grid(tasks, models, seeds, budget, protocol, tuning, cluster)
+    return Grid(tasks, models, seeds, budget, protocol, tuning, cluster, raw['presets'])
 
 # %% ../../nbs/71_bench.batch.ipynb #8bf7dc93
 @dataclass(frozen=True)
@@ -486,7 +491,8 @@ def _runs_of(
 ) -> list: # RunSpecs
     "The runs of one task: all models with all seeds."
     specs = []
-    for name, label, options in grid.models:
+    published = published_models(grid.models, task) if grid.presets else []
+    for name, label, options in [*grid.models, *published]:
         for seed in grid.seeds:
             key = run_id(task_id, name, options, seed, grid.budget, threads)
             specs.append(RunSpec(task, name, label, options, seed, grid.budget, grid.protocol, threads, key))
@@ -522,7 +528,7 @@ class SearchSpec:
     ) -> list: # RunSpecs
         "The runs of the tuned model."
         tuned = ModelSpec(self.search.model, self.label, options)
-        return _runs_of(self.task, self.search.task_id, replace(self.grid, models=[tuned]), self.search.threads)
+        return _runs_of(self.task, self.search.task_id, replace(self.grid, models=[tuned], presets=False), self.search.threads)
 
 def searches_of(
     grid:Grid,
