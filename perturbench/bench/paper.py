@@ -169,7 +169,7 @@ def _parts(grid, task) -> list: # Of Parts
     n = len(grid.seeds)
     parts = [Part(label, name, 'published' if 'preset' in options else 'default', n, 0)
              for name, label, options in grid.models]
-    if getattr(grid, 'presets', False):
+    if grid.presets:
         parts += [Part(label, name, 'published', n, 0) for name, label, _ in published_models(grid.models, task)]
     if grid.tune is None: return parts
     n_trials = grid.tune.trials + REPEATED*REPEATS
