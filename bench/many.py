@@ -1,9 +1,9 @@
 """Many runs: what a run costs beside its work, how fast a grid starts that is done, how long its report takes.
 
-`python bench/many.py [--runs N ...] [--real N]` prints the figures and writes them to results/many.txt. `--real` runs of
-a baseline on a tiny task are executed one after the other in this process. For each of `--runs` a folder is filled with
-copies of one run, whose scores are varied, 20 labels and 50 seeds a task; `perturbench run` on that folder finds nothing
-to do, and `perturbench report` makes a board of all. Both are processes of their own.
+`python bench/many.py [--runs N ...] [--real N]` prints the figures and writes them to results/many.txt. `--real` runs
+of a baseline on a tiny task are executed one after the other in this process. For each of `--runs` a folder is filled
+with copies of one run, whose scores are varied, 20 labels and 50 seeds a task; a dry run of the grid finds nothing to
+do, and `perturbench report` makes a board of all. Both are processes of their own.
 """
 import json, os, shutil, subprocess, sys, tempfile, time
 from pathlib import Path
@@ -53,13 +53,15 @@ def fill(folder, n):
     for spec in batch.expand(batch.read_grid(asked), out):
         home = run_home(out, spec.task.name, spec.label, spec.run_id)
         if home.exists():
-            first[spec.task.name] = home, json.loads((home/'run.json').read_text()), pd.read_parquet(home/'scores.parquet')
+            about = json.loads((home/'run.json').read_text())
+            first[spec.task.name] = home, about, pd.read_parquet(home/'scores.parquet')
             continue
         source, about, scores = first[spec.task.name]
         shutil.copytree(source, home)
         values = scores.value*r.uniform(1, 1.1, len(scores))
-        scores.assign(model=spec.label, seed=spec.seed, run_id=spec.run_id, value=values).to_parquet(home/'scores.parquet')
-        seal(home, about | dict(run_id=spec.run_id, model=spec.label, seed=spec.seed))
+        own = dict(model=spec.label, seed=spec.seed, run_id=spec.run_id)
+        scores.assign(**own, value=values).to_parquet(home/'scores.parquet')
+        seal(home, about | own)
     return path, out
 
 def command(*words):

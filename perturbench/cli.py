@@ -387,8 +387,9 @@ MemoryLimit = Annotated[Optional[str], typer.Option(help='Of each run: 500MB, 8G
 def run(
     out:Out,
     grid:Annotated[Optional[Path], typer.Argument(help=
-        'A YAML file with tasks, models and seeds, or paper, poster or rehearsal; a small built-in grid by default.')]=None,
-    jobs:Jobs=1, threads:Threads=1, backend:Backend='loky', address:Address=None, gpus:Gpus=0, runs_per_gpu:RunsPerGpu=1,
+        'A YAML file with tasks, models and seeds; or paper, poster, rehearsal; a small grid by default.')]=None,
+    jobs:Jobs=1, threads:Threads=1, backend:Backend='loky',
+    address:Address=None, gpus:Gpus=0, runs_per_gpu:RunsPerGpu=1,
     time_limit:TimeLimit=None, memory_limit:MemoryLimit=None,
     dry_run:Annotated[bool, typer.Option('--dry-run', help='Say what would be done, and do nothing.')]=False,
     force:Annotated[bool, typer.Option('--force', help='Run again what is done.')]=False,

@@ -70,7 +70,7 @@ def test_a_run_that_breaks_a_limit_is_tried_twice_and_the_others_end(start, plac
     (['--time-limit', 'soon'], 'such as 90s'), (['--memory-limit', '900TB'], 'this machine has'),
     (['--memory-limit', '3MB'], 'before a run begins'), (['--gpus', '77'], 'torch sees'),
     (['--address', 'tcp://127.0.0.1:1'], 'give --backend too'), (['--gpus', '1', '--backend', 'dask'], 'loky or ray'),
-    (['--gpus', '1', '--backend', 'slurm'], 'under `cluster`')], ids=lambda value: ' '.join(value[:2]) if type(value) is list else '')
+    (['--gpus', '1', '--backend', 'slurm'], 'under `cluster`')])
 def test_what_cannot_be_had_is_refused(place, undisturbed, tmp_path, capfd, option, said):
     assert main(['run', str(place/'grid.yaml'), '-o', str(tmp_path/'out'), *option]) == 2
     assert said in capfd.readouterr().err and not (tmp_path/'out'/'runs').exists()
@@ -101,7 +101,8 @@ def test_boards_of_several_folders(place, undisturbed, tmp_path, undrawn, capsys
     assert board(parts[0]) == board(undisturbed)
 
 def test_folders_whose_tasks_differ_are_refused(start, place, undisturbed, capsys):
-    write_grid(place/'other.yaml', ['control_mean'], '[{name: small, screen: small.h5ad, split: {kind: transfer, seed: 9}}]')
+    task = '{name: small, screen: small.h5ad, split: {kind: transfer, seed: 9}}'
+    write_grid(place/'other.yaml', ['control_mean'], f'[{task}]')
     other = start('run', 'other.yaml', '-o', 'other')
     assert other.status() == 0, other.text
     assert main(['report', str(undisturbed), str(place/'other')]) == 2

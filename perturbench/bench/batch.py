@@ -528,7 +528,8 @@ class SearchSpec:
     ) -> list: # RunSpecs
         "The runs of the tuned model."
         tuned = ModelSpec(self.search.model, self.label, options)
-        return _runs_of(self.task, self.search.task_id, replace(self.grid, models=[tuned], presets=False), self.search.threads)
+        alone = replace(self.grid, models=[tuned], presets=False)
+        return _runs_of(self.task, self.search.task_id, alone, self.search.threads)
 
 def searches_of(
     grid:Grid,

@@ -1009,8 +1009,9 @@ def _refuse_two_ids(placed):
     for folder, run in placed:
         known = first.setdefault(run['task'], (run['task_id'], folder))
         if known[0] == run['task_id'] or known[1] == folder: continue
-        raise InputError(f"the task '{run['task']}' is {known[0]} in {known[1]} and {run['task_id']} in {folder}: their "
-                         'screens, splits or genes differ, and their runs cannot be compared; report the folders apart')
+        raise InputError(f"the task '{run['task']}' is {known[0]} in {known[1]} and {run['task_id']} in {folder}: "
+                         'their screens, splits or genes differ, and runs of them cannot be compared; report the '
+                         'folders apart')
 
 def meet(
     placed:list, # `Placed` runs of several folders
@@ -1055,10 +1056,10 @@ def read_results(
 ) -> Results: # Raises InputError where there are none, for what is not whole, and for tasks that cannot meet
     "The scores and the costs of the runs in `out`."
     placed, notes = _placed_runs(as_folders(out), only)
-    rows = []
+    rows, names = [], ('task', 'task_id', 'model', 'seed', 'run_id', *COLLAPSE, *COSTS)
     for folder, run in placed:
         known = run | dict(tuning_seconds=tuning_seconds(folder, run | dict(task=run['at'])))
-        rows.append({name: known.get(name) for name in ('task', 'task_id', 'model', 'seed', 'run_id', *COLLAPSE, *COSTS)})
+        rows.append({name: known.get(name) for name in names})
     scores = pd.concat([_scores_of(*one) for one in placed], ignore_index=True)
     return Results(scores, pd.DataFrame(rows), notes)
 

@@ -37,8 +37,10 @@ def read_cluster(
         value, kind = raw[key], kinds[key]
         if kind is int and (type(value) is not int or value < 0):
             faults.append(f'`cluster.{key}` is {value!r}; give a whole number')
-        if kind is str and not isinstance(value, (str, int, float)): faults.append(f'`cluster.{key}` is {value!r}; give text')
-    if raw.get('executor', 'slurm') not in EXECUTORS: faults.append(f"`cluster.executor` is one of {', '.join(EXECUTORS)}")
+        if kind is str and not isinstance(value, (str, int, float)):
+            faults.append(f'`cluster.{key}` is {value!r}; give text')
+    if raw.get('executor', 'slurm') not in EXECUTORS:
+        faults.append(f"`cluster.executor` is one of {', '.join(EXECUTORS)}")
     if faults: raise InputError('; '.join(sorted(faults)))
     cluster = Cluster(**{key: value if kinds[key] is int else str(value) for key, value in raw.items()})
     read_amounts(cluster.time, cluster.memory)

@@ -407,8 +407,9 @@ def _work(search, job):
 
 def _all_done(search, jobs, workers):
     "Do `jobs`; those whose process ended before they were done."
-    ended = progress(workers.each(partial(_work, search), jobs), f'trials of {search.model} on {search.task}', len(jobs))
-    return [job for job, answer in ended if isinstance(answer, Killed)]
+    ended = workers.each(partial(_work, search), jobs)
+    shown = progress(ended, f'trials of {search.model} on {search.task}', len(jobs))
+    return [job for job, answer in shown if isinstance(answer, Killed)]
 
 def _try_all(
     search:Search,

@@ -354,7 +354,8 @@ def _connected(make, workers):
     except (OSError, ConnectionError, RuntimeError, ValueError) as e:
         if not workers.address: raise
         said = ' '.join(str(e).split())[:200]
-        raise InputError(f'no {workers.backend} cluster answers at {workers.address} ({said}); see that it runs') from None
+        fault = f'no {workers.backend} cluster answers at {workers.address} ({said})'
+        raise InputError(f'{fault}; see that it runs') from None
 
 @patch
 def _ready(self:Workers):
