@@ -53,16 +53,49 @@ def test_the_parts_of_the_leak_add_up(leak):
     np.testing.assert_allclose(table[['more cells', 'truth', 'noise']].sum(axis=1), table.scored, atol=5e-5)
 
 @pytest.fixture(scope='module')
-def compared(tmp_path_factory):
-    "What a small run of ablations leaves, by metric, model and condition."
+def ablated(tmp_path_factory):
+    "The folder that a small run of ablations leaves."
     folder = tmp_path_factory.mktemp('ablations')
     execute(
         'benchmarks/ablations', folder,
         tasks=['sim-combination'],
-        models=['linear', 'covariate_only', 'cpa', 'cpa_noadv'],
+        models=['linear', 'decoder_only', 'covariate_only', 'cpa', 'cpa_noadv'],
+        ablations={
+            'decoder_only': {'perturbation': {'use_perturbations': False}},
+            'cpa': {'adversary': {'use_adversary': False}, 'prior': {'kl_weight': 0.}}},
         seeds=[0],
         budget=dict(max_epochs=3, batch_size=256))
-    return pd.read_csv(folder/'results'/'ablations.csv').groupby(['metric', 'model', 'condition']).value.mean()
+    return folder/'results'
+
+@pytest.fixture(scope='module')
+def compared(ablated):
+    "Its values, by metric, model and condition."
+    return pd.read_csv(ablated/'ablations.csv').groupby(['metric', 'model', 'condition']).value.mean()
+
+def test_an_ablation_is_the_registered_model_without_the_part(compared):
+    "The same seed gives the same model, whether an option or a name of its own takes the part away."
+    twins = {'decoder_only - perturbation': 'covariate_only', 'cpa - adversary (mean)': 'cpa_noadv (mean)',
+             'cpa - adversary (sample)': 'cpa_noadv (sample)'}
+    for metric in compared.index.unique('metric'):
+        for ablation, name in twins.items():
+            pd.testing.assert_series_equal(compared[metric, ablation], compared[metric, name])
+
+def test_what_a_part_is_worth_is_a_mean_of_paired_differences(ablated, compared):
+    "By hand from the values: paired by condition, of the mean or of drawn cells, above 0 where it is worse without."
+    parts = pd.read_csv(ablated/'ablation_parts.csv').set_index(['part', 'metric'])
+    for metric, way, sign in [('rmse_average', 'mean', 1), ('cosine_logfc', 'mean', -1), ('energy_pca', 'sample', 1)]:
+        by_hand = sign*(compared[metric, f'cpa - prior ({way})'] - compared[metric, f'cpa ({way})'])
+        found = parts.loc[('cpa - prior', metric)]
+        assert found.worse == pytest.approx(by_hand.mean()) and found.lo < found.worse < found.hi
+    blind = parts.loc[('decoder_only - perturbation', 'rmse_rank_average')]
+    assert blind.worse == pytest.approx(.5 - compared['rmse_rank_average', 'decoder_only'].mean())
+
+def test_marks_of_parts_are_holms(ablated):
+    "The smallest p of a metric is multiplied by the number of parts, and nothing is marked above the level."
+    parts = pd.read_csv(ablated/'ablation_parts.csv')
+    for _, p in parts.groupby('metric'):
+        assert p.p_holm.min() == pytest.approx(min(1, len(p)*p.p.min()))
+        assert (p.marked == (p.p_holm < .05)).all()  # one seed agrees with itself
 
 def test_ablations_know_what_costs_nothing(compared):
     """Of the references, one profile is furthest from cells, and a model told nothing ranks .5.
