@@ -737,6 +737,7 @@ class How:
     force:bool=False # Do again what was whole before
     begun:float=0. # When the batch began
 
+# %% ../../nbs/71_bench.batch.ipynb #2c170dc6
 def _outcome_of(
     spec:RunSpec,
     how:How,
@@ -932,6 +933,7 @@ def _as_job(
     batch = Batch(Path(how.out), workers, how, Outcome([]), is_job=True)
     _do_grid(grid, batch, threads)
 
+# %% ../../nbs/71_bench.batch.ipynb #9e78bb85
 def _seen(
     batch:Batch,
     specs:list, # RunSpecs
@@ -942,6 +944,16 @@ def _seen(
         if known: _settle(batch, spec, known)
     return [spec for spec, known in zip(specs, became) if not known]
 
+def _found_by(batch, searches):
+    "The runs of what jobs found; searches that failed are counted."
+    specs = []
+    for one in searches:
+        runs, is_found = _before_its_search(one, batch.out)
+        if is_found: specs += runs
+        else: batch.outcome.failed.append((runs[0], search_home(batch.out, one.task.name, one.label)/'log'))
+    return specs
+
+# %% ../../nbs/71_bench.batch.ipynb #e70ace2d
 def _by_jobs(
     batch:Batch,
     grid:Grid,
@@ -964,15 +976,6 @@ def _by_jobs(
     todo = _seen(batch, todo + _begun(batch, _found_by(batch, searches)))
     for spec in todo: _settle(batch, spec, _fail(spec, batch.out, jobs.fault() or 'the jobs ended before this run'))
 
-def _found_by(batch, searches):
-    "The runs of what jobs found; searches that failed are counted."
-    specs = []
-    for one in searches:
-        runs, is_found = _before_its_search(one, batch.out)
-        if is_found: specs += runs
-        else: batch.outcome.failed.append((runs[0], search_home(batch.out, one.task.name, one.label)/'log'))
-    return specs
-
 # %% ../../nbs/71_bench.batch.ipynb #1278a66b
 def _opened(
     batch:Batch,
@@ -988,6 +991,7 @@ def _opened(
         for one in searches: claim(search_home(batch.out, one.task.name, one.label), described(one.search))
     return specs, searches
 
+# %% ../../nbs/71_bench.batch.ipynb #0fea0ff6
 def _do_grid(
     grid:Grid,
     batch:Batch,
@@ -1002,6 +1006,7 @@ def _do_grid(
     if not batch.is_job: _forget_failures(found, batch.out)
     _do_all(batch, todo + _begun(batch, found))
 
+# %% ../../nbs/71_bench.batch.ipynb #9cf72b29
 def run_grid(
     grid, # What `read_grid` takes, or a Grid
     out, # The folder of results
