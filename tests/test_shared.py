@@ -135,10 +135,18 @@ class Once(ControlMean):
     monkeypatch.setenv('PYTHONPATH', f'{place}:{os.environ.get("PYTHONPATH", "")}')
     return 'once.yaml'
 
+def assert_as_by_loky(place, out, undisturbed, grid):
+    "The board of `out` is that of the usual backend, but for the run that was killed; each with all metrics."
+    mine, calm = [path.parent.name for path in runs(undisturbed)], place/f'calm-{out.name}'
+    write_report(out, mine)
+    shutil.copytree(undisturbed/'tasks', calm/'tasks')
+    by_backend(place, calm, 'loky', grid)
+    write_report(calm, mine)
+    assert board(out) == board(calm)
+
 @pytest.mark.slow
 @pytest.mark.parametrize('backend', ['dask', 'ray', 'slurm'])
 def test_a_cluster_gives_the_same_board_and_outlives_a_worker(place, out, undisturbed, killing, monkeypatch, backend):
-    "Compared with a board of the usual backend; workers of a cluster do not know of quick metrics."
     pytest.importorskip(dict(dask='distributed', slurm='submitit').get(backend, backend), reason='an extra')
     monkeypatch.setenv('KILLED', backend)
     if backend == 'slurm':
@@ -146,13 +154,7 @@ def test_a_cluster_gives_the_same_board_and_outlives_a_worker(place, out, undist
     outcome = by_backend(place, out, backend, killing)
     assert (outcome.done + outcome.elsewhere, outcome.failed) == (len(MODELS) + 1, [])
     assert (place/f'killed-{backend}').exists()
-    mine = [path.parent.name for path in runs(undisturbed)]
-    write_report(out, mine)
-    calm = place/f'calm-{backend}'
-    shutil.copytree(undisturbed/'tasks', calm/'tasks')
-    by_backend(place, calm, 'loky', killing)
-    write_report(calm, mine)
-    assert board(out) == board(calm)
+    assert_as_by_loky(place, out, undisturbed, killing)
 
 @pytest.mark.slow
 def test_a_ray_cluster_of_two_nodes(place, out, undisturbed, killing, monkeypatch):
@@ -165,6 +167,7 @@ def test_a_ray_cluster_of_two_nodes(place, out, undisturbed, killing, monkeypatc
         outcome = by_backend(place, out, 'ray', killing, address=cluster.address)
     finally: cluster.shutdown()
     assert (outcome.done, outcome.failed) == (len(MODELS) + 1, [])
+    assert_as_by_loky(place, out, undisturbed, killing)
 
 def in_group(path, group):
     try: return os.getpgid(int(path.name)) == group

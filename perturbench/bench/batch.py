@@ -931,7 +931,7 @@ def _as_job(
     "In a job of a cluster: do runs of a grid until none is left."
     workers = Workers(limits=limits, words=f'{how.out}/claims')
     batch = Batch(Path(how.out), workers, how, Outcome([]), is_job=True)
-    _do_grid(grid, batch, threads)
+    with Lock(how.out, shared=True): _do_grid(grid, batch, threads)
 
 # %% ../../nbs/71_bench.batch.ipynb #9e78bb85
 def _seen(
