@@ -1,8 +1,9 @@
 "Kept runs: listed, removed and repeated through the command line."
 import json
-import pandas as pd, pytest
+from types import SimpleNamespace
+import numpy as np, pandas as pd, pytest
 from perturbench.bench.batch import read_grid, run_grid
-from perturbench.bench.runs import seal
+from perturbench.bench.runs import plot_conditions, seal
 from perturbench.cli import main
 
 GRID = dict(tasks=['sim-transfer'], models=['control_mean', {'name': 'latent_additive', 'encoder_width': 16, 'latent_dim': 8}],
@@ -77,3 +78,12 @@ def test_runs_are_removed(out, capsys):
 def test_no_runs_at_all(tmp_path, capsys):
     assert main(['runs', str(tmp_path)]) == 2
     assert 'there is no finished run' in capsys.readouterr().err
+
+def test_figures_of_conditions_name_the_dose():
+    "Two doses of a drug are two conditions; a label that leaves the dose out cannot tell them apart."
+    effects = np.array([[1., 2., 3.], [3., 2., 1.]])
+    task = SimpleNamespace(naming=dict(dose_key='dose'), covariate_keys=['line'], genes=pd.Index(list('abc')))
+    run = SimpleNamespace(task=task, effects=SimpleNamespace(effects=lambda: (effects, effects)))
+    scores = pd.DataFrame(dict(metric='cosine_logfc', value=[.5, .9], line='a', perturbation='x', dose=[1., 10.]))
+    titles = [ax.get_title(loc='left') for ax in plot_conditions(run, scores).axes]
+    assert titles == ['a, x, 10.0', 'a, x, 1.0']

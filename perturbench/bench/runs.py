@@ -270,7 +270,8 @@ def plot_conditions(
     from perturbench.plots import figure, label, observed_predicted
     rows, metric = best_and_worst(scores)
     predicted, observed = run.effects.effects()
-    names = scores[scores.metric == metric].reset_index(drop=True)[[*run.task.covariate_keys, 'perturbation']]
+    dose = [run.task.naming['dose_key']] if run.task.naming['dose_key'] else []
+    names = scores[scores.metric == metric].reset_index(drop=True)[[*run.task.covariate_keys, 'perturbation', *dose]]
     fig, axes = figure(1, len(rows), width=3, height=2.9, squeeze=False)
     for ax, row in zip(axes[0], rows):
         observed_predicted(ax, observed[row], predicted[row], run.task.genes)
