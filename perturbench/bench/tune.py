@@ -30,7 +30,7 @@ from ..scoring.intervals import Resamples, mean_over
 from ..scoring.references import calibrate, references
 from ..splits.parts import TEST, UNUSED, VAL
 from ..tasks import Task, load_task
-from ..train import Budget, fit, model_info, read_budget
+from ..train import Budget, fit, model_info
 
 # %% ../../nbs/70b_bench.tune.ipynb #b448a65b
 def _halves(
