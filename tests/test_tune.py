@@ -1,5 +1,6 @@
 "Searches: what is tested never enters, nothing depends on how many run at a time, and what fails is said."
 import json, sys
+from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest
 from conftest import one_pixel
 from scipy import sparse
@@ -10,12 +11,14 @@ from perturbench.bench.tune import SearchFailed, objective_of, search_home
 from perturbench.cli import main
 from perturbench.core import InputError
 from perturbench.data.simulate import Parameters, simulate
+from perturbench.models.zoo import MODELS
 from perturbench.splits.kinds import make_splits
 from perturbench.tasks import open_task
 
 pytestmark = pytest.mark.usefixtures('undrawn')
 BUDGET = dict(max_epochs=4, min_epochs=1, batch_size=64)
 NARROW = {'name': 'decoder_only', 'encoder_width': 32, 'n_layers': 1} # The published widths take minutes here
+TRAINED = [k for k in MODELS if not hasattr(MODELS[k], 'fit')]
 SHOWN = ['number', 'state', 'value', 'fault']
 
 @pytest.fixture(scope='module')
@@ -83,6 +86,25 @@ def test_more_trials_begin_with_those_there_are(small, searched, tmp_path):
     run_grid(grid_on(small[0], trials=6), tmp_path)
     assert path.stat().st_mtime_ns == kept
     pd.testing.assert_frame_equal(trials(tmp_path)[SHOWN], trials(searched)[SHOWN])
+
+class Halves:
+    "What a search asks for need not be an option."
+    @classmethod
+    def search_space(cls, trial): return {'encoder_width': 2*trial.suggest_int('half_of_width', 4, 8)}
+
+@pytest.mark.parametrize('model', [*TRAINED, Halves], ids=str)
+def test_a_second_round_knows_what_the_first_was_asked(model, monkeypatch, tmp_path):
+    "All models: what a search asks for is told to Optuna again, from the files of the trials."
+    if model is Halves: monkeypatch.setattr(room, 'model_class', lambda name: Halves)
+    search = SimpleNamespace(model=model, options={}, seed=0)
+    first = room.suggested(search, [], [0, 1, 2, 3], higher=False)
+    for trial in first:
+        trial.state, trial.value = 'complete', float(trial.number)
+        (tmp_path/str(trial.number)).write_text(json.dumps(vars(trial)))
+    ended = [room.read_trial(tmp_path/str(trial.number)) for trial in first]
+    second = room.suggested(search, ended, [4, 5], higher=False)
+    assert [set(trial.asked) for trial in second] == [set(first[1].asked)]*2
+    assert second == room.suggested(search, ended, [4, 5], higher=False)
 
 def test_two_rows_and_what_the_search_took(searched):
     board, _ = write_report(searched)

@@ -172,7 +172,7 @@ class Trial:
     number:int
     options:dict # Those that are not the defaults
     seed:int # Of its training
-    spaces:dict = field(default_factory=dict) # Option -> its range, as Optuna writes it
+    asked:dict = field(default_factory=dict) # Name -> its range, as Optuna writes it, and the answer
     value:float=None # The objective; missing where it failed
     state:str='' # 'complete', 'pruned' or 'failed'
     rungs:dict = field(default_factory=dict) # Number of epochs, as text -> the objective there
@@ -279,11 +279,12 @@ def _as_optuna(
     "A trial as Optuna keeps it."
     states = dict(complete=optuna.trial.TrialState.COMPLETE, pruned=optuna.trial.TrialState.PRUNED,
                   failed=optuna.trial.TrialState.FAIL)
-    ranges = {name: optuna.distributions.json_to_distribution(text) for name, text in trial.spaces.items()}
+    answers = {name: answer for name, (_, answer) in trial.asked.items()}
+    ranges = {name: optuna.distributions.json_to_distribution(text) for name, (text, _) in trial.asked.items()}
     rungs = {int(epochs): value for epochs, value in trial.rungs.items()}
     return optuna.trial.create_trial(
         state=states[trial.state], value=trial.value if trial.state == 'complete' else None,
-        params={name: trial.options[name] for name in ranges}, distributions=ranges, intermediate_values=rungs)
+        params=answers, distributions=ranges, intermediate_values=rungs)
 
 # %% ../../nbs/70b_bench.tune.ipynb #f5ba3226
 class _Given:
@@ -304,8 +305,9 @@ def _asked(
     "The next trial of a study."
     asked = study.ask()
     options = model_class(search.model).search_space(_Given(asked, search.options))
-    ranges = {name: optuna.distributions.distribution_to_json(d) for name, d in asked.distributions.items()}
-    return Trial(number, options, _seed_of(search, number), ranges)
+    as_text = optuna.distributions.distribution_to_json
+    answered = {name: (as_text(range_), asked.params[name]) for name, range_ in asked.distributions.items()}
+    return Trial(number, options, _seed_of(search, number), answered)
 
 def _seed_of(search, *keys):
     "The seed of a training: none that a run would be given by hand."
@@ -321,7 +323,7 @@ def suggested(
     optuna = _optuna()
     sampler = optuna.samplers.TPESampler(seed=_seed_of(search, 'round', numbers[0]))
     study = optuna.create_study(direction='maximize' if higher else 'minimize', sampler=sampler)
-    study.add_trials([_as_optuna(optuna, trial) for trial in ended if trial.spaces])
+    study.add_trials([_as_optuna(optuna, trial) for trial in ended if trial.asked])
     defaults = [Trial(0, {}, _seed_of(search, 0))] if numbers[0] == 0 else []
     return defaults + [_asked(optuna, study, search, number) for number in numbers[len(defaults):]]
 
@@ -434,7 +436,7 @@ def importance(
     "How much of the differences between trials each option explains."
     optuna = _optuna()
     study = optuna.create_study(direction='maximize' if higher else 'minimize')
-    study.add_trials([_as_optuna(optuna, trial) for trial in trials if trial.spaces])
+    study.add_trials([_as_optuna(optuna, trial) for trial in trials if trial.asked])
     by_best = optuna.importance.PedAnovaImportanceEvaluator()
     try:
         with warnings.catch_warnings(action='error'): # it warns of too few trials

@@ -241,18 +241,23 @@ def predict(self:SAMSVAE, batch):
     return sum(self.likelihood.mean(self.output(batch, z_b + z_p), batch) for z_b in states)/N_DRAWS
 
 # %% ../../nbs/35_models.sams_vae.ipynb #8d7c676d
+def _common_space(trial):
+    "What is asked for with masks and without."
+    found = Generative.search_space(trial)
+    for name in ('n_layers_encoder_x', 'n_layers_decoder'): found[name] = trial.suggest_int(name, 1, 7, step=2)
+    found['latent_dim'] = trial.suggest_categorical('latent_dim', LATENT_DIMS)
+    found['hidden_dim_x'] = trial.suggest_int('hidden_dim_x', 256, 5376, step=1024)
+    found['dropout'] = trial.suggest_float('dropout', 0., .8, step=.1)
+    found['mean_field_encoding'] = trial.suggest_categorical('mean_field_encoding', [True, False])
+    return found
+
 @patch(cls_method=True)
 def search_space(cls:SAMSVAE, trial) -> dict:
     "The published ranges."
-    def switch(name): return trial.suggest_categorical(name, [True, False])
-    found = Generative.search_space(trial)
-    for name in ('n_layers_encoder_x', 'n_layers_encoder_e', 'n_layers_decoder'):
-        found[name] = trial.suggest_int(name, 1, 7, step=2)
-    found['latent_dim'] = trial.suggest_categorical('latent_dim', LATENT_DIMS)
-    found['hidden_dim_x'] = trial.suggest_int('hidden_dim_x', 256, 5376, step=1024)
+    found = _common_space(trial)
+    found['n_layers_encoder_e'] = trial.suggest_int('n_layers_encoder_e', 1, 7, step=2)
     found['hidden_dim_cond'] = trial.suggest_int('hidden_dim_cond', 50, 500, step=50)
-    found['dropout'] = trial.suggest_float('dropout', 0., .8, step=.1)
-    for name in ('sparse_additive_mechanism', 'mean_field_encoding'): found[name] = switch(name)
+    found['sparse_additive_mechanism'] = trial.suggest_categorical('sparse_additive_mechanism', [True, False])
     found['mask_prior_probability'] = trial.suggest_float('mask_prior_probability', 1e-4, .99, log=True)
     return found
 
@@ -263,6 +268,4 @@ class SAMSVAES(SAMSVAE):
     __init__ = partialmethod(SAMSVAE.__init__, sparse_additive_mechanism=False)
 
     @classmethod
-    def search_space(cls, trial):
-        of_masks = ('sparse_additive_mechanism', 'mask_prior_probability', 'hidden_dim_cond', 'n_layers_encoder_e')
-        return {name: value for name, value in super().search_space(trial).items() if name not in of_masks}
+    def search_space(cls, trial): return _common_space(trial)
