@@ -69,6 +69,27 @@ def _vectors(
     return table
 
 # %% ../../nbs/34_models.cpa.ipynb #5083c00e
+def _by_protocol(
+    protocol:str, # As in `ModelInfo`
+    prediction:str, # The way that is asked for; None where none is
+    adv_steps:int, # One step of so many is the autoencoder's; None where nothing is asked for
+) -> tuple: # Prediction and steps
+    "What is asked for, or else the ways of `protocol`."
+    as_published = protocol == 'perturbench'
+    if prediction is None: prediction = 'code' if as_published else 'sample'
+    if adv_steps is None: adv_steps = 2 if as_published else 1
+    return prediction, adv_steps
+
+# %% ../../nbs/34_models.cpa.ipynb #8c9d958c
+def _dose_curves(
+    design, # A Design
+) -> DoseCurves: # None where each perturbation has one dose
+    "The curves of the perturbations of `design`."
+    doses = torch.tensor(design.perturbation)
+    has_one = (doses == 0) | (doses == doses.amax(0))
+    return None if has_one.all() else DoseCurves(doses)
+
+# %% ../../nbs/34_models.cpa.ipynb #d7e652ec
 @MODELS.register('cpa')
 class CPA(Generative):
     "Adds vectors for perturbation and state to the basal code of a cell, which an adversary keeps free of both."
@@ -89,41 +110,48 @@ class CPA(Generative):
         penalty_weight:float=1., # Weight of the penalty on its gradient
         adv_classifier_hidden_dim:int=64, # Width of its hidden layers
         adv_classifier_n_layers:int=1, # Its hidden layers
-        prediction:str=None, # 'mean': decode the mean code, 'code': draw it, 'sample': draw the cell too; by default
-            # 'sample', and 'code' under protocol='perturbench'
+        prediction:str=None, # One of `predictions`; by default 'sample', and 'code' under protocol='perturbench'
         features:str=None, # An embedding in obsm that the encoder reads; None: expression
         lr:float=3e-3, # Learning rate of both Adams
         weight_decay:float=1e-6, # Their weight decay
     ):
-        as_published = info.protocol == 'perturbench'
-        if prediction is None: prediction = 'code' if as_published else 'sample'
-        if adv_steps is None: adv_steps = 2 if as_published else 1
+        prediction, adv_steps = _by_protocol(info.protocol, prediction, adv_steps)
         super().__init__(info, likelihood, prediction, lr, weight_decay, features)
         if use_adversary and adv_steps < 1:
             raise InputError(f'adv_steps is {adv_steps}, and no step is left; give 1 (each is of both) or more')
         self.kl_weight, self.adv_weight, self.penalty_weight = kl_weight, adv_weight, penalty_weight
         self.adv_steps, self.n_warmup_epochs, self.turn = adv_steps, n_warmup_epochs, 'warm-up'
-        P, doses = info.n_perturbations, torch.tensor(info.design.perturbation)
-        has_doses = ((doses != 0) & (doses != self.dose_unit)).any()
         self.encode = Encoder(info.width(features), hidden_dim, n_latent, n_layers_encoder, dropout)
         self.decode = MLP(n_latent, hidden_dim, self.likelihood.n_out, n_layers_encoder, dropout)
-        self.doses = DoseCurves(doses) if has_doses else None
+        self.doses = _dose_curves(info.design)
+        P = info.n_perturbations
         if n_layers_pert_emb: self.effect = MLP(P, hidden_dim, n_latent, n_layers_pert_emb)
         else: self.effect = _vectors(P, n_latent, info.seen_perturbations)
         self.state = _vectors(info.n_covariates, n_latent, info.seen_covariates)
         adversary = (n_latent, adv_classifier_hidden_dim, adv_classifier_n_layers)
         self.adversary = Adversary(info, *adversary) if use_adversary else None
 
-    def perturbation(self, batch): return self.doses(batch.perturbation) if self.doses else super().perturbation(batch)
+# %% ../../nbs/34_models.cpa.ipynb #2931cee0
+@patch
+def perturbation(self:CPA, batch):
+    "The share of its vector that each perturbation adds [n, P]."
+    return self.doses(batch.perturbation) if self.doses else super(CPA, self).perturbation(batch)
 
-    def shifted(self, z, batch):
-        "Basal codes with what perturbation and state add [n, n_latent]."
-        return z + self.effect(self.perturbation(batch)) + self.state(batch.covariates)
+@patch
+def shifted(self:CPA,
+    z, # Basal codes [n, n_latent]
+    batch, # The cells
+): # n x n_latent
+    "The codes with what perturbation and state add."
+    return z + self.effect(self.perturbation(batch)) + self.state(batch.covariates)
 
-    def predict(self, batch):
-        mean, log_variance = self.encode(batch.cell_features)
-        z = mean if self.prediction == 'mean' else draw_normal(mean, log_variance)
-        return self.emitted(self.decode(self.shifted(z, batch)), batch)
+# %% ../../nbs/34_models.cpa.ipynb #e07e4602
+@patch
+def predict(self:CPA, batch):
+    "Basal codes of `batch` with its perturbations and states, decoded in the way of `prediction` [n, G]."
+    mean, log_variance = self.encode(batch.cell_features)
+    z = mean if self.prediction == 'mean' else draw_normal(mean, log_variance)
+    return self.emitted(self.decode(self.shifted(z, batch)), batch)
 
 # %% ../../nbs/34_models.cpa.ipynb #0fc398e4
 @patch
