@@ -45,6 +45,27 @@ def _training_rows(
     return torch.arange(int(info.train_cells.sum())) if rows is None else rows
 
 # %% ../../nbs/36_models.biolord.ipynb #6bb24cd7
+def _has_encoder(
+    protocol:str, # As in `ModelInfo`
+    features:str, # The embedding that is asked for, or None
+) -> bool: # Raises InputError for an embedding that nothing would read
+    "Whether codes come from an encoder."
+    encoded = protocol == 'perturbench'
+    if features and not encoded:
+        raise InputError("BioLord has an encoder, which could read `features`, under protocol='perturbench' alone; "
+                         'leave them out')
+    return encoded
+
+# %% ../../nbs/36_models.biolord.ipynb #4582ac4c
+def _without_bias(
+    n_read:int, # Numbers that are read
+    width:int, # Of the hidden layer
+    n_out:int, # Numbers that come out
+) -> nn.Sequential:
+    "A network with one hidden layer that takes 0 to 0."
+    return nn.Sequential(nn.Linear(n_read, width, bias=False), nn.ReLU(), nn.Linear(width, n_out, bias=False))
+
+# %% ../../nbs/36_models.biolord.ipynb #623c2462
 @MODELS.register('biolord')
 class BioLord(Generative):
     "Decodes a free code of the cell beside vectors of perturbation and covariates."
@@ -65,40 +86,49 @@ class BioLord(Generative):
         codes_lr:float=.03, # Learning rate of the codes, in training and of new cells
         weight_decay:float=1e-6, # Weight decay of the networks
     ):
-        encoded = info.protocol == 'perturbench'
-        if features and not encoded:
-            raise InputError("BioLord has an encoder, which could read `features`, under protocol='perturbench' alone; "
-                             'leave them out')
+        encoded = _has_encoder(info.protocol, features)
         super().__init__(info, 'isotropic' if encoded else likelihood, prediction, lr, weight_decay, features)
         self.mse_weight, self.penalty_weight, self.noise = mse_weight, penalty_weight, noise
         self.adapt_steps, self.codes_lr, self.encoded = adapt_steps, codes_lr, encoded
         self.fitted = {} # Codes of controls by a hash of these
         if encoded: self.encode = MLP(info.width(features), encoder_width, latent_dim, n_layers, dropout)
         else: self.codes = Codes(_training_rows(info), latent_dim)
-        self.effect = nn.Sequential(nn.Linear(info.n_perturbations + 1, encoder_width, bias=False), nn.ReLU(),
-                                    nn.Linear(encoder_width, attribute_dim, bias=False))
+        self.effect = _without_bias(info.n_perturbations + 1, encoder_width, attribute_dim)
         self.keys = covariate_slices(info.design.covariates)
         sizes = [key.stop - key.start for key in self.keys]
         self.values = nn.ModuleList(nn.Linear(n, attribute_dim, bias=False) for n in sizes)
         n_read = latent_dim + attribute_dim*(1 + len(sizes))
         self.decode = MLP(n_read, encoder_width, self.likelihood.n_out, n_layers, dropout)
 
-    def attributes(self, perturbation, covariates):
-        "What is known of each cell, as the decoder reads it [n, attribute_dim x (1 + number of covariates)]."
-        control = (perturbation == 0).all(1, keepdim=True).to(perturbation.dtype)
-        of_perturbation = self.effect(torch.cat([perturbation, control], 1))
-        of_covariates = [value(covariates[:, key]) for value, key in zip(self.values, self.keys)]
-        return torch.cat([of_perturbation, *of_covariates], 1)
+# %% ../../nbs/36_models.biolord.ipynb #8a70cf4b
+@patch
+def attributes(self:BioLord,
+    perturbation, # Of each cell [n, P]
+    covariates, # Of each cell [n, K]
+): # n x attribute_dim (1 + number of covariates)
+    "What is known of each cell, as the decoder reads it."
+    control = (perturbation == 0).all(1, keepdim=True).to(perturbation.dtype)
+    of_perturbation = self.effect(torch.cat([perturbation, control], 1))
+    of_covariates = [value(covariates[:, key]) for value, key in zip(self.values, self.keys)]
+    return torch.cat([of_perturbation, *of_covariates], 1)
 
-    def decoded(self, z, batch, perturbation=None):
-        "The output of the decoder for codes `z`, with the perturbation of the batch where no other is given."
-        p = self.perturbation(batch) if perturbation is None else perturbation
-        return self.decode(torch.cat([z, self.attributes(p, batch.covariates)], 1))
+# %% ../../nbs/36_models.biolord.ipynb #e1b3b70a
+@patch
+def decoded(self:BioLord,
+    z, # Codes [n, latent_dim]
+    batch, # The cells
+    perturbation=None, # Put in place of that of the batch
+): # n x the numbers that the likelihood needs
+    "The output of the decoder."
+    p = self.perturbation(batch) if perturbation is None else perturbation
+    return self.decode(torch.cat([z, self.attributes(p, batch.covariates)], 1))
 
-    @classmethod
-    def search_space(cls, trial):
-        found = super().search_space(trial) | width_space(trial) | latent_space(trial)
-        return found | dict(penalty_weight=trial.suggest_float('penalty_weight', 10., 1e5, log=True))
+# %% ../../nbs/36_models.biolord.ipynb #a0cfc988
+@patch(cls_method=True)
+def search_space(cls:BioLord, trial) -> dict:
+    "The published ranges."
+    found = super(BioLord, cls).search_space(trial) | width_space(trial) | latent_space(trial)
+    return found | dict(penalty_weight=trial.suggest_float('penalty_weight', 10., 1e5, log=True))
 
 # %% ../../nbs/36_models.biolord.ipynb #f94661db
 @patch
