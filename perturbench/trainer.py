@@ -12,6 +12,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pandas as pd
 import torch
+from fastcore.basics import patch
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
@@ -32,7 +33,11 @@ def _as_list(one_or_several):
 # %% ../nbs/40a_trainer.ipynb #9f6492a4
 class Module(pl.LightningModule):
     "Any `PerturbationModel` as Lightning wants it."
-    def __init__(self, model, seed, budget):
+    def __init__(self,
+        model, # A PerturbationModel
+        seed:int, # Of the training
+        budget, # A Budget
+    ):
         super().__init__()
         self.automatic_optimization = False
         self.model, self.seed, self.budget = model, seed, budget
@@ -44,59 +49,85 @@ class Module(pl.LightningModule):
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
         return optimisers, [plateau(o, factor=.2, patience=self.budget.lr_patience) for o in optimisers]
 
-    def _seed(self, *keys):
-        "Seed torch from the training's seed and `keys`; each of several processes otherwise."
-        rank = [self.global_rank] if self.global_rank else []
-        seed_torch(seed_of(self.seed, *keys, *rank))
+# %% ../nbs/40a_trainer.ipynb #9d7bb803
+@patch
+def _seed(self:Module,
+    *keys, # Of the step
+):
+    "Seed torch from the training's seed and `keys`; each of several processes otherwise."
+    rank = [self.global_rank] if self.global_rank else []
+    seed_torch(seed_of(self.seed, *keys, *rank))
 
-    def on_train_epoch_start(self): self.losses, self.weights = [], []
+# %% ../nbs/40a_trainer.ipynb #544ef9f4
+@patch
+def _step(self:Module,
+    batch, # The cells
+    optimisers:list, # Those of the model
+): # The loss
+    "A step of all optimisers on the loss of `batch`."
+    if self.budget.compile: torch.compiler.cudagraph_mark_step_begin()
+    loss = self.loss(batch)['loss']
+    for o in optimisers: o.zero_grad()
+    with torch.autocast(self.device.type, enabled=False): self.manual_backward(loss)
+    for o in optimisers: o.step()
+    return loss
 
-    def training_step(self, batch, i):
-        self._seed('step', self.current_epoch, i)
-        self.model.begin_step(self.current_epoch, self.current_epoch * self.trainer.num_training_batches + i)
-        optimisers = _as_list(self.optimizers())
-        if hasattr(self.model, 'train_step'): loss = self.model.train_step(batch, optimisers)
-        else:
-            if self.budget.compile: torch.compiler.cudagraph_mark_step_begin()
-            loss = self.loss(batch)['loss']
-            for o in optimisers: o.zero_grad()
-            with torch.autocast(self.device.type, enabled=False): self.manual_backward(loss)
-            for o in optimisers: o.step()
-        self.losses.append(loss.detach().clone())
-        self.weights.append(len(batch))
+@patch
+def on_train_epoch_start(self:Module): self.losses, self.weights = [], []
 
-    def on_validation_epoch_start(self): self.val_losses, self.val_weights = [], []
+@patch
+def training_step(self:Module, batch, i):
+    self._seed('step', self.current_epoch, i)
+    self.model.begin_step(self.current_epoch, self.current_epoch * self.trainer.num_training_batches + i)
+    take_step = getattr(self.model, 'train_step', self._step)
+    loss = take_step(batch, _as_list(self.optimizers()))
+    self.losses.append(loss.detach().clone())
+    self.weights.append(len(batch))
 
-    def validation_step(self, batch, i):
-        self._seed('validation', i)
-        self.val_losses.append(self.model.val_loss(batch).detach())
-        self.val_weights.append(len(batch))
+# %% ../nbs/40a_trainer.ipynb #8cca408f
+@patch
+def _mean(self:Module,
+    losses:list, # Scalar tensors, one for each batch
+    weights:list, # Cells of each batch
+) -> float:
+    "The mean over the cells of all devices, read once."
+    w = torch.tensor(weights, dtype=torch.float64, device=self.device)
+    total = torch.stack([(torch.stack(losses).double() * w).sum(), w.sum()])
+    loss, n = self.trainer.strategy.reduce(total, reduce_op='sum').tolist()
+    return loss / n
 
-    def on_validation_epoch_end(self):
-        val = self._mean(self.val_losses, self.val_weights)
-        self.history.append((self.current_epoch, self._mean(self.losses, self.weights), val))
-        self.log('val_loss', val)
-        for s in _as_list(self.lr_schedulers()): s.step(val)
-        if val < self.best_loss:
-            self.best_loss = val
-            self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+# %% ../nbs/40a_trainer.ipynb #5bb52c0d
+@patch
+def on_validation_epoch_start(self:Module): self.val_losses, self.val_weights = [], []
 
-    def _mean(self, losses, weights) -> float:
-        "The mean over the cells of all devices, read once."
-        w = torch.tensor(weights, dtype=torch.float64, device=self.device)
-        total = torch.stack([(torch.stack(losses).double() * w).sum(), w.sum()])
-        loss, n = self.trainer.strategy.reduce(total, reduce_op='sum').tolist()
-        return loss / n
+@patch
+def validation_step(self:Module, batch, i):
+    self._seed('validation', i)
+    self.val_losses.append(self.model.val_loss(batch).detach())
+    self.val_weights.append(len(batch))
 
-    def on_save_checkpoint(self, ckpt):
-        ckpt['training'] = dict(history=self.history, best=self.best, best_loss=self.best_loss,
-                                stop=self.trainer.should_stop)
+@patch
+def on_validation_epoch_end(self:Module):
+    val = self._mean(self.val_losses, self.val_weights)
+    self.history.append((self.current_epoch, self._mean(self.losses, self.weights), val))
+    self.log('val_loss', val)
+    for s in _as_list(self.lr_schedulers()): s.step(val)
+    if val < self.best_loss:
+        self.best_loss = val
+        self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
 
-    def on_load_checkpoint(self, ckpt):
-        kept = ckpt['training']
-        self.history = [tuple(epoch) for epoch in kept['history']]
-        self.best, self.best_loss = kept['best'], kept['best_loss']
-        self.trainer.should_stop = kept['stop']
+# %% ../nbs/40a_trainer.ipynb #7625cc63
+@patch
+def on_save_checkpoint(self:Module, ckpt):
+    ckpt['training'] = dict(history=self.history, best=self.best, best_loss=self.best_loss,
+                            stop=self.trainer.should_stop)
+
+@patch
+def on_load_checkpoint(self:Module, ckpt):
+    kept = ckpt['training']
+    self.history = [tuple(epoch) for epoch in kept['history']]
+    self.best, self.best_loss = kept['best'], kept['best_loss']
+    self.trainer.should_stop = kept['stop']
 
 # %% ../nbs/40a_trainer.ipynb #33bff4e8
 class KeepLast(Checkpoint):
