@@ -729,7 +729,7 @@ def _from_interactions(path, targets):
     graph = interaction_graph(table, _names_and_genes(targets), tuple(table.columns[:2]), weight)
     return _of_genes(graph_features(graph), targets)
 
-# %% ../../nbs/15_data.features.ipynb #e40fb2cf
+# %% ../../nbs/15_data.features.ipynb #e2243f67
 def _from_smiles(path, targets):
     table = read_table(path)
     if table.shape[1] < 2: raise InputError(f'{path} has one column; give one of names and one of SMILES')
@@ -749,7 +749,8 @@ def _from_screen(path, targets): return screen_features(_other_screen(path), tar
 def _from_directions(path, targets):
     file, _, column = str(path).rpartition(':')
     if Path(file).suffix in ('.h5ad', '.zarr'):
-        return direction_features(_directions_in(_other_screen(file), column, Path(file).name), list(targets), file)
+        name = Path(file).name
+        return direction_features(_directions_in(_other_screen(file), column, name), list(targets), name)
     table = read_table(path)
     if table.shape[1] < 2: raise InputError(f'{path} has one column; give one of names and one of directions')
     return direction_features(dict(table.iloc[:, :2].astype(str).to_numpy()), list(targets), Path(path).name)
