@@ -332,8 +332,8 @@ def _report(out, only=None, goal=None, long=False):
     "Write the report of `out`, print its tables and name its files."
     from perturbench.bench.leaderboard import print_tables, write_report
     board, files = write_report(out, only, goal)
+    print_tables(board, long)
     if long: _print_table(_long_rows(board))
-    else: print_tables(board)
     _print_published(board)
     for file in files: print(file)
 
@@ -436,7 +436,7 @@ def report(
     outs:Annotated[list[Path], typer.Argument(help=
         'Folders of results; several make one board, in the first of them.')],
     out:Annotated[Optional[Path], typer.Option('-o', '--out', help='Where the board goes instead.')]=None,
-    long:Annotated[bool, typer.Option('--long', help='Print a line for each metric and model.')]=False,
+    long:Annotated[bool, typer.Option('--long', help='Print all tables, and a line a metric and model.')]=False,
 ):
     "Write the leaderboard and its figures from the runs that are there."
     _report(outs, goal=out, long=long)
@@ -500,8 +500,8 @@ def _listed(refused):
     return ''.join(f'\n- {name}: {why}' for name, reasons in refused.items() for why in reasons)
 
 # %% ../nbs/80_cli.ipynb #024061db
-FILES = ('scores.parquet', 'controls.csv', 'leaderboard.csv', 'comparisons.csv', 'strata.csv', 'challenge.csv',
-         'leaderboard.html') # What an evaluation writes
+FILES = ('scores.parquet', 'controls.csv', 'leaderboard.csv', 'comparisons.csv', 'strata.csv', 'questions.csv',
+         'challenge.csv', 'leaderboard.html') # What an evaluation writes
 
 def _check_places(out):
     "Raise InputError where something else stands in the place of a file that `evaluate` writes."
