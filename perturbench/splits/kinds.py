@@ -16,7 +16,7 @@ from .folds import FOLDS, fold_range, fold_splits
 from .imbalance import imbalance
 from .options import check_keys, check_number
 from .transfer import in_states, scaling, transfer
-from .unseen import few_shot, unseen_perturbation, unseen_state
+from .unseen import few_shot, unseen_both, unseen_perturbation, unseen_state
 
 # %% ../../nbs/14i_splits.kinds.ipynb #cedc7e8c
 SPLITS = Registry('kind of split')
@@ -27,6 +27,7 @@ for _name, _make in {
         'inverse_combination': inverse_combination,
         'unseen_perturbation': unseen_perturbation,
         'unseen_state': unseen_state,
+        'unseen_both': unseen_both,
         'few_shot': few_shot,
         'states': in_states,
         'scaling': scaling,
