@@ -25,7 +25,7 @@ from .splits.kinds import default_recipe, make_splits
 ASKED = [{'kind': 'transfer'},
          {'kind': 'combination', 'seen': 2}, {'kind': 'combination', 'seen': 1}, {'kind': 'combination', 'seen': 0},
          {'kind': 'inverse_combination'},
-         {'kind': 'unseen_perturbation'}, {'kind': 'unseen_state', 'n': 1},
+         {'kind': 'unseen_perturbation'}, {'kind': 'unseen_state', 'n': 1}, {'kind': 'unseen_both', 'n': 1},
          {'kind': 'imbalance'}]
 
 def _tested(screen, recipe) -> int:
