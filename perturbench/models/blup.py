@@ -336,7 +336,7 @@ def _estimate_effects(self:BLUP, effects, n_cells, state, n_controls):
     genes = varying[_spaced(len(varying), FEW_GENES)] if len(varying) else np.arange(1)
     some = _spaced(len(traits), FEW_ROWS)
     weights = weights_of(trained.some(some), noise[np.ix_(some, some)], traits[np.ix_(some, genes)])
-    fitted = fit_mixed(total_kernel(weights, trained, trained), noise, traits)
+    fitted = fit_mixed(total_kernel(weights, trained, trained), noise, traits, SIGNALS)
     self._put(weights=weights, **{name: getattr(fitted, name) for name in ('values', 'axes', 'z', 'posterior')})
     self._estimate_gamma(effects, trained.present, state, fitted, noise, genes)
 

@@ -97,7 +97,7 @@ def loss_of_shares(
     kernels, # Each N x N, on a scale of 1
     noise, # N x N
     traits, # N x J
-    signals=SIGNALS, # M
+    signals, # M
 ) -> tuple: # The loss; its gradient, one number a kernel
     "Minus the log posterior of shares."
     shares = _shares(logits)
@@ -121,7 +121,7 @@ def fit_shares(
     weights = np.zeros(len(kernels))
     if not len(there): return weights
     scaled = np.stack([kernels[k]/scales[k] for k in there])
-    found = minimize(loss_of_shares, np.zeros(len(there)), (scaled, noise, traits), 'L-BFGS-B', jac=True,
+    found = minimize(loss_of_shares, np.zeros(len(there)), (scaled, noise, traits, SIGNALS), 'L-BFGS-B', jac=True,
                      bounds=[(-9, 9)]*len(there), options=dict(maxiter=60))
     weights[there] = _shares(found.x)/scales[there]
     return weights
@@ -139,7 +139,7 @@ def fit_mixed(
     kernel, # N x N: the weighted sum of kernels
     noise, # N x N
     traits, # N x J
-    signals=SIGNALS, # M
+    signals, # M
 ) -> Fitted:
     "The posterior of all traits."
     values, axes = spectrum(kernel, noise)
