@@ -5,17 +5,20 @@
 # %% auto #0
 __all__ = ['KERNELS', 'FEWEST', 'N_FACTORS', 'MOST_CELLS', 'FORMS', 'FEW_GENES', 'FEW_ROWS', 'Conditions', 'kernel', 'dose_range',
            'weights_of', 'total_kernel', 'noise_of_effects', 'units_of', 'LeftOut', 'additive_without', 'best_gamma',
-           'zero_slope', 'factors_of', 'quantile_head', 'feature_table', 'BLUP']
+           'zero_slope', 'factors_of', 'quantile_head', 'feature_table', 'BLUP', 'start_at_zero', 'BLUPResidual']
 
 # %% ../../nbs/38b_models.blup.ipynb #f9cc8349
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 import torch
+import torch.nn.functional as F
 from fastcore.basics import patch
+from torch import nn
 from ..core import InputError, rng
 from ..data.features import perturbation_features, table_features
-from .base import MODELS
+from .base import MODELS, PerturbationModel, build_model
 from .baselines import Baseline, group_means, with_average, within_variance
 from .mixed import SIGNALS, Fitted, fit_mixed, fit_shares, leave_one_out
 
@@ -429,8 +432,14 @@ def level_weight(self:BLUP,
     return float(1/(1 + n*self.level_variance[state]))
 
 @patch
-def predict(self:BLUP, batch):
-    "Controls moved to the predicted mean [n, G]."
+def predict(self:BLUP, batch): return self.moved_cells(batch)
+
+@patch
+def moved_cells(self:BLUP,
+    batch,
+    further=None, # n x G: what comes to the effect of each condition, as a mean over its cells
+) -> torch.Tensor: # n x G
+    "Controls moved to the predicted mean; a control has no effect."
     state = self.state_of(batch.covariates)
     asked = torch.cat([batch.perturbation, state[:, None]], 1)
     distinct, of = asked.unique(dim=0, return_inverse=True)
@@ -439,6 +448,7 @@ def predict(self:BLUP, batch):
     out = torch.empty_like(batch.controls)
     for i, effect in enumerate(effects):
         mine = of == i
+        if further is not None: effect = effect + further[mine].mean(0)
         out[mine] = self.moved(batch.controls[mine], int(distinct[i, -1]), effect)
     return out
 
@@ -468,3 +478,78 @@ def effect_variance(self:BLUP, batch):
     off = (self.effects(asked) - self.by_blup(asked))[0].cpu().double().numpy()
     unit = self.unit.cpu().double().numpy()
     return torch.tensor(unit**2*(found.variance + w**2/n) + off**2)
+
+# %% ../../nbs/38b_models.blup.ipynb #261447d7
+@patch
+def left_out(self:BLUP) -> np.ndarray: # Trained conditions x G
+    "What is predicted of the effect of each trained condition from all others."
+    present, state = (values.cpu().double().numpy() for values in (self.of_present, self.of_state))
+    n_cells, state = np.asarray(self.info.train_cells)[self.rows], state.astype(int)
+    noise = noise_of_effects(n_cells, state, self.n_controls.cpu().double().numpy())
+    unit, fitted = self.unit.cpu().double().numpy(), self.fitted()
+    by_blup = leave_one_out(fitted, noise)*unit
+    measured = np.linalg.solve(fitted.axes.T, fitted.z)*unit
+    by_sum, gamma = additive_without(measured, present), float(self.gamma)
+    return by_blup + np.where(by_sum.known[:, None], (1 - gamma)*(by_sum.effects - by_blup), 0)
+
+def start_at_zero(
+    model, # A PerturbationModel
+    n_genes:int,
+): # Raises InputError where none of its linear layers gives genes
+    "Set the last linear layer that gives genes to 0."
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == n_genes]
+    if not layers:
+        raise InputError(f"the model '{model.name}' has no linear layer that gives genes, so it cannot start at 0; "
+                         'give linear, latent_additive or decoder_only')
+    nn.init.zeros_(layers[-1].weight)
+    if layers[-1].bias is not None: nn.init.zeros_(layers[-1].bias)
+
+# %% ../../nbs/38b_models.blup.ipynb #264201f8
+@MODELS.register('blup_residual')
+class BLUPResidual(PerturbationModel):
+    "BLUP and, trained on what it leaves, the effect of another model."
+    def __init__(self, info,
+        model:str='latent_additive', # What is trained: a model that moves control cells
+        form:str='quantile', # As in `BLUP`
+        denoise:bool=True, # As in `BLUP`
+        lr:float=1e-3, # Learning rate of Adam
+        weight_decay:float=1e-4, # Its weight decay
+    ):
+        super().__init__(info)
+        self.lr, self.weight_decay = lr, weight_decay
+        self.base, self.net = BLUP(info, form, denoise=denoise), build_model(model, info)
+        if hasattr(self.net, 'fit') or self.net.strategy != 'matched':
+            raise InputError(f"the model '{model}' is not trained on pairs of control and perturbed cells; give "
+                             'linear, latent_additive or decoder_only')
+        start_at_zero(self.net, info.n_genes)
+        self.features, self.fields = self.net.features, self.net.fields
+        self.register_buffer('left_out', torch.zeros(len(self.base.rows), info.n_genes))
+        row = torch.full((len(info.design.state),), -1)
+        row[self.base.rows] = torch.arange(len(self.base.rows))
+        self.register_buffer('row_of', row, persistent=False)
+        if info.cells is not None: self.base.fit(info.cells)
+        if info.cells is not None and len(self.base.rows): self.left_out.copy_(torch.tensor(self.base.left_out()))
+
+    def correction(self, batch):
+        "The effect of the trained model [n, G]."
+        nothing = replace(batch, perturbation=torch.zeros_like(batch.perturbation))
+        return self.net.predict(batch) - self.net.predict(nothing)
+
+    def base_effect(self, batch):
+        "BLUP's effects [n, G], of trained conditions those predicted from the others."
+        asked = self.base.conditions(batch.perturbation, self.base.state_of(batch.covariates))
+        if batch.condition is None: return self.base.effects(asked)
+        row = self.row_of[batch.condition]
+        out, new = self.left_out[row.clamp(min=0)], row < 0
+        if new.any(): out = torch.where(new[:, None], self.base.effects(asked), out)
+        return out
+
+    def loss(self, batch):
+        with torch.no_grad(): effect = self.base_effect(batch)
+        return {'loss': F.mse_loss(batch.controls + effect + self.correction(batch), batch.expression)}
+
+    def predict(self, batch): return self.base.moved_cells(batch, self.correction(batch))
+
+    def status(self, perturbation, covariates):
+        found = super().status(perturbation, covariates)
+        return self.base.status(perturbation, covariates) if found == 'ok' else found
