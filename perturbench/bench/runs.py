@@ -11,6 +11,7 @@ __all__ = ['set_threads', 'run_id', 'run_home', 'Run', 'open_run', 'checkpoint_h
 import inspect, json, os, platform, re, time, zipfile
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 import numba
@@ -22,6 +23,7 @@ from threadpoolctl import threadpool_limits
 from .. import __version__
 from ..core import InputError, digest, file_sha256, os_fault, part_name, remove, seed_of
 from ..core import seed_torch, sweep_parts, writing_to
+from ..data.features import source_file
 from ..metrics.accuracy import DEFINITIONS
 from ..scoring.evaluation import METRICS, Evaluation # METRICS with all that are built in
 from ..scoring.references import collapsed
@@ -68,6 +70,17 @@ def _source(
         methods = {name: value for name, value in vars(cls).items() if hasattr(value, '__code__')}
         return {name: method.__code__.co_code.hex() for name, method in methods.items()}
 
+# %% ../../nbs/70_bench.runs.ipynb #d97e023a
+@lru_cache(maxsize=64)
+def _sha256(path, size, changed): return file_sha256(path)
+
+def _in_files(options) -> list: # Empty where no file is named
+    "What is in the files that the `features` of a model name."
+    features = options.get('features') or []
+    sources = features if isinstance(features, (list, tuple)) else [features]
+    files = [path for path in map(source_file, sources) if path is not None and path.is_file()]
+    return [_sha256(path, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+
 # %% ../../nbs/70_bench.runs.ipynb #70e757a8
 def run_id(
     task_id:str, # Of the task, once it is open
@@ -77,9 +90,9 @@ def run_id(
     budget, # What `read_budget` takes
     threads:int,
 ) -> str: # 12 hexadecimal digits
-    "A hash of all that decides the result; a model from elsewhere counts with its source."
+    "A hash of all that decides the result: a model from elsewhere counts with its source, features with their files."
     source, budget = _source(model_class(model)), asdict(read_budget(budget))
-    return digest([task_id, model, options, source, seed, budget, threads, __version__])
+    return digest([task_id, model, options, source, seed, budget, threads, __version__, *_in_files(options)])
 
 def run_home(
     out, # The folder of results

@@ -6,7 +6,8 @@
 __all__ = ['DOMAINS', 'DIRECTIONS', 'SOURCES', 'read_table', 'Graph', 'read_annotations', 'annotation_graph', 'interaction_graph',
            'coexpression_graph', 'Features', 'table_features', 'target_names', 'perturbation_features', 'read_smiles',
            'fingerprints', 'principal_scores', 'annotation_features', 'graph_features', 'screen_effects',
-           'screen_features', 'direction_features', 'named_features', 'cell_embedding', 'cell_embeddings']
+           'screen_features', 'direction_features', 'named_features', 'source_file', 'cell_embedding',
+           'cell_embeddings']
 
 # %% ../../nbs/15_data.features.ipynb #45e83a0e
 import csv, gzip, re
@@ -729,11 +730,13 @@ def _from_interactions(path, targets):
     graph = interaction_graph(table, _names_and_genes(targets), tuple(table.columns[:2]), weight)
     return _of_genes(graph_features(graph), targets)
 
-# %% ../../nbs/15_data.features.ipynb #e2243f67
+# %% ../../nbs/15_data.features.ipynb #670971f4
 def _from_smiles(path, targets):
     table = read_table(path)
     if table.shape[1] < 2: raise InputError(f'{path} has one column; give one of names and one of SMILES')
     return fingerprints(list(targets), read_smiles(table, *table.columns[:2]))
+
+_PREPARED = ('.h5ad', '.zarr') # How prepared screens end
 
 @lru_cache(maxsize=4)
 def _kept_screen(path, size, changed): return read_screen(path)
@@ -748,7 +751,7 @@ def _from_screen(path, targets): return screen_features(_other_screen(path), tar
 
 def _from_directions(path, targets):
     file, _, column = str(path).rpartition(':')
-    if Path(file).suffix in ('.h5ad', '.zarr'):
+    if Path(file).suffix in _PREPARED:
         name = Path(file).name
         return direction_features(_directions_in(_other_screen(file), column, name), list(targets), name)
     table = read_table(path)
@@ -769,6 +772,17 @@ def named_features(
         raise InputError(f"the features '{source}' are not known{nearest(kind, SOURCES)}; give KIND:FILE with one of: "
                          f"{', '.join(SOURCES)}")
     return SOURCES[kind](path, targets)
+
+# %% ../../nbs/15_data.features.ipynb #b9e5a776
+def source_file(
+    source:str, # As `named_features` takes it
+): # A path; None where the source names no file
+    "The file that a source of features reads."
+    kind, _, path = str(source).partition(':')
+    if kind not in SOURCES or not path: return None
+    file, _, column = path.rpartition(':')
+    is_column = kind == 'direction' and Path(file).suffix in _PREPARED
+    return Path(file if is_column else path)
 
 # %% ../../nbs/15_data.features.ipynb #2d824c0c
 def cell_embedding(
