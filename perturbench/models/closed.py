@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OWN', 'TARGETS', 'N_SCORES', 'GRID', 'WIDTHS', 'RIDGES', 'sources_of', 'Block', 'targets_of', 'Examples', 'Featured',
            'Spectrum', 'spectrum', 'dual', 'leading', 'left_out', 'Solved', 'solve', 'Ridge', 'squared_distances',
-           'trained_sets', 'KernelRidge', 'bilinear_left_out', 'Bilinear']
+           'trained_sets', 'places_of', 'KernelRidge', 'bilinear_left_out', 'Bilinear']
 
 # %% ../../nbs/32a_models.closed.ipynb #d4bb6965
 from typing import NamedTuple
@@ -268,7 +268,7 @@ class Ridge(Featured):
     def of_known(self, present, state):
         return present @ self.effect.nan_to_num() + present.sum(1, keepdim=True)*self.level[state].nan_to_num()
 
-# %% ../../nbs/32a_models.closed.ipynb #347e5753
+# %% ../../nbs/32a_models.closed.ipynb #95d14dbe
 WIDTHS = (2., 1., .5) # Of the kernel, relative to the median distance
 
 def squared_distances(
@@ -286,6 +286,14 @@ def trained_sets(
     sets = np.unique(info.design.perturbation[trained] != 0, axis=0)
     return sets if len(sets) else np.zeros((1, info.n_perturbations), bool)
 
+def places_of(
+    present, # bool, N x P
+    sets, # bool, n x P, each once, among them all rows of `present`
+) -> np.ndarray: # int [N]
+    "Which of `sets` each row is."
+    place = {row.tobytes(): i for i, row in enumerate(np.packbits(sets, axis=1))}
+    return np.array([place[row.tobytes()] for row in np.packbits(present, axis=1)], int)
+
 @MODELS.register('kernel_ridge')
 class KernelRidge(Featured):
     "Adds what perturbations with features alike do, by ridge regression with a Gaussian kernel."
@@ -300,8 +308,8 @@ class KernelRidge(Featured):
         self.add_table('level', self.n_states + 1)
 
     def learn(self, examples):
-        parts, sets = self.parts.cpu().numpy().astype(float), self.sets.cpu().numpy()
-        set_of = (examples.present @ sets.T + (1 - examples.present) @ (1 - sets).T).argmax(1)
+        parts, sets = self.parts.cpu().numpy().astype(float), self.sets.cpu().numpy() > 0
+        set_of = places_of(examples.present, sets)
         apart = squared_distances(sets @ parts, sets @ parts)
         unit = np.median(apart[apart > 0]) if (apart > 0).any() else 1.
         Z, there = _levels(examples, self.n_states)

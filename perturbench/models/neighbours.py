@@ -6,7 +6,7 @@
 __all__ = ['BETWEEN', 'SHRINKAGES', 'NEAREST', 'N_DIRECTIONS', 'LEAVES', 'row_of_set', 'AddsUp', 'Observed', 'shrunken',
            'transfer_left_out', 'Transfer', 'nearest_means', 'best_nearest', 'KNN', 'MatchingMean', 'Forest']
 
-# %% ../../nbs/32b_models.neighbours.ipynb #c56cfcfc
+# %% ../../nbs/32b_models.neighbours.ipynb #ef5bcbe9
 import warnings
 from itertools import product
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from ..core import InputError
 from .base import MODELS
 from .baselines import StateAverage, group_means, within_variance
-from .closed import OWN, Featured, squared_distances, trained_sets
+from .closed import OWN, Featured, places_of, trained_sets
 
 # %% ../../nbs/32b_models.neighbours.ipynb #952239fd
 def row_of_set(
@@ -102,11 +102,7 @@ def transfer_left_out(
     error = o.special[usable]*o.spare[usable, None] - predicted[usable]
     return (error**2).sum(1).mean()
 
-# %% ../../nbs/32b_models.neighbours.ipynb #f618e378
-def _set_of(present, sets):
-    "Which of `sets` (bool, n_sets x P) each row of `present` is."
-    return row_of_set(torch.tensor(sets).float(), torch.tensor(present).float()).numpy()
-
+# %% ../../nbs/32b_models.neighbours.ipynb #d4df8bf1
 @MODELS.register('transfer')
 class Transfer(AddsUp, StateAverage):
     "Adds the effect of the perturbation in other states, weighted by reliability and shrunken to the mean effect."
@@ -135,7 +131,7 @@ class Transfer(AddsUp, StateAverage):
         state, average = self.info.design.state[rows], self.average.cpu().numpy().astype(float)
         present, sets = self.info.design.perturbation[rows] != 0, self.sets.cpu().numpy() > 0
         with np.errstate(divide='ignore'): spare = 1/(1 - 1/np.bincount(state)[state])
-        plain = Observed(effects - average[state], _set_of(present, sets), sets, np.ones(len(rows)), spare)
+        plain = Observed(effects - average[state], places_of(present, sets), sets, np.ones(len(rows)), spare)
         noise = self.noise(cells, means, rows)
         def observed(between):
             unit = noise.mean() or 1.
@@ -189,7 +185,7 @@ def best_nearest(
     errors = [float((nearest_means(apart[usable], special, k) - true).square().sum()) for k in grid]
     return grid[int(np.argmin(errors))]
 
-# %% ../../nbs/32b_models.neighbours.ipynb #dfaf5c59
+# %% ../../nbs/32b_models.neighbours.ipynb #3f97651f
 class _Trained(NamedTuple):
     "The training conditions that are no controls, N of them."
     present: np.ndarray # bool, N x P
@@ -220,7 +216,7 @@ class KNN(AddsUp, Featured):
 
     def rows_of(self, present, state):
         "The set and the state that stand for each condition; without a state where it does not count [n, 2]."
-        return np.c_[_set_of(present, self.sets.cpu().numpy() > 0), state*self.by_state]
+        return np.c_[places_of(present, self.sets.cpu().numpy() > 0), state*self.by_state]
 
     def learn(self, examples):
         special = examples.effect - self.average.cpu().numpy()[examples.state]
