@@ -17,6 +17,9 @@ from perturbench.splits.parts import TEST, TRAIN
 from perturbench.tasks import TASKS
 
 GRIDS, SCREENS = ROOT/'grids', list(LAYOUTS)
+BEYOND = {'ridge', 'kernel_ridge', 'bilinear', 'transfer', 'knn', 'matching_mean', 'forest', 'blup', 'blup_residual', 'flow',
+          'state_transition'} # Models that the paper does not have
+PUBLISHED = {name for name, _ in MODELS.items()} - BEYOND
 SPLITS = [(name, task) for name, o in DATASETS.items() for task in (name, *o.tasks) if f'{PREFIX}{task}' in TASKS]
 
 @cache
@@ -74,7 +77,7 @@ def test_same_seed_same_cells():
 
 def test_rehearsal_has_every_model_and_the_kinds_of_the_paper():
     grid = read_grid(GRIDS/'rehearsal.yaml')
-    assert {model.name for model in grid.models} == {name for name, _ in MODELS.items()}
+    assert {model.name for model in grid.models} == PUBLISHED
     kinds = {task.screen: task.split['kind'] for task in grid.tasks}
     assert kinds == {f'{PREFIX}{name}': DATASETS[name].split['kind'] for name in SCREENS}
 
@@ -132,7 +135,7 @@ def test_paper_has_all_screens_models_and_presets():
     grid = read_grid(GRIDS/'paper.yaml')
     assert [task.screen for task in grid.tasks] == list(LAYOUTS)
     names = {model.name for model in grid.models}
-    assert names == {name for name, _ in MODELS.items()}
+    assert names == PUBLISHED
     used = {(name, preset_of(name, task)) for name in names for task in grid.tasks} - {(name, None) for name in names}
     known = {(name, preset) for name in names for preset in presets(name) if preset in LAYOUTS}
     assert used == known
