@@ -32,7 +32,7 @@ setup(version=cfg['version'], description=cfg['description'], keywords=cfg['keyw
       project_urls={'Repository': cfg['git_url'], 'Documentation': cfg['doc_host'] + cfg['doc_baseurl']},
       # makes an editable install a plain path, which a folder of our name where python starts cannot hide
       package_dir={'': '.'},
-      package_data={f'{lib}.models': ['presets.json'], f'{lib}.bench': ['page.html', 'published.csv', 'costs.csv']},
+      package_data={f'{lib}.models': ['presets.json'], f'{lib}.bench': ['page.html', 'page.js', 'published.csv', 'costs.csv']},
       cmdclass={'build_py': WithNotebooks},
       install_requires=words('requirements'), extras_require=extras,
       entry_points={'console_scripts': words('console_scripts'), 'nbdev': [f'{lib}={lib}._modidx:d']})

@@ -328,14 +328,20 @@ def _print_published(board):
     print('published numbers, which were not measured here, beside ours:\n')
     _print_table(found.fillna('').to_dict('records'))
 
+def _name_files(files):
+    "Print where files are; those of a folder by its name."
+    home = min((file.parent for file in files), key=lambda folder: len(folder.parts))
+    for place in dict.fromkeys(file if file.parent == home else file.parent for file in files): print(place)
+
 def _report(out, only=None, goal=None, long=False):
     "Write the report of `out`, print its tables and name its files."
     from perturbench.bench.leaderboard import print_tables, write_report
-    board, files = write_report(out, only, goal)
+    from perturbench.bench.paper import beside_published
+    board, files = write_report(out, only, goal, beside_published)
     print_tables(board, long)
     if long: _print_table(_long_rows(board))
     _print_published(board)
-    for file in files: print(file)
+    _name_files(files)
 
 def _summary(outcome):
     "What became of a batch, in a sentence."
@@ -541,7 +547,7 @@ def _write_evaluation(found, out):
     print_tables(board)
     if found.challenge is not None: _print_challenge(found.challenge)
     for note in found.notes: print(f'note: {note}')
-    for file in [out/'scores.parquet', out/'controls.csv', *files]: print(file)
+    _name_files([out/'scores.parquet', out/'controls.csv', *files])
 
 # %% ../nbs/80_cli.ipynb #d524ed4c
 KeyOfTruth = Annotated[Optional[str], typer.Option('--perturbation-key', help=

@@ -74,10 +74,10 @@ def entries(
         found[label] = Entry(label, kind, parent, _about(name))
     return found
 
-# %% ../../nbs/73b_bench.verdicts.ipynb #47228e85
+# %% ../../nbs/73b_bench.verdicts.ipynb #2661e95c
 MOST_NAMES = 4
-_NOUNS = dict(error='the size of the error', direction='the direction of effects',
-              perturbation='telling perturbations apart', cells='the cells', genes='the genes that change',
+_NOUNS = dict(error='the error', direction='the direction',
+              perturbation='telling perturbations apart', cells='the cells', genes='the genes',
               plausible='plausible cells')
 
 def listed(
@@ -104,7 +104,7 @@ def leaders(
     first = rows[rows.rank_lo == 1]
     return list(first.model[(sign*first['mean']).sort_values(kind='stable').index])
 
-# %% ../../nbs/73b_bench.verdicts.ipynb #03cbe4fc
+# %% ../../nbs/73b_bench.verdicts.ipynb #57a03fe4
 def _named(label, of):
     "A label, with a word where it is a baseline."
     return f'{label} (a baseline)' if label in of and of[label].kind == 'baseline' else label
@@ -116,14 +116,22 @@ def _alone(led, of):
         if not others: best.setdefault(first, []).append(key)
     return [f'{_named(model, of)} is best at {nouns(keys)}' for model, keys in best.items()]
 
-def _shared(led, n_ranked, of):
-    "Who leads with others, and who is not told apart from whom."
-    said, level = [], [key for key, some in led.items() if len(some) == n_ranked[key]]
+def _first_baseline(some, of):
+    "The first of some labels that is a baseline; None where none is."
+    return next((label for label in some if label in of and of[label].kind == 'baseline'), None)
+
+def _shared(led, of):
+    "Who leads with others: a baseline among them, or nobody that is one."
+    by_baseline, said = {}, []
+    for key, some in led.items():
+        baseline = _first_baseline(some, of)
+        if len(some) > 1 and baseline: by_baseline.setdefault(baseline, []).append(key)
     for key, (first, *others) in led.items():
-        if not others or key in level: continue
-        said.append(f'at {_NOUNS[key]} {_named(first, of)} leads, not told apart from {listed(others, MOST_NAMES)}')
-    if level: said.append(f'at {nouns(level)} no model is told apart from the one with the best mean')
-    return said
+        if not others or _first_baseline([first, *others], of): continue
+        whom = listed(others) if len(others) < MOST_NAMES else f'{len(others)} others'
+        said.append(f'at {_NOUNS[key]} {first} leads, {whom} not told apart from it')
+    return said + [f'at {nouns(keys)} nobody is shown to be better than the baseline {baseline}'
+                   for baseline, keys in by_baseline.items()]
 
 def _sentence(parts):
     "Parts of a sentence as one; empty where there are none."
@@ -138,8 +146,7 @@ def who_is_best(
     judged = answers[answers.judged.astype(bool) & answers.rank_lo.notna()]
     by_question = {key: rows for key, rows in judged.groupby('question') if len(rows) > 1}
     led = {key: leaders(by_question[key]) for key in QUESTIONS if key in by_question}
-    n_ranked = {key: len(rows) for key, rows in by_question.items()}
-    return _sentence(_alone(led, of) + _shared(led, n_ranked, of))
+    return _sentence(_alone(led, of) + _shared(led, of))
 
 # %% ../../nbs/73b_bench.verdicts.ipynb #a2d30237
 def who_is_no_better(
@@ -244,7 +251,7 @@ def side_by_side(
     blocks = [zip(names, *group) for group in _fitting(columns, indent, width)]
     return '\n\n'.join('\n'.join(''.join(line).rstrip() for line in block) for block in blocks)
 
-# %% ../../nbs/73b_bench.verdicts.ipynb #00ea4b0b
+# %% ../../nbs/73b_bench.verdicts.ipynb #180c996c
 def rank_text(
     lo, # Missing where a model has no rank
     hi,
@@ -269,7 +276,8 @@ def _column(rows, labels):
         if row is None: return '-'
         return f'{rank_text(row.rank_lo, row.rank_hi):>5} {score_text(row):>6}' if judged else score_text(row)
     weak = ', weak' if rows.fit.iloc[0] == 'weak' else ''
-    return [f' {title}{weak}', ' rank  score' if judged else 'not judged', *(cell(found.get(label)) for label in labels)]
+    second = ' rank  score' if judged else 'not judged'
+    return [f' {title}{weak}', second, *(cell(found.get(label)) for label in labels)]
 
 _SAID = ('rank: the ranks that cannot be ruled out, for all models of a question together; score: 0 a mean that knows '
          'nothing of the\nperturbation, 1 a replicate of the measured cells; (in brackets: the metric itself, where '

@@ -1,0 +1,207 @@
+"The page in a real browser, and without one: what it says, that it escapes, its size."
+import json, re, shutil
+import numpy as np, pandas as pd, pytest
+from conftest import one_pixel
+from perturbench.bench.leaderboard import write_board
+from perturbench.plots import Picture
+
+EVIL = '"><img src=x onerror=alert(1)><b>'
+METRICS = ('rmse_average', 'cosine_logfc', 'rmse_rank_average', 'energy_pca', 'de_auprc', 'mae_zeros')
+
+def made_scores(task, models, n_conditions=12, n_seeds=1, metrics=METRICS):
+    "Scores in which the first model is best by every metric, and the others are alike."
+    draw, rows = np.random.default_rng(0), []
+    for metric in metrics:
+        worse = -1 if metric in ('cosine_logfc', 'de_auprc') else 1
+        hard = draw.normal(.5, .1, n_conditions)
+        for place, model in enumerate(models):
+            for seed in range(n_seeds):
+                value = hard + worse*.2*(place > 0) + draw.normal(0, .01, n_conditions)
+                rows.append(pd.DataFrame(dict(task=task, task_id=task, model=model, seed=seed, run_id=f'{model}{seed}',
+                    line='K562', perturbation=[f'p{i}' for i in range(n_conditions)], metric=metric, value=value,
+                    value_half=value, status='ok', n_candidates=n_conditions, state=0)))
+    return pd.concat(rows, ignore_index=True)
+
+def references(scores):
+    "A null that is as bad as the others and a replicate that is as good as the first."
+    first = scores[(scores.model == scores.model.iloc[0]) & (scores.seed == 0)]
+    worse = first.metric.isin(['cosine_logfc', 'de_auprc']).map({True: -1, False: 1})
+    null = first.assign(model='null_control', value=first.value + .2*worse, value_half=first.value + .2*worse)
+    return pd.concat([null, null.assign(model='null_mean'), first.assign(model='duplicate')]).assign(halves='cells')
+
+MODELS = ['good', EVIL, 'cpa', 'cpa_noadv', 'additive']
+
+@pytest.fixture(scope='module')
+def home(tmp_path_factory):
+    "A folder with the page of two tasks."
+    out = tmp_path_factory.mktemp('page')
+    tasks = {task: made_scores(task, MODELS) for task in ('first', f'second {EVIL}')}
+    costs = [dict(task=task, task_id=task, model=model, seed=0, fit_seconds=10.**place, predict_seconds=1.,
+                  peak_memory=100.) for task in tasks for place, model in enumerate(MODELS)]
+    named = dict(line='K562', perturbation=[f'p{i}' for i in range(12)])
+    known = pd.DataFrame(named | dict(n_cells=[5, 200]*6, systematic=.1))
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(Picture, 'savefig', one_pixel)
+        write_board(pd.concat(tasks.values()), pd.DataFrame(costs), out,
+                    {task: references(scores) for task, scores in tasks.items()}, dict.fromkeys(tasks, known))
+    return out
+
+@pytest.fixture(scope='module')
+def html(home): return (home/'leaderboard.html').read_text(encoding='utf-8')
+
+def test_the_table_is_there_without_a_script(html):
+    bare = re.sub('<script>.*</script>', '', html, flags=re.DOTALL)
+    assert bare.count('<tr class="') == 2*len(MODELS) and 'src=' not in bare.replace('&lt;img src=x', '')
+    assert 'good is best at the error, the direction, telling perturbations apart, the cells, the genes and' in bare
+    assert 'http' not in re.sub('http://www.w3.org/2000/svg', '', html)
+
+def test_names_are_escaped_everywhere(home, html):
+    assert EVIL not in html and html.count('<script') == 1
+    for path in (home/'leaderboard_data').glob('*.js'):
+        text = path.read_text(encoding='utf-8')
+        assert '<' not in text
+        assert EVIL in json.loads(text[text.index(',') + 1:text.rindex(')')])['models']
+
+def test_nothing_is_bold_where_a_metric_cannot_judge(tmp_path, monkeypatch):
+    monkeypatch.setattr(Picture, 'savefig', one_pixel)
+    scores = made_scores('flat', ['good', 'cpa'], metrics=METRICS[:1])
+    replicate = references(scores).replace(dict(model=dict(duplicate='null_mean', null_mean='duplicate')))
+    write_board(scores, None, tmp_path, dict(flat=replicate))
+    html = (tmp_path/'leaderboard.html').read_text(encoding='utf-8')
+    rows = ''.join(re.findall('<tr class=.*?</tr>', html, re.DOTALL))
+    assert 'cannot be judged here' in html and '<b>' not in rows and '<i' not in rows
+    assert 'This screen cannot judge the error' in html
+
+def luminance(colour):
+    "Of a colour as #rrggbb, from 0 to 1."
+    parts = [int(colour[i:i + 2], 16)/255 for i in (1, 3, 5)]
+    return np.dot([v/12.92 if v <= .04045 else ((v + .055)/1.055)**2.4 for v in parts], [.2126, .7152, .0722])
+
+def contrast(a, b):
+    low, high = sorted([luminance(a), luminance(b)])
+    return (high + .05)/(low + .05)
+
+def test_marks_and_text_have_contrast_in_light_and_dark(html):
+    for block in re.findall(r':root \{(.*?)\}', html, re.DOTALL):
+        colours = dict(re.findall(r'--(\w+): (#\w{6})', block))
+        for a, b in (('mark', 'page'), ('base', 'page'), ('mark', 'base'), ('mark', 'band')):
+            assert contrast(colours[a], colours[b]) >= 3, (a, b)
+        for name in ('text', 'soft', 'link'): assert contrast(colours[name], colours['page']) >= 4.5, name
+        assert contrast(colours['text'], colours['tint']) >= 4.5
+
+BROWSER, DRIVER = shutil.which('chromium'), shutil.which('chromedriver')
+
+@pytest.fixture(scope='module')
+def browser():
+    selenium = pytest.importorskip('selenium', reason='the page is not looked at: `pip install selenium`')
+    if not BROWSER or not DRIVER: pytest.skip('no browser: `apt-get install chromium chromium-driver`')
+    from selenium import webdriver
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    words = '--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage'
+    for word in words: options.add_argument(word)
+    options.set_capability('goog:loggingPrefs', dict(browser='ALL'))
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+@pytest.fixture
+def page(browser, home):
+    "Opens the page at an address and width; there is no error in the console at the end."
+    def open_at(state='', width=1280):
+        browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride',
+                                dict(width=width, height=900, deviceScaleFactor=1, mobile=width < 500))
+        browser.get('about:blank')
+        browser.get(f'file://{home}/leaderboard.html{state}')
+        return browser
+    browser.get_log('browser')
+    yield open_at
+    assert browser.get_log('browser') == []
+
+def run(page, script, *args): return page.execute_script(script, *args)
+def names(page):
+    "The rows that are shown of the first task that is."
+    return run(page, "const shown = [...document.querySelectorAll('section')].find(s => !s.classList.contains('gone'));"
+                     "return [...shown.querySelectorAll('.board tbody tr:not(.gone)')].map(row => row.dataset.m)")
+
+def press(page, title):
+    "Press the head of a column of the first table."
+    run(page, "[...document.querySelectorAll('.board thead button')]"
+              ".find(b => b.textContent.startsWith(arguments[0])).click()", title)
+
+def wait(page, script):
+    "Wait until a script returns something, and return it."
+    from selenium.webdriver.support.ui import WebDriverWait
+    return WebDriverWait(page, 10).until(lambda d: d.execute_script(script))
+
+def test_a_click_sorts_down_up_and_back(page):
+    at = page()
+    before = names(at)
+    press(at, 'Seconds')
+    assert names(at) == ['good', EVIL, 'cpa', 'cpa_noadv', 'additive'] and 'sort=seconds' in at.current_url
+    press(at, 'Seconds')
+    assert names(at) == ['cpa_noadv', 'cpa', EVIL, 'good', 'additive'] # a baseline stays apart
+    assert run(at, "return document.querySelectorAll('[aria-sort=ascending]').length") == 2
+    press(at, 'Seconds')
+    assert names(at) == before and 'sort' not in at.current_url
+
+def test_filters_stand_in_the_address_and_come_back_from_it(page):
+    at = page()
+    for box in ('variant', 'cells'): run(at, f"document.querySelector('input[value={box}]').click()")
+    assert 'cpa_noadv' not in names(at) and 'hide=variant' in at.current_url and 'without=cells' in at.current_url
+    state = at.current_url.partition('#')[2]
+    again = page(f'#{state}&sort=model:down&task=first')
+    assert names(again) == [EVIL, 'cpa', 'good', 'additive']
+    assert run(again, "return getComputedStyle(document.querySelector('.board th[data-q=cells]')).display") == 'none'
+    assert run(again, "return document.querySelectorAll('section:not(.gone)').length") == 1
+
+def test_a_stratum_is_loaded_when_it_is_asked_for(page):
+    at = page('#task=first&stratum=n_cells:%20low')
+    said = wait(at, "const said = document.querySelector('.stratum').textContent;"
+                    "return said.includes('6 conditions') && said")
+    assert 'n_cells: low' in said
+    assert re.match(r'0\.\d+ \[', run(at, "return document.querySelector('tr[data-m=good] td').textContent"))
+
+def test_a_row_opens_its_conditions_by_click_and_by_link(page):
+    at = page()
+    run(at, "document.querySelector('tr[data-m=good] th button').click()")
+    rows = wait(at, "return document.querySelectorAll('dialog[open] tbody tr').length")
+    assert rows == 12 and 'model=good' in at.current_url
+    linked = page('#task=first&model=cpa')
+    assert wait(linked, "return document.querySelector('dialog[open] h2')?.textContent") == 'cpa on first'
+
+def test_a_view_is_copied_as_text(page):
+    at = page('#task=first&without=cells,genes,plausible,seconds')
+    for form, has in (('markdown', '| good |'), ('csv', '"good"'), ('latex', 'cpa\\_noadv &')):
+        run(at, f"document.querySelector('[data-copy={form}]').click()")
+        assert has in wait(at, 'return window.perturbenchCopied')
+    assert EVIL in run(at, 'return window.perturbenchCopied').replace('\\', '')
+
+def test_cost_is_drawn_with_its_front(page):
+    at = page()
+    run(at, "document.querySelector('.cost').open = true")
+    assert wait(at, "return document.querySelectorAll('.cost circle').length") == len(MODELS)
+    assert run(at, "return [...document.querySelectorAll('.cost svg text')].some(t => t.textContent === 'good')")
+
+@pytest.mark.parametrize('width', [390, 768])
+def test_a_narrow_screen_does_not_scroll_sideways(page, width):
+    at = page(width=width)
+    assert run(at, 'return document.documentElement.scrollWidth') <= width
+    assert run(at, "return getComputedStyle(document.querySelector('.board tr')).display") == (
+        'block' if width == 390 else 'table-row')
+
+def test_it_can_be_used_with_a_keyboard(page):
+    from selenium.webdriver.common.keys import Keys
+    at = page()
+    run(at, "document.querySelector('tr[data-m=cpa] th button').focus()")
+    at.switch_to.active_element.send_keys(Keys.ENTER)
+    assert wait(at, "return document.querySelector('dialog').open")
+    at.switch_to.active_element.send_keys(Keys.ESCAPE)
+    assert wait(at, "return !document.querySelector('dialog').open") and 'model' not in at.current_url
+
+def test_unfriendly_names_run_nothing(page):
+    at = page()
+    assert run(at, "return document.querySelectorAll('img').length") == 0
+    run(at, "document.querySelectorAll('.board tbody th button')[0].click()")
+    wait(at, "return document.querySelector('dialog[open] tbody')")
+    assert run(at, "return document.querySelectorAll('img').length") == 0
