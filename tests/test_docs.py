@@ -1,5 +1,5 @@
 "The documents: what can be seen of them without Quarto, and that the check that looks for their faults finds them."
-import os, shutil, subprocess, sys
+import os, re, shutil, subprocess, sys
 from pathlib import Path
 import nbformat, pytest, yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -22,6 +22,44 @@ def test_the_documents_have_no_faults(tmp_path):
     assert process(root) is None
     found = faults(root)
     assert not found, '\n'.join(found)
+
+def test_what_the_site_shows_beside_its_pages_is_there():
+    "Its icon, the card of a link, its references and the page for a wrong address."
+    config = yaml.safe_load((ROOT/'_quarto.yml').read_text())
+    named = [config['website'][key] for key in ('favicon', 'open-graph', 'twitter-card')]
+    files = [named[0], *(card['image'] for card in named[1:]), config['bibliography'], '404.qmd']
+    assert [f for f in files if not (ROOT/'nbs'/f).is_file()] == []
+    assert set(config['format']['html']['theme']) == {'light', 'dark'}
+
+def test_references_are_named_once_and_say_who_what_and_when():
+    entries = (ROOT/'nbs'/'references.bib').read_text().split('\n@')
+    keys = [re.match(r'@?\w+\{([\w-]+),', entry)[1] for entry in entries]
+    assert len(keys) == len(set(keys)) > 5
+    for entry in entries: assert all(f' {field} = ' in entry for field in ('title', 'author', 'year')), entry
+
+def test_the_version_is_the_same_in_all_papers():
+    version = re.search(r'^version = (\S+)', (ROOT/'settings.ini').read_text(), re.M)[1]
+    assert yaml.safe_load((ROOT/'CITATION.cff').read_text())['version'] == version
+    assert f'\n## {version}\n' in (ROOT/'CHANGELOG.md').read_text()
+
+def test_the_first_page_lists_every_model():
+    from perturbench.models.zoo import MODELS
+    readme = (ROOT/'README.md').read_text()
+    assert [name for name in MODELS if f'| `{name}` |' not in readme] == []
+
+def test_links_of_the_papers_lead_to_files():
+    for name in ('CONTRIBUTING.md', 'CHANGELOG.md', 'CODE_OF_CONDUCT.md'):
+        for link in re.findall(r'\]\((?!https?:)([^)#]+)', (ROOT/name).read_text()): assert (ROOT/link).exists(), link
+
+def test_workflows_and_issue_forms_are_whole():
+    "Every action has a version; every form has a name and asks something."
+    for path in (ROOT/'.github'/'workflows').glob('*.yml'):
+        jobs = yaml.safe_load(path.read_text())['jobs'].values()
+        used = [step['uses'] for job in jobs for step in job['steps'] if 'uses' in step]
+        assert used and all(re.search(r'@v\d+$', action) for action in used), path.name
+    for path in (ROOT/'.github'/'ISSUE_TEMPLATE').glob('[!c]*.yml'):
+        form = yaml.safe_load(path.read_text())
+        assert form['name'] and form['description'] and form['body']
 
 # A small site, with the settings of the real one
 
