@@ -158,3 +158,14 @@ def test_a_model_told_of_directions_tells_unseen_perturbations_apart(tmp_path):
                           covariates=torch.tensor(asked.covariate)[None])
             np.testing.assert_allclose(model.predict(batch)[0], expected, atol=.3)
             assert model.status(*asked) == 'ok'
+
+def test_real_tables_name_perturbations_by_gene_and_drugs_by_name(real):
+    genes = {name: [name] for name in ('KLF1', 'GATA1', 'CEBPA', 'TP53', 'no gene')} | {'guide_1': ['KLF1', 'GATA1']}
+    for source in ('go:GO_annotations-9606-direct-allev_v1.0.tsv', 'interactions:hetio_protein-interactions.txt.gz'):
+        kind, _, name = source.partition(':')
+        found = named_features(f'{kind}:{real}/side/{name}', genes)
+        assert found.missing == ['no gene']
+        np.testing.assert_allclose(found.values[5], found.values[0] + found.values[1], atol=1e-5)
+    pytest.importorskip('rdkit')
+    drugs = named_features(f'smiles:{real}/side/trapnell_drugs_smiles.csv', {'2-Methoxyestradiol': [], 'no drug': []})
+    assert drugs.missing == ['no drug'] and drugs.values.shape == (2, 1024)

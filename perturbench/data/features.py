@@ -702,7 +702,7 @@ def _directions_in(screen, column, source):
     raise InputError(f"{source} has more than one '{column}' for {_some(unclear)}; give each direction a perturbation "
                      'of its own, such as GATA1_up')
 
-# %% ../../nbs/15_data.features.ipynb #33dfc42b
+# %% ../../nbs/15_data.features.ipynb #224c87f2
 def _of_genes(features, targets):
     "Features of perturbations from those of names and genes together, by name or by target."
     known = pd.DataFrame(features.values, features.names).loc[features.known]
@@ -723,18 +723,27 @@ def _from_table(path, targets):
 def _from_annotations(path, targets):
     return _of_genes(annotation_features(read_annotations(path), _names_and_genes(targets)), targets)
 
+_WEIGHTS = ('weight', 'score', 'combined_score') # Columns that hold the weights of interactions
+
+def _gene_columns(table, names, path):
+    "The two columns of a table that hold most of `names`, as they stand in it."
+    n = table.isin(names).sum()
+    best = n.sort_values(ascending=False, kind='stable').index[:2]
+    if len(best) == 2 and n[best].any(): return tuple(column for column in table.columns if column in set(best))
+    raise InputError(f'{path} has no two columns that name genes such as {_some(names, 3)}; give a row for each '
+                     'interaction, and names of the same kind')
+
 def _from_interactions(path, targets):
-    table = read_table(path)
-    if table.shape[1] < 2: raise InputError(f'{path} has one column; give two that name genes')
-    weight = table.columns[2] if table.shape[1] > 2 else None
-    graph = interaction_graph(table, _names_and_genes(targets), tuple(table.columns[:2]), weight)
+    table, names = read_table(path), _names_and_genes(targets)
+    weight = next((column for column in _WEIGHTS if column in table), None)
+    graph = interaction_graph(table, names, _gene_columns(table, names, path), weight)
     return _of_genes(graph_features(graph), targets)
 
-# %% ../../nbs/15_data.features.ipynb #670971f4
+# %% ../../nbs/15_data.features.ipynb #a6ced814
 def _from_smiles(path, targets):
-    table = read_table(path)
+    table = read_table(path, header=False)
     if table.shape[1] < 2: raise InputError(f'{path} has one column; give one of names and one of SMILES')
-    return fingerprints(list(targets), read_smiles(table, *table.columns[:2]))
+    return fingerprints(list(targets), read_smiles(table[table[0].isin(list(targets))]))
 
 _PREPARED = ('.h5ad', '.zarr') # How prepared screens end
 
@@ -754,7 +763,7 @@ def _from_directions(path, targets):
     if Path(file).suffix in _PREPARED:
         name = Path(file).name
         return direction_features(_directions_in(_other_screen(file), column, name), list(targets), name)
-    table = read_table(path)
+    table = read_table(path, header=False)
     if table.shape[1] < 2: raise InputError(f'{path} has one column; give one of names and one of directions')
     return direction_features(dict(table.iloc[:, :2].astype(str).to_numpy()), list(targets), Path(path).name)
 
