@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OWN', 'TARGETS', 'N_SCORES', 'GRID', 'WIDTHS', 'RIDGES', 'sources_of', 'Block', 'targets_of', 'Examples', 'Featured',
            'Spectrum', 'spectrum', 'dual', 'leading', 'left_out', 'Solved', 'solve', 'Ridge', 'squared_distances',
-           'trained_sets', 'places_of', 'KernelRidge', 'bilinear_left_out', 'Bilinear']
+           'exact_distances', 'trained_sets', 'places_of', 'KernelRidge', 'bilinear_left_out', 'Bilinear']
 
 # %% ../../nbs/32a_models.closed.ipynb #d4bb6965
 from typing import NamedTuple
@@ -268,7 +268,7 @@ class Ridge(Featured):
     def of_known(self, present, state):
         return present @ self.effect.nan_to_num() + present.sum(1, keepdim=True)*self.level[state].nan_to_num()
 
-# %% ../../nbs/32a_models.closed.ipynb #95d14dbe
+# %% ../../nbs/32a_models.closed.ipynb #5eef1050
 WIDTHS = (2., 1., .5) # Of the kernel, relative to the median distance
 
 def squared_distances(
@@ -277,6 +277,13 @@ def squared_distances(
 ) -> np.ndarray: # n x m
     "The squared Euclidean distance between each row of `a` and each of `b`."
     return np.maximum((a**2).sum(1)[:, None] + (b**2).sum(1) - 2*a @ b.T, 0)
+
+def exact_distances(
+    a, # n x d
+    b, # m x d
+) -> torch.Tensor: # n x m
+    "As the root of `squared_distances`, and 0 between equal rows however many there are."
+    return torch.cdist(a, b, compute_mode='donot_use_mm_for_euclid_dist')
 
 def trained_sets(
     info, # A ModelInfo
@@ -324,7 +331,7 @@ class KernelRidge(Featured):
         self.fill_table('level', *with_average(_level_table(tried[best].level, there, self.n_states)))
 
     def of_known(self, present, state):
-        apart = torch.cdist(present @ self.parts, self.sets @ self.parts)
+        apart = exact_distances(present @ self.parts, self.sets @ self.parts)
         K = torch.exp(-apart**2/(2*self.width**2))
         return K @ self.dual.nan_to_num() + present.sum(1, keepdim=True)*self.level[state].nan_to_num()
 

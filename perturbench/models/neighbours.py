@@ -7,7 +7,7 @@ __all__ = ['BETWEEN', 'SHRINKAGES', 'NEAREST', 'N_DIRECTIONS', 'LEAVES', 'row_of
            'transfer_left_out', 'weights_of', 'best_transfer', 'Transfer', 'nearest_means', 'best_nearest', 'KNN',
            'MatchingMean', 'Forest']
 
-# %% ../../nbs/32b_models.neighbours.ipynb #ef5bcbe9
+# %% ../../nbs/32b_models.neighbours.ipynb #cf80a054
 import warnings
 from itertools import product
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from ..core import InputError
 from .base import MODELS
 from .baselines import StateAverage, group_means, within_variance
-from .closed import OWN, Featured, places_of, trained_sets
+from .closed import OWN, Featured, exact_distances, places_of, trained_sets
 
 # %% ../../nbs/32b_models.neighbours.ipynb #952239fd
 def row_of_set(
@@ -257,13 +257,13 @@ class KNN(AddsUp, Featured):
         apart = self.apart(present, state).masked_fill(~self.has_special, torch.inf)
         return self.average[state] + nearest_means(apart, self.special.nan_to_num(), int(self.k))
 
-# %% ../../nbs/32b_models.neighbours.ipynb #6e2c7c52
+# %% ../../nbs/32b_models.neighbours.ipynb #5edc13cb
 @patch
 def apart(self:KNN, present, state):
     "How far each set in its state is from each row of the table [n, rows]."
-    if not self.by_state: return torch.cdist(present @ self.parts, self.sets[self.row[:, 0]] @ self.parts)
+    if not self.by_state: return exact_distances(present @ self.parts, self.sets[self.row[:, 0]] @ self.parts)
     control = self.control.nan_to_num()
-    far = torch.cdist(control[:-1], control[:-1], compute_mode='donot_use_mm_for_euclid_dist')
+    far = exact_distances(control[:-1], control[:-1])
     far = torch.cat([far, far.new_zeros(1, self.n_states)])[state][:, self.row[:, 1]]
     is_same = row_of_set(self.sets, present)[:, None] == self.row[:, 0]
     return torch.where(is_same, far, torch.inf)
