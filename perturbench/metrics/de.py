@@ -265,6 +265,12 @@ class Reference(Ordered):
         below_0 = np.concatenate([[0], np.cumsum(self.columns.values < 0)])
         self.negative = np.diff(below_0[self.columns.ptr])
 
+    def equals(self,
+        other, # A `Reference`
+    ) -> bool:
+        "Whether both are made of the same cells, or of cells with the same values of each gene."
+        return self.shape == other.shape and all(map(np.array_equal, self.columns, other.columns))
+
     def test(self,
         cells, # One condition: log-normalised expression, cells x genes, dense or sparse; or `Ordered` cells
     ) -> Tests: # Raises InputError for other genes, and for values that are not finite

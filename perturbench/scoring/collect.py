@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['FIRST', 'DE_SPACES', 'SAME_MEAN', 'RELEASED', 'one_thread', 'Workers', 'along_wave', 'hash_of', 'PredictedCells',
            'Scored', 'extras_for', 'means_of_pairs', 'distribution_scores', 'distribution_status', 'why_not_tested',
-           'varies', 'Drawn', 'tests_of_part', 'de_scores', 'de_score_of', 'score_of_tests', 'de_status', 'Comparison',
-           'nothing_collected', 'no_controls', 'place_of', 'titled', 'checked_cells', 'the_same', 'put_variance',
-           'scores_once', 'take', 'put_own', 'take_control', 'State', 'collect', 'need_all']
+           'varies', 'own_reference', 'Drawn', 'tests_of_part', 'scores_by', 'de_score_of', 'score_of_tests',
+           'de_status', 'de_scores', 'Comparison', 'nothing_collected', 'no_controls', 'place_of', 'titled',
+           'checked_cells', 'the_same', 'put_variance', 'scores_once', 'take', 'put_own', 'take_control', 'State',
+           'collect', 'need_all']
 
 # %% ../../nbs/61_scoring.collect.ipynb #15de91b4
 import hashlib
@@ -24,6 +25,7 @@ from ..core import InputError, release_memory, rng
 from ..metrics.de import ENOUGH, Ordered, Reference, control_off, down_sample, enough_variance
 from ..metrics.distributions import CLUMPED, FUNCTIONS, Points, dispersion, pair_sums, points_of
 from ..metrics.effects import MOMENTS, Moments, Profiles, Shared, moments
+from ..metrics.ranks import FAST
 from .cells import TrueCells, compressed, equal_numbers, n_compared
 from .measured import HALVES, Kept, state_names, titles
 
@@ -59,19 +61,14 @@ class Workers:
             if self.pool: self.pool.shutdown(cancel_futures=True)
 
 # %% ../../nbs/61_scoring.collect.ipynb #5ddc6651
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, fastmath=FAST)
 def _products(cells, wave):
-    "The product of each row with `wave`, in four sums so that one need not wait for the other."
-    out, n_genes = np.empty(len(cells)), cells.shape[1]
+    "The product of each row with `wave`."
+    out = np.empty(len(cells))
     for i in range(len(cells)):
-        a, b, c, d = 0., 0., 0., 0.
-        for j in range(0, n_genes - 3, 4):
-            a += np.float64(cells[i, j])*wave[j]
-            b += np.float64(cells[i, j + 1])*wave[j + 1]
-            c += np.float64(cells[i, j + 2])*wave[j + 2]
-            d += np.float64(cells[i, j + 3])*wave[j + 3]
-        for j in range(n_genes - n_genes % 4, n_genes): a += np.float64(cells[i, j])*wave[j]
-        out[i] = a + b + c + d
+        total = 0.
+        for j in range(len(wave)): total += cells[i, j]*wave[j]
+        out[i] = total
     return out
 
 def along_wave(
@@ -123,11 +120,6 @@ def moments(self:PredictedCells) -> Moments: # Of one group
     "The moments of the cells."
     def of_all(): return moments(self.given, np.zeros(len(self), int), 1, self.want, self.order, parallel=False)
     return self.kept.once('moments', of_all)
-
-@patch(as_prop=True)
-def reference(self:PredictedCells) -> Reference:
-    "The cells, ready to be tested against."
-    return self.kept.once('reference', lambda: Reference(self.some()))
 
 # %% ../../nbs/61_scoring.collect.ipynb #abad4dd7
 FIRST = 64 # Cells of the smallest draw
@@ -204,7 +196,7 @@ def means_of_pairs(
     "The means of functions of the distance over pairs of cells."
     names, halves = true.names(i, space), true.halves(i, space)
     within = pred.within(names, true.kernel_scale(i, space), space, project, n)
-    return true.pairs(i, space).means(pred.points(space, project, n).first(n), halves, within)
+    return true.pairs(i, space).means(pred.points(space, project, n).some(slice(n)), halves, within)
 
 # %% ../../nbs/61_scoring.collect.ipynb #fc3c49e0
 def distribution_scores(
@@ -249,6 +241,19 @@ def varies(true, i, pred):
     "Whether predicted cells vary enough to be taken for cells."
     return len(pred) > 1 and bool(enough_variance(pred.moments.var[0], [true.variance(i)]))
 
+# %% ../../nbs/61_scoring.collect.ipynb #8626d5c0
+def own_reference(
+    true:TrueCells,
+    i:int, # A tested condition, by its place
+    own:PredictedCells, # The model's own prediction of the controls of its state
+) -> Reference:
+    "The model's own controls, ready to be tested against: the given ones where a model hands these back."
+    def made():
+        mine, given = Reference(own.some()), true.reference(i, 0)
+        return given if mine.equals(given) else mine
+    return own.kept.once('reference', made)
+
+# %% ../../nbs/61_scoring.collect.ipynb #6838eee0
 class Drawn(NamedTuple):
     "Predicted cells that are tested, and how many of them the tests of a part take."
     cells:np.ndarray
@@ -269,29 +274,19 @@ def tests_of_part(
     n = equal_numbers(len(drawn.cells), true.tested_number(i, part), true.task.protocol)
     if n.pred not in done:
         cells = Ordered(drawn.some(n.pred))
-        done[n.pred] = {space: reference.test(cells) for space, reference in references.items()}
+        tests = {reference: reference.test(cells) for reference in set(references.values())}
+        done[n.pred] = {space: tests[reference] for space, reference in references.items()}
     return done[n.pred], true.tests(i, part, n.true)
 
 # %% ../../nbs/61_scoring.collect.ipynb #d2c8e6f5
-def de_scores(
-    true:TrueCells,
-    i:int, # A tested condition, by its place
-    pred:PredictedCells,
-    own:PredictedCells=None, # The model's own prediction of the controls
-) -> tuple: # metric -> `Scored`; metric -> status
-    "The scores of predicted cells by differential expression."
-    mine = [m for m in true.measured.metrics if m.kind == 'de']
-    why = why_not_tested(true, i, pred) if mine else None
-    if not mine or why: return {m.name: Scored(np.nan, np.nan) for m in mine}, {m.name: why for m in mine}
-    names = true.measured.names(i)
-    n = equal_numbers(len(pred), true.measured.n[i], true.task.protocol).pred
-    drawn = Drawn(pred.some(down_sample(len(pred), n, 'predicted', *names)), names)
-    references, done = {'de': true.reference(i, 0)}, {}
-    if own is not None and len(own) > 1 and true.measured.wants('de_own'): references['de_own'] = own.reference
-    tests = [tests_of_part(true, i, part, drawn, references, done) for part in ('whole', *HALVES)]
-    scores = {m.name: de_score_of(m, tests) for m in mine}
-    not_tested = 'no_own_control' if own is None else 'few_cells'
-    return scores, {m.name: de_status(m, references, scores[m.name], not_tested) for m in mine}
+def scores_by(metrics, references, tests):
+    "metric -> its score; metrics that differ by references that are one and the same have one."
+    known = {}
+    def once(m):
+        key = m.func, references.get(m.space)
+        if key not in known: known[key] = de_score_of(m, tests)
+        return known[key]
+    return {m.name: once(m) for m in metrics}
 
 def de_score_of(metric, tests):
     "The score by one metric, from the tests of all cells and of the two halves."
@@ -307,6 +302,27 @@ def de_status(metric, references, score, not_tested):
     "What is said of a score; `not_tested` where there was nothing to be tested against."
     if metric.space not in references: return not_tested
     return 'ok' if np.isfinite(score.value) else 'no_difference'
+
+# %% ../../nbs/61_scoring.collect.ipynb #3391b416
+def de_scores(
+    true:TrueCells,
+    i:int, # A tested condition, by its place
+    pred:PredictedCells,
+    own:PredictedCells=None, # The model's own prediction of the controls
+) -> tuple: # metric -> `Scored`; metric -> status
+    "The scores of predicted cells by differential expression."
+    mine = [m for m in true.measured.metrics if m.kind == 'de']
+    why = why_not_tested(true, i, pred) if mine else None
+    if not mine or why: return {m.name: Scored(np.nan, np.nan) for m in mine}, {m.name: why for m in mine}
+    names = true.measured.names(i)
+    n = equal_numbers(len(pred), true.measured.n[i], true.task.protocol).pred
+    drawn = Drawn(pred.some(down_sample(len(pred), n, 'predicted', *names)), names)
+    references, done = {'de': true.reference(i, 0)}, {}
+    if own is not None and len(own) > 1 and true.measured.wants('de_own'): references['de_own'] = own_reference(true, i, own)
+    tests = [tests_of_part(true, i, part, drawn, references, done) for part in ('whole', *HALVES)]
+    scores = scores_by(mine, references, tests)
+    not_tested = 'no_own_control' if own is None else 'few_cells'
+    return scores, {m.name: de_status(m, references, scores[m.name], not_tested) for m in mine}
 
 # %% ../../nbs/61_scoring.collect.ipynb #b073fb74
 @dataclass
