@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'AXES', 'SPACES', 'LEVELS', 'EFFECTS', 'OWN', 'DEFINITIONS', 'METRICS', 'RESOLUTION', 'TOP', 'Metric',
-           'metric', 'rmse', 'mae', 'cosine', 'pearson', 'centred_ranks', 'spearman', 'r2', 'wmse', 'weighted_r2',
-           'rmse_top', 'pearson_top', 'interaction_sign', 'interaction_class', 'systematic']
+           'metric', 'rmse', 'mae', 'cosine', 'pearson', 'centred_ranks', 'ranked', 'spearman', 'r2', 'wmse',
+           'weighted_r2', 'rmse_top', 'pearson_top', 'interaction_sign', 'interaction_class', 'systematic']
 
 # %% ../../nbs/51_metrics.accuracy.ipynb #799cc352
 from dataclasses import dataclass
@@ -140,9 +140,12 @@ def cosine(
     return _cosine(_directions(pred), _directions(true))
 
 # %% ../../nbs/51_metrics.accuracy.ipynb #00a515bc
+def _unit(directions, out=None):
+    "Directions of length 1, in the place of `out` where it is given."
+    return directions._replace(rows=np.divide(directions.rows, directions.length[:, None], out=out))
+
 def _correlation(p, t):
-    "The product of the rows of two `_Directions`, brought to length 1; missing where one of them has none."
-    for o in (p, t): np.divide(o.rows, o.length[:, None], out=o.rows)
+    "The product of the rows of two `_Directions` of length 1; missing where one of them has none."
     product = np.clip(np.einsum('cg,cg->c', p.rows, t.rows), -1, 1)
     return np.where(np.isfinite(p.length) & np.isfinite(t.length), product, np.nan)
 
@@ -152,7 +155,8 @@ def pearson(
     true, # Measured ones, rows in the same order
 ) -> np.ndarray: # From -1 to 1, one value a condition; missing where one of the two is constant
     "Pearson correlation of the rows of `pred` and `true`."
-    return _correlation(_directions(pred, centre=True), _directions(true, centre=True))
+    sides = [_directions(side, centre=True) for side in (pred, true)]
+    return _correlation(*(_unit(side, out=side.rows) for side in sides))
 
 # %% ../../nbs/51_metrics.accuracy.ipynb #a95d79cf
 _SIGN = np.uint64(1 << 63) # The bit that is set in a negative number
@@ -220,21 +224,25 @@ def centred_ranks(
     return ranks
 
 # %% ../../nbs/51_metrics.accuracy.ipynb #ae7b8d78
-def _ranked(effects):
-    "The `_Directions` of ranks; without length where the effects have no signal beside their mean."
+def ranked(
+    effects, # Conditions x genes
+) -> _Directions: # In float32, which holds ranks of up to 16 million genes exactly
+    "The directions of ranks, for `spearman`; without length where the effects have no signal beside their mean."
     effects = np.asarray(effects, float)
     ranks = centred_ranks(np.where(np.abs(effects) > _floor(_rms(effects))[:, None], effects, 0))
     has_signal = np.isfinite(_directions(effects, centre=True).length)
-    return _Directions(ranks, np.where(has_signal, _rms(ranks)*ranks.shape[1]**.5, np.inf))
+    return _Directions(ranks.astype(np.float32), np.where(has_signal, _rms(ranks)*ranks.shape[1]**.5, np.inf))
 
+# %% ../../nbs/51_metrics.accuracy.ipynb #91cc983d
 @metric('spearman_{}', LEVELS + EFFECTS + OWN, 'Spearman correlation of {}, predicted and true',
-        better='higher', best=1.)
+        better='higher', best=1., needs=('ranks',))
 def spearman(
     pred, # Predicted effects, conditions x genes
     true, # Measured ones, rows in the same order
+    ranks=None, # What `ranked` makes of the two, where it is known; the effects are not looked at then
 ) -> np.ndarray: # From -1 to 1, one value a condition; missing where one of the two is constant
     "Spearman correlation of the rows of `pred` and `true`."
-    return _correlation(_ranked(pred), _ranked(true))
+    return _correlation(*map(_unit, ranks or [ranked(side) for side in (pred, true)]))
 
 # %% ../../nbs/51_metrics.accuracy.ipynb #e2abbb98
 def _ratio(a, b):

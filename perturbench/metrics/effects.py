@@ -8,7 +8,7 @@ __all__ = ['MOMENTS', 'pseudobulk', 'Moments', 'moments', 'log_fold_change', 'fo
 
 # %% ../../nbs/50_metrics.effects.ipynb #7e6ba209
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import factorial
 from typing import NamedTuple
 import numpy as np
@@ -299,6 +299,7 @@ class Profiles:
     own:Shared=None # Predicted mean of the controls; on the measured side that of the controls
     own_linear:Shared=None # Predicted mean of expm1 of the controls
     scale:float=1. # What brings `linear` to a target sum of 10,000
+    kept:dict=field(init=False, repr=False, compare=False, default_factory=dict) # What is made of the tables once
 
     def __post_init__(self):
         for name in ('mean', 'var', 'zeros', 'linear', 'parts'):
