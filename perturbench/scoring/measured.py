@@ -450,6 +450,7 @@ def true(self:Measured,
 
 @patch
 def _of_truth(self:Measured, part):
+    if part in THIRDS: return ['mean', 'var'] # What weights are made of, and what is weighted
     weighted = self.wants('weights') or self.wants('weights_same')
     more = ['var'] if part != 'whole' and weighted else []
     return [name for name in MOMENTS if name in self.wanted_moments() + more]

@@ -10,7 +10,7 @@ __all__ = ['NULLS', 'WIDE', 'ONE_SIDED', 'NOT_JUDGED', 'Values', 'halves_as_dist
            'fitness', 'collapsed', 'systematic_share']
 
 # %% ../../nbs/65_scoring.references.ipynb #b1d60db7
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
@@ -105,7 +105,9 @@ def duplicate(
 ) -> pd.DataFrame: # As `Evaluation.table`
     "The scores of one half of the measured cells of each condition as a prediction of the other."
     measured, true = evaluation.measured, evaluation.cells
-    def replicate(part): return measured.side(0, measured.moments(part, MOMENTS), part)
+    def replicate(part):
+        known = measured.true(part)
+        return measured.side(0, Moments(measured.n, *(getattr(known, name) for name in MOMENTS)), part)
     cells = [halves_as_distributions(true, i) for i in range(len(measured))]
     if measured.wants('de'): cells = [scores | halves_as_tests(true, i) for i, scores in enumerate(cells)]
     cells = [scores | stated for scores, stated in zip(cells, halves_as_stated(measured))]
@@ -142,8 +144,9 @@ def interpolated(
 ) -> pd.DataFrame: # As `duplicate`, for metrics of mean profiles
     "The scores of the interpolated duplicate."
     measured = evaluation.measured
+    @lru_cache(len(HALVES)) # Several rounds begin with a half
     def between(part):
-        alpha, mean = followed(measured, part), measured.moments(part).mean
+        alpha, mean = followed(measured, part), measured.true(part).mean
         centre = measured.centre[:]
         centre = np.where(np.isnan(centre), measured.controls(0).mean[:], centre)
         return measured.side(0, Moments(measured.n//2, alpha*mean + (1 - alpha)*centre), part)
