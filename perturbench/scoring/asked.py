@@ -6,7 +6,7 @@
 __all__ = ['DEFAULTS', 'MANY_DOSES', 'POOLED', 'card_of', 'listed', 'fits', 'meaning', 'dose_columns', 'find_dose', 'Terms',
            'terms_of', 'read_cells', 'location', 'hint_for', 'some', 'screen_in', 'read_truth', 'control_patterns',
            'Originals', 'in_genes', 'aligned_codes', 'check_training', 'read_training', 'both', 'taken_out',
-           'rows_in_order', 'store_of', 'file_task', 'StoredCells', 'Asked', 'ask']
+           'arrays_of', 'rows_in_order', 'store_of', 'file_task', 'StoredCells', 'Asked', 'ask']
 
 # %% ../../nbs/67_scoring.asked.ipynb #359a1bb7
 import json, re
@@ -391,27 +391,33 @@ def taken_out(
     return found
 
 # %% ../../nbs/67_scoring.asked.ipynb #1dbb9a84
+def arrays_of(
+    parts:list, # The layers of some files; empty afterwards
+) -> dict: # Name -> the array of each file, in the type of a `CellStore`
+    "The arrays of layers that have the same places, so that each can be let go as soon as it is copied."
+    names = ('values', 'counts')[:len(parts[0])]
+    found = {'indices': [layers[0].indices for layers in parts]}
+    found |= {name: [layers[k].data for layers in parts] for k, name in enumerate(names)}
+    parts.clear()
+    return found
+
+# %% ../../nbs/67_scoring.asked.ipynb #6871edfa
 def rows_in_order(
     parts:list, # From `taken_out`: the layers of some files, their cells one behind the other; empty afterwards
     order, # Positions of the cells
 ) -> dict: # The arrays of a `CellStore` that take memory
     "The values of some files in another order of their cells."
-    ends = np.cumsum(np.concatenate([np.diff(layers[0].indptr) for layers in parts])[order], dtype=np.int64)
+    indptr = [layers[0].indptr.astype(np.int64) for layers in parts]
+    ends = np.cumsum(np.concatenate([np.diff(o) for o in indptr])[order], dtype=np.int64)
     start = np.empty(len(order), np.int64)
     start[order] = np.r_[0, ends[:-1]]
-    kinds = dict(indices=np.int32, values=np.float32, counts=np.float32)
-    out = {name: np.empty(ends[-1], kinds[name]) for name in list(kinds)[:1 + len(parts[0])]}
-    first, totals = 0, []
-    while parts:
-        layers = parts.pop(0)
-        X = layers[0]
-        here = start[first:first + X.shape[0]]
-        for values, array in zip([X.indices, *(layer.data for layer in layers)], out.values()):
-            place_rows(X.indptr.astype(np.int64), values, here, array)
-        totals.append(np.asarray(layers[-1].sum(1, dtype=np.float64)).ravel())
-        first += X.shape[0]
-    library = dict(library=np.concatenate(totals)[order]) if 'counts' in out else {}
-    return dict(indptr=np.r_[0, ends]) | out | library
+    starts = np.split(start, np.cumsum([len(o) - 1 for o in indptr])[:-1])
+    totals = np.concatenate([np.asarray(layers[-1].sum(1, dtype=np.float64)).ravel() for layers in parts])
+    out = {'indptr': np.r_[0, ends]}
+    for name, arrays in arrays_of(parts).items():
+        out[name] = np.empty(ends[-1], np.int32 if name == 'indices' else np.float32)
+        for before, at in zip(indptr, starts): place_rows(before, arrays.pop(0), at, out[name])
+    return out | (dict(library=totals[order]) if 'counts' in out else {})
 
 # %% ../../nbs/67_scoring.asked.ipynb #a723e7b9
 def store_of(
