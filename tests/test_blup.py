@@ -323,3 +323,36 @@ def test_what_a_search_suggests_are_options():
 def test_noise_has_to_be_there():
     with pytest.raises(InputError, match='not positive definite'): spectrum(np.eye(2), np.zeros((2, 2)))
     assert not fit_shares([np.zeros((3, 3))], np.eye(3), np.ones((3, 2))).any()
+
+def test_left_out_effects_are_those_of_the_others(normal, model):
+    "Dense, with the weights, signals and gamma of all."
+    from perturbench.models.blup import noise_of_effects
+    found, fitted, rows = model.left_out(), model.fitted(), model.rows
+    state = normal.info.design.state[rows]
+    noise = noise_of_effects(normal.cells.n[rows], state, model.n_controls.numpy())
+    K = total_kernel(model.weights, model.trained, model.trained).double().numpy()
+    y = np.linalg.solve(fitted.axes.T, fitted.z)
+    present = normal.info.design.perturbation[rows] != 0
+    for i, gene in ((0, 0), (5, 7), (len(rows) - 1, 30)):
+        others, mine = np.arange(len(rows)) != i, 0.
+        for r, p in zip(SIGNALS, fitted.posterior[gene]):
+            C = (r*K + noise)[np.ix_(others, others)]
+            mine += p*r*K[i, others] @ np.linalg.solve(C, y[others, gene])
+        alone = [others & present[:, k] & (present.sum(1) == 1) for k in np.flatnonzero(present[i])]
+        known = all(a.any() for a in alone)
+        by_sum = sum(y[a, gene].mean() for a in alone) if known else mine
+        gamma = float(model.gamma)
+        assert found[i, gene]/float(model.unit[gene]) == pytest.approx(gamma*mine + (1 - gamma)*by_sum, abs=5e-3)
+
+def test_a_residual_starts_from_blup_and_is_saved_with_it(normal, tmp_path):
+    info = ModelInfo(normal.screen.genes, normal.info.design, normal.cells.n, cells=normal.cells)
+    residual, plain = build_model('blup_residual', info, form='mean').eval(), normal.fitted(form='mean')
+    code = np.flatnonzero(normal.hidden)[0]
+    batch = normal.batch(code)
+    batch.cell_features = batch.controls
+    torch.testing.assert_close(residual.predict(batch), plain.predict(batch))
+    with torch.no_grad():
+        for weight in residual.net.parameters(): weight.add_(.01)
+    assert not torch.allclose(residual.predict(batch), plain.predict(batch))
+    save_model(residual, tmp_path/'model.ckpt')
+    assert torch.equal(load_model(tmp_path/'model.ckpt').predict(batch), residual.predict(batch))
