@@ -68,7 +68,7 @@ def test_the_wheel_holds_the_notebooks_and_nothing_of_the_project_around(wheel):
         modules = {str(p.relative_to(ROOT)) for p in (ROOT/'perturbench').rglob('*.py')}
         notebooks = {f'perturbench/notebooks/{p.name}' for p in NOTEBOOKS}
         assert notebooks
-        tables = {'models/presets.json', 'bench/page.html', 'bench/published.csv', 'bench/costs.csv'}
+        tables = {'models/presets.json', 'bench/page.html', 'bench/page.js', 'bench/published.csv', 'bench/costs.csv'}
         grids = {f'grids/{path.name}' for path in (ROOT/'grids').glob('*.yaml')}
         assert len(grids) == 3
         assert names == modules | notebooks | {f'perturbench/{name}' for name in tables | grids}
