@@ -98,7 +98,7 @@ def test_a_page_of_fifty_models_and_twenty_tasks_is_small():
     board = room.leaderboard(scores, None, dict(task=references(scores)))
     boards = pd.concat([board.assign(task=f'a task with a long name {k}') for k in range(20)], ignore_index=True)
     found = room.answers(scores, board)
-    told = dict.fromkeys(boards.task.unique(), found.to_dict('records'))
-    boards.attrs = dict(board.attrs, answers=told, entries=room.entries(models))
+    told = room.Remark(dict.fromkeys(boards.task.unique(), found.to_dict('records')))
+    boards.attrs = dict(board.attrs, answers=told, entries=room.Remark(room.entries(models)))
     size = len(room.page(boards).encode())
     assert len(found) == 300 and size < 1_000_000, size
