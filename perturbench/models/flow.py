@@ -57,12 +57,13 @@ class Space(nn.Module):
     def encode(self, x):
         "Coordinates of cells, [..., G] to [..., n]."
         x = x.float() - self.mean
-        return (x if self.axes is None else x @ self.axes)/self.spread
+        with torch.autocast(x.device.type, enabled=False):
+            return (x if self.axes is None else x @ self.axes)/self.spread
 
     def moved(self, z):
         "What a difference of coordinates is on genes, [..., n] to [..., G]."
-        z = z*self.spread
-        return z if self.axes is None else z @ self.axes.T
+        z = z.float()*self.spread
+        with torch.autocast(z.device.type, enabled=False): return z if self.axes is None else z @ self.axes.T
 
     def decode(self, z): return self.moved(z) + self.mean
 
@@ -359,7 +360,7 @@ def loss(self:Flow, batch, generator=None) -> dict: # loss; where there is a wei
     t = (torch.arange(n, device=start.device)[:, None] + first)/n
     x = torch.lerp(start, end, t)
     if self.source == 'control' and self.noise: x = x + self.noise*_normal(x, generator)
-    v = self.net.velocity(x, t, self.told(p, covariates))
+    v = self.net.velocity(x, t, self.told(p, covariates)).float()
     flow = F.mse_loss(v, end - start)
     if not self.mmd_weight: return {'loss': flow}
     mmd = mmd2(x + (1 - t)*v, end).mean()

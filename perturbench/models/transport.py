@@ -15,11 +15,11 @@ def squared_distances(
     x, # ... x n x d
     y, # ... x m x d
 ): # ... x n x m
-    "The squared distance of each row of `x` from each of `y`, by one matrix product."
+    "The squared distance of each row of `x` from each of `y`, by one matrix product, which is not rounded to 16 bits."
     centre = y.mean(-2, keepdim=True).detach()
     x, y = x - centre, y - centre
     norms = x.square().sum(-1, keepdim=True) + y.square().sum(-1).unsqueeze(-2)
-    return (norms - 2*x @ y.mT).clamp(min=0)
+    with torch.autocast(x.device.type, enabled=False): return (norms - 2*x @ y.mT).clamp(min=0)
 
 # %% ../../nbs/31a_models.transport.ipynb #0fc505b9
 LARGEST = 30. # Logarithm of a factor that is not left to grow further
