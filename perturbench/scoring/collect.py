@@ -318,7 +318,8 @@ def de_scores(
     n = equal_numbers(len(pred), true.measured.n[i], true.task.protocol).pred
     drawn = Drawn(pred.some(down_sample(len(pred), n, 'predicted', *names)), names)
     references, done = {'de': true.reference(i, 0)}, {}
-    if own is not None and len(own) > 1 and true.measured.wants('de_own'): references['de_own'] = own_reference(true, i, own)
+    if own is not None and len(own) > 1 and true.measured.wants('de_own'):
+        references['de_own'] = own_reference(true, i, own)
     tests = [tests_of_part(true, i, part, drawn, references, done) for part in ('whole', *HALVES)]
     scores = scores_by(mine, references, tests)
     not_tested = 'no_own_control' if own is None else 'few_cells'
