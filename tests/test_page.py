@@ -190,6 +190,12 @@ def test_a_narrow_screen_does_not_scroll_sideways(page, width):
     assert run(at, "return getComputedStyle(document.querySelector('.board tr')).display") == (
         'block' if width == 390 else 'table-row')
 
+def test_cards_are_sorted_by_a_list(page):
+    at = page(width=390)
+    run(at, "const sort = document.getElementById('sort'); sort.value = 'model:down';"
+            "sort.dispatchEvent(new Event('change'))")
+    assert names(at) == [EVIL, 'cpa', 'cpa_noadv', 'good', 'additive'] and 'sort=model' in at.current_url
+
 def test_it_can_be_used_with_a_keyboard(page):
     from selenium.webdriver.common.keys import Keys
     at = page()

@@ -40,6 +40,8 @@ function load(section) {
 }
 
 // Sorting: rows within models and within baselines, what is missing last.
+const sort = document.getElementById('sort');
+sort.addEventListener('change', () => { put('sort', sort.value); sortAll(); });
 const original = new Map(all('.board tbody').map(body => [body, all('tr', body)]));
 function cellOf(row, key) { return row.children[KEYS.indexOf(key)]; }
 function valueOf(row, key) {
@@ -57,6 +59,7 @@ function sortAll() {
     });
     body.append(...order);
   }
+  sort.value = state.get('sort') || '';
   for (const th of all('.board thead th')) {
     const mine = th.dataset.key === key;
     if (mine) th.setAttribute('aria-sort', way === 'up' ? 'ascending' : 'descending'); else th.removeAttribute('aria-sort');
