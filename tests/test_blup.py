@@ -1,5 +1,7 @@
 "BLUP: predictions and variances by dense algebra, coverage where all is known, invariances, doses, tables, cells."
-import anndata as ad, numpy as np, pandas as pd, pytest, torch
+import itertools
+import anndata as ad, nbformat, numpy as np, pandas as pd, pytest, torch
+from conftest import ROOT
 from scipy.optimize import minimize
 import perturbench.models.zoo
 import perturbench.models.blup as blup
@@ -11,6 +13,7 @@ from perturbench.models.base import ModelInfo, build_model, check_options, load_
 from perturbench.models.blup import KERNELS, kernel, quantile_head, total_kernel
 from perturbench.models.mixed import SIGNALS, fit_shares, loss_of_shares, scale_of, spectrum
 from perturbench.predict import effect_variance, predict_cells
+from test_tutorials import execute
 
 class Normal:
     "Lines x perturbations with doubles; effects and noise are normal, and known."
@@ -356,3 +359,50 @@ def test_a_residual_starts_from_blup_and_is_saved_with_it(normal, tmp_path):
     assert not torch.allclose(residual.predict(batch), plain.predict(batch))
     save_model(residual, tmp_path/'model.ckpt')
     assert torch.equal(load_model(tmp_path/'model.ckpt').predict(batch), residual.predict(batch))
+
+@pytest.fixture(scope='module')
+def check():
+    "Cells of the notebook that checks the frozen model, by a text in them."
+    nb = nbformat.read(ROOT/'nbs'/'benchmarks'/'blup_frozen.ipynb', as_version=4)
+    def run(scope, *texts):
+        for text in texts:
+            cell, = (c for c in nb.cells if c.cell_type == 'code' and text in c.source)
+            exec(cell.source, scope)
+        return scope
+    return run
+
+def test_bounds_hold_for_all_comparisons_together(check):
+    "Ten seeds, twelve comparisons that vary together; the truth is 0. A bound is above it in one of twenty screens."
+    judged = pd.DataFrame([dict(seed=0, screen='a', metric='m', model='blup', calibrated=0.)])
+    quantile = check(dict(np=np, pd=pd, itertools=itertools, judged=judged), 'def turned_quantile')['turned_quantile']
+    r, wrong = np.random.default_rng(0), 0
+    for _ in range(150):
+        d = pd.DataFrame(r.normal(size=(10, 12)) + r.normal(size=(10, 1)))
+        wrong += (d.mean() - quantile(d, .95)*d.std(ddof=1)/10**.5 > 0).any()
+    assert .01 < wrong/150 < .11
+
+def test_what_is_said_follows_from_bounds_and_errors(check):
+    r = np.random.default_rng(0)
+    columns = pd.MultiIndex.from_product([['a'], ['m', 'n'], ['blup', 'better', 'worse', 'wild']])
+    calibrated = pd.DataFrame(.5 + .01*r.normal(size=(10, 8)), columns=columns)
+    calibrated['a', 'm', 'better'] += .3
+    calibrated['a', 'm', 'worse'] -= .3
+    calibrated['a', 'm', 'wild'] += r.normal(size=10)
+    calibrated.loc[3, ('a', 'n', 'better')] = np.nan
+    judged = calibrated.rename_axis(index='seed', columns=['screen', 'metric', 'model'])
+    judged = judged.stack([0, 1, 2], future_stack=True)
+    scope = dict(np=np, pd=pd, itertools=itertools, judged=judged.rename('calibrated').reset_index(), screens=['a'],
+                 metrics=['m', 'n'], level=.95, rivals=['better', 'worse', 'wild'], ours=['blup'], margin=-.05,
+                 largest_error=.02)
+    said = check(scope, 'def turned_quantile', 'def verdicts')['tables']['blup'].said
+    assert said.loc['a', 'm'].to_dict() == dict(better='not met', worse='met', wild='undecided')
+    assert said.loc['a', 'n'].to_dict() == dict(better='undecided', worse='met', wild='met')
+
+def test_the_check_runs_small(tmp_path):
+    said = execute(
+        'benchmarks/blup_frozen', tmp_path,
+        screens={'transfer': {
+            'simulate': {'n_genes': 120, 'n_perturbations': 40, 'n_programmes': 6, 'cells': 40, 'controls': 200},
+            'split': {'kind': 'transfer', 'fraction': .4}}},
+        seeds=[1, 2, 3], rivals=['additive', 'control_mean'], beside=['coverage_90_delta'], metrics=['cosine_centred'])
+    assert 'tested conditions of a screen' in said and 'scales without range: 0 of 12' in said
