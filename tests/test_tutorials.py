@@ -227,7 +227,8 @@ def test_beside_the_original_by_hand(tmp_path, undrawn):
         perfect.write_h5ad(folder/f'small__linear__{seed}.h5ad')
         nothing.write_h5ad(folder/f'small__decoder_only__{seed}.h5ad')
     said = execute(
-        'benchmarks/beside_the_original', tmp_path, source=str(folder), out='ours', seeds={'original': [0, 1], 'ours': [0, 1, 2]},
+        'benchmarks/beside_the_original', tmp_path, source=str(folder), out='ours',
+        seeds={'original': [0, 1], 'ours': [0, 1, 2]},
         tasks={'small': {'max_epochs': 1, 'batch_size': 128}}, models={'linear': {}, 'decoder_only': {}})
     assert 'compared on: small' in said
     found = pd.read_csv(tmp_path/'ours'/'gains.csv').query('metric == "rmse_average"').set_index('model')
