@@ -275,7 +275,7 @@ def test_a_singular_kernel_and_a_table_that_says_the_same_twice(normal, tmp_path
     twice = np.repeat((np.arange(len(names)) % 2)[:, None], 3, axis=1)
     pd.DataFrame(twice, index=names, columns=list('abc')).to_csv(tmp_path/'table.csv')
     info = ModelInfo(normal.screen.genes, normal.info.design, normal.cells.n)
-    model = build_model('blup', info, table=str(tmp_path/'table.csv')).fit(normal.cells)
+    model = build_model('blup', info, features=f'table:{tmp_path}/table.csv').fit(normal.cells)
     K = kernel('features', model.trained, model.trained)
     assert np.linalg.matrix_rank(K.numpy()) <= 1
     assert model.effects(model.trained).isfinite().all()
@@ -299,7 +299,7 @@ def test_what_a_table_says_reaches_what_was_never_seen(tmp_path):
     unseen = (screen.design.perturbation[:, -8:] != 0).any(1)
     cells = store.select(np.ones(store.n_cells, bool)).where(~unseen)
     info = ModelInfo(screen.genes, screen.design, cells.n)
-    model = build_model('blup', info, table=str(tmp_path/'table.csv'), form='cell').fit(cells)
+    model = build_model('blup', info, features=f'table:{tmp_path}/table.csv', form='cell').fit(cells)
     blind = build_model('blup', ModelInfo(screen.genes, screen.design, cells.n), form='cell').fit(cells)
     true = hidden[-8:] @ pattern
     def off(m):

@@ -151,9 +151,12 @@ def who_is_best(
 # %% ../../nbs/73b_bench.verdicts.ipynb #a2d30237
 def who_is_no_better(
     answers, # Of one task, from `answers_of`
+    of, # From `entries`
 ) -> str: # Empty where no null is known
-    "Who does no better than the null, in a sentence or two."
-    known = answers[answers.judged.astype(bool) & answers.calibrated_lo.notna()]
+    "Which models, baselines aside, do no better than the null, in a sentence or two."
+    baselines = [label for label, entry in of.items() if entry.kind == 'baseline']
+    is_asked = answers.judged.astype(bool) & answers.calibrated_lo.notna() & ~answers.model.isin(baselines)
+    known = answers[is_asked]
     if not len(known): return ''
     better = known.calibrated_lo > 0
     by_question, by_model = better.groupby(known.question).any(), better.groupby(known.model).any()
@@ -189,7 +192,7 @@ def verdict(
     of=None, # From `entries`
 ) -> list: # Sentences
     "What the ranks of a task say."
-    said = [who_is_best(answers, of or {}), who_is_no_better(answers), what_cannot_be_judged(answers)]
+    said = [who_is_best(answers, of or {}), who_is_no_better(answers, of or {}), what_cannot_be_judged(answers)]
     return [sentence for sentence in said if sentence]
 
 # %% ../../nbs/73b_bench.verdicts.ipynb #ff1b57f7

@@ -9,7 +9,6 @@ __all__ = ['KERNELS', 'FEWEST', 'N_FACTORS', 'MOST_CELLS', 'FORMS', 'FEW_GENES',
 
 # %% ../../nbs/38b_models.blup.ipynb #f9cc8349
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 import torch
@@ -17,9 +16,9 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 from ..core import InputError, rng
-from ..data.features import perturbation_features, table_features
 from .base import MODELS, PerturbationModel, build_model
 from .baselines import Baseline, group_means, with_average, within_variance
+from .closed import block_of_file
 from .mixed import SIGNALS, Fitted, fit_mixed, fit_shares, leave_one_out
 
 # %% ../../nbs/38b_models.blup.ipynb #094ecd52
@@ -238,20 +237,14 @@ def _checked(form, gamma):
 
 def feature_table(
     info, # A ModelInfo
-    path:str, # A table with a row for each perturbation, or for each of the genes they act on; '' for none
-) -> torch.Tensor: # P x d, float32: centred, with a mean squared length of 1; rows of 0 for what the table lacks
-    "What is known of perturbations, kept in `info`."
-    if not path: return torch.zeros(info.n_perturbations, 0)
-    key = f'table {Path(path).name}'
-    if key in info.features: return info.features[key]
-    targets = {part: info.targets.get(part, [part]) for part in info.design.perturbations}
-    genes = list(dict.fromkeys(gene for one in targets.values() for gene in one))
-    found = perturbation_features(table_features(path, genes), targets)
-    values = np.where(found.known[:, None], found.values - found.values[found.known].mean(0), 0)
-    scale = values.std(0, where=found.known[:, None])
-    values = values/np.where(scale > 0, scale, 1)/np.sqrt(max((scale > 0).sum(), 1))
-    info.features[key] = torch.tensor(values, dtype=torch.float32)
-    return info.features[key]
+    source:str, # Of the features of perturbations, KIND:FILE as `named_features` takes it; None for none
+) -> torch.Tensor: # P x d, float32: centred, with a mean squared length of 1; rows of 0 for what is not known
+    "What is known of perturbations."
+    if source is None: return torch.zeros(info.n_perturbations, 0)
+    values, known = block_of_file(info, source)
+    values = np.where(known[:, None], values - values[known].mean(0), 0)
+    scale = values.std(0, where=known[:, None])
+    return torch.tensor(values/np.where(scale > 0, scale, 1)/np.sqrt(max((scale > 0).sum(), 1)), dtype=torch.float32)
 
 # %% ../../nbs/38b_models.blup.ipynb #0a437ba5
 @MODELS.register('blup')
@@ -261,7 +254,7 @@ class BLUP(Baseline):
         form:str='quantile', # Cells: 'quantile', controls moved gene by gene; 'cell', plus a shift; 'mean', the mean
         gamma:float=None, # Share of BLUP beside the additive baseline, 0 to 1; by default the best for left-out effects
         denoise:bool=True, # Whether the control level is mended by what training says of it
-        table:str='', # File with features of perturbations or of their targets; '': none
+        features:str=None, # What is known of perturbations, such as table:FILE or screen:FILE; by default nothing
     ):
         _checked(form, gamma)
         super().__init__(info)
@@ -278,7 +271,7 @@ class BLUP(Baseline):
                       typical=(G,), factors=(G, N_FACTORS))
         for name, shape in shapes.items(): self.register_buffer(name, torch.full(shape, torch.nan))
         self.register_buffer('dose_range', torch.tensor(dose_range(design.perturbation), dtype=torch.float32))
-        self.register_buffer('table', feature_table(info, table))
+        self.register_buffer('table', feature_table(info, features))
         seen = torch.tensor(info.seen_perturbations) | (self.table != 0).any(1)
         self.register_buffer('seen', seen)
         of_rows = self.conditions(torch.tensor(design.perturbation[self.rows]), torch.tensor(design.state[self.rows]))
