@@ -148,8 +148,8 @@ def test_a_line_of_the_screen_without_training_states_more(small):
     assert states_variance(model, small.design, at['x']) is not None
     assert states_variance(model, small.design, at['z']) is None
 
-def test_only_one_built_in_model_states_a_variance(small):
-    assert [name for name in MODELS if hasattr(MODELS[name], 'effect_variance')] == ['perturbed_mean']
+def test_the_built_in_models_that_state_a_variance(small):
+    assert [name for name in MODELS if hasattr(MODELS[name], 'effect_variance')] == ['perturbed_mean', 'blup']
     assert states_variance(fitted(small, form='mean')[0], small.design, 0) is None
 
 def test_predictions_carry_it_and_their_cells_stay(task):
