@@ -190,6 +190,7 @@ def _n_positive(
     wanted = torch.where(mean > 0, n_now + (n*(zeros - moved)).round(), (n*target/typical).ceil())
     return torch.where(target > 0, wanted.clamp(1, n), 0).long()
 
+# %% ../../nbs/38b_models.blup.ipynb #904aec25
 def _resampled(
     cells, # n x G
     n_now, n_wanted, # G
@@ -205,6 +206,7 @@ def _resampled(
     found = torch.where(n_now > 0, values.gather(0, source), typical)
     return torch.where(place < n_wanted, found, 0)
 
+# %% ../../nbs/38b_models.blup.ipynb #8b6b1e14
 def quantile_head(
     cells, # Control cells, n x G
     target, # G: the mean that each gene shall have; below 0 counts as 0

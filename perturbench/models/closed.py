@@ -273,8 +273,6 @@ class Ridge(Featured):
         return present @ self.effect.nan_to_num() + present.sum(1, keepdim=True)*self.level[state].nan_to_num()
 
 # %% ../../nbs/32a_models.closed.ipynb #5eef1050
-WIDTHS = (2., 1., .5) # Of the kernel, relative to the median distance
-
 def squared_distances(
     a, # n x d
     b, # m x d
@@ -289,6 +287,7 @@ def exact_distances(
     "As the root of `squared_distances`, and 0 between equal rows however many there are."
     return torch.cdist(a, b, compute_mode='donot_use_mm_for_euclid_dist')
 
+# %% ../../nbs/32a_models.closed.ipynb #856838fa
 def trained_sets(
     info, # A ModelInfo
 ) -> np.ndarray: # bool, n x P, each once
@@ -304,6 +303,9 @@ def places_of(
     "Which of `sets` each row is."
     place = {row.tobytes(): i for i, row in enumerate(np.packbits(sets, axis=1))}
     return np.array([place[row.tobytes()] for row in np.packbits(present, axis=1)], int)
+
+# %% ../../nbs/32a_models.closed.ipynb #44d7fd6f
+WIDTHS = (2., 1., .5) # Of the kernel, relative to the median distance
 
 @MODELS.register('kernel_ridge')
 class KernelRidge(Featured):
