@@ -18,13 +18,13 @@ from models import operations, products, replay, split, stepper
 
 SIZES = dict(parts=['cost', 'learning'], conditions=500, cells=1_000, dimensions=50, width=1_024, batch=1_024,
              genes=2_000, sampling_threads=2, rounds=7, seeds=3, task='sim-transfer',
-             beside=['cpa, drawn', 'sams_vae, drawn', 'cpa, mean', 'sams_vae, mean'])
+             beside=['cpa, drawn', 'sams_vae, drawn', 'sams_vae, mean'])
 METRICS = ['rmse_average', 'cosine_logfc', 'rmse_rank_average', 'energy_pca', 'mae_zeros']
 NEW = {
     'flow': dict(name='flow'),
     'state_transition': dict(name='state_transition')}
 VAES = {
-    'cpa, mean': dict(name='cpa'), 'cpa, drawn': dict(name='cpa', prediction='sample'),
+    'cpa, drawn': dict(name='cpa', prediction='sample'),
     'sams_vae, mean': dict(name='sams_vae', prediction='mean'),
     'sams_vae, drawn': dict(name='sams_vae', prediction='sample')}
 STEPS = {
