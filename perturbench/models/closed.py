@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['OWN', 'TARGETS', 'N_SCORES', 'GRID', 'WIDTHS', 'RIDGES', 'sources_of', 'Block', 'targets_of', 'block_of_file',
-           'Examples', 'Featured', 'Spectrum', 'spectrum', 'dual', 'leading', 'left_out', 'Solved', 'solve', 'Ridge',
-           'squared_distances', 'exact_distances', 'trained_sets', 'places_of', 'KernelRidge', 'bilinear_left_out',
-           'Bilinear']
+           'Examples', 'Featured', 'ProfiledSpectrum', 'profiled_spectrum', 'dual', 'leading', 'left_out', 'Solved',
+           'solve', 'Ridge', 'squared_distances', 'exact_distances', 'trained_sets', 'places_of', 'KernelRidge',
+           'bilinear_left_out', 'Bilinear']
 
 # %% ../../nbs/32a_models.closed.ipynb #d4bb6965
 from typing import NamedTuple
@@ -152,22 +152,22 @@ def shift(self:Featured, present, state):
 def measured(self:Featured, present, state): return ~(present.bool() & ~self.known).any(1)
 
 # %% ../../nbs/32a_models.closed.ipynb #9b66b80c
-class Spectrum(NamedTuple):
+class ProfiledSpectrum(NamedTuple):
     "A kernel over N conditions, where columns Z are not penalised."
     values: np.ndarray # e [N - rank of Z]
     vectors: np.ndarray # V, N x (N - rank of Z)
 
-def spectrum(
+def profiled_spectrum(
     K, # N x N, positive semidefinite
     Z, # N x q: the columns of full rank that are not penalised
-) -> Spectrum:
+) -> ProfiledSpectrum:
     "The eigenvalues and eigenvectors of the kernel beside the columns of Z."
     others = np.linalg.qr(Z, mode='complete')[0][:, Z.shape[1]:]
     values, vectors = np.linalg.eigh(others.T @ K @ others)
-    return Spectrum(np.maximum(values, 0), others @ vectors)
+    return ProfiledSpectrum(np.maximum(values, 0), others @ vectors)
 
 def dual(
-    found:Spectrum,
+    found:ProfiledSpectrum,
     Y, # N x G
     ridge:float, # The penalty
 ) -> np.ndarray: # N x G
@@ -194,7 +194,7 @@ def _members(groups):
 _NO_LEVEL = 1e-9 # A share of a residual that is left of it where no level is
 
 def left_out(
-    found:Spectrum,
+    found:ProfiledSpectrum,
     W, # N x r: what `leading` gives
     groups, # int [N]: what is left out together
     ridge:float, # The penalty
@@ -229,7 +229,7 @@ def solve(
     grid=GRID, # Penalties, relative to the mean eigenvalue
 ) -> Solved:
     "Kernel ridge regression, with the penalty that predicts best what was left out."
-    found = spectrum(K, Z)
+    found = profiled_spectrum(K, Z)
     unit = found.values.mean() if found.values.any() else 1.
     W = leading(Y)
     errors = [left_out(found, W, groups, ridge*unit) for ridge in grid]
