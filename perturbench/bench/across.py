@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from scipy.special import expit
-from scipy.stats import studentized_range
 from .ranks import TIE, NEAR_0
 from ..core import rng
 from ..scoring.evaluation import METRICS
@@ -152,6 +151,7 @@ def critical_difference(
     n_tasks:int,
 ) -> float:
     "The smallest difference of mean ranks that is significant at 5 % (Nemenyi)."
+    from scipy.stats import studentized_range # Half a second, which no other report need pay
     q = studentized_range.ppf(.95, n_models, np.inf)/2**.5
     return float(q*np.sqrt(n_models*(n_models + 1)/(6*n_tasks)))
 
