@@ -425,13 +425,12 @@ def put_variance(
 ):
     "Keep a stated variance. Raises InputError for another number of genes, and for what is no variance."
     variance = np.asarray(prediction.variance, float)
-    name = titled(measured, prediction.condition)
+    def refuse(fault):
+        raise InputError(f'the variance that is stated for {titled(measured, prediction.condition)} {fault}')
     if variance.shape != out.pred.mean[i].shape:
-        raise InputError(f'the variance that is stated for {name} has the shape {variance.shape}; give one number for '
-                         f'each of the {out.pred.mean.shape[1]} genes')
+        refuse(f'has the shape {variance.shape}; give one number for each of the {out.pred.mean.shape[1]} genes')
     if not (np.isfinite(variance) & (variance >= 0)).all():
-        raise InputError(f'the variance that is stated for {name} is negative or not finite in some genes; '
-                         'give 0 or more, or None where nothing is known')
+        refuse('is negative or not finite in some genes; give 0 or more, or None where nothing is known')
     if out.variance is None: out.variance = np.full(out.pred.mean.shape, np.nan)
     out.variance[i] = variance
 

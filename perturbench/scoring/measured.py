@@ -68,7 +68,7 @@ def state_names(
     code, # Of a condition
 ) -> list:
     "What draws are keyed by that all conditions of a state share: its covariates, as text."
-    return [str(name) for name in task.conditions.loc[code, list(task.covariate_keys)]]
+    return [str(task.conditions.at[code, key]) for key in task.covariate_keys]
 
 # %% ../../nbs/60_scoring.measured.ipynb #e4c017d0
 class Tested:
