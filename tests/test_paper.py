@@ -177,7 +177,7 @@ def test_an_estimate_adds_up():
     assert np.allclose(two[hours], 2*one[hours]) and (two.memory_gb == one.memory_gb).all()
     searched = paper.estimate(ask | dict(tune=dict(trials=60)))
     assert list(searched.model) == ['control_mean', 'linear', 'linear-tuned']
-    assert searched.trials.tolist() == [0, 0, 60 + 9]
+    assert searched.trials.tolist() == [0, 0, 60 + 12]
     assert searched.iloc[0].gpu_hours == 0  # nothing is trained
 
 def test_presets_are_part_of_an_estimate_where_a_grid_has_them():

@@ -172,7 +172,7 @@ def _parts(grid, task) -> list: # Of Parts
     if grid.presets:
         parts += [Part(label, name, 'published', n, 0) for name, label, _ in published_models(grid.models, task)]
     if grid.tune is None: return parts
-    n_trials = grid.tune.trials + REPEATED*REPEATS
+    n_trials = grid.tune.trials + (1 + REPEATED)*REPEATS
     return parts + [Part(f'{label}{TUNED}', name, 'published', n, n_trials)
                     for name, label, options in grid.models if space_of(name, options)]
 
