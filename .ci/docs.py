@@ -235,11 +235,27 @@ def raw_link_faults(page):
     for block in (b[0] for t in texts(page) for b in BLOCK.finditer(t)):
         for link in re.findall(r'\[[^\]\n]*\]\(https?:[^)\n]*\)', block): yield f'a link in code is shown raw: {link}'
 
+CITED = re.compile(r'(?<=[\[; ])@(\w+)(?=[;\]])')
+
+def citations(page):
+    "The works that a page cites, by their keys."
+    return {key for t in prose(page) for key in CITED.findall(INLINE.sub('', t))}
+
+def citation_faults(root, config, pages):
+    "Citations of works that the list of references lacks, and works that no page cites."
+    listed = config.get('bibliography')
+    text = (root/'nbs'/listed).read_text(encoding='utf-8') if listed else ''
+    known, cited = set(re.findall(r'^@\w+\{([\w-]+),', text, re.M)), {page.name: citations(page) for page in pages}
+    for name, keys in cited.items():
+        for key in sorted(keys - known): yield f'{name}: the work {key} is cited, and not in the list of references.'
+    for key in sorted(known.difference(*cited.values())): yield f'{listed}: no page cites {key}.'
+
 def faults(root):
     "All faults of the processed site in `root`, a sentence each."
     config, pages = quarto_settings(root), read_pages(root)
     site = setting(config, 'website.site-url')
-    found = [*settings_faults(root, config), *sidebar_faults(config, pages)]
+    found = [*settings_faults(root, config), *sidebar_faults(config, pages),
+             *citation_faults(root, config, pages.values())]
     for page in pages.values():
         of_page = [*first_cell_faults(page), *mixed_cell_faults(page), *option_faults(page), *figure_faults(page),
                    *picture_faults(page, root), *link_faults(page, pages, root, site), *raw_link_faults(page)]

@@ -96,11 +96,12 @@ def small(tmp_path):
     root = copied(tmp_path/'small', 'settings.ini', 'Makefile', '.ci')
     (root/'perturbench').mkdir()
     (root/'perturbench'/'__init__.py').write_text('__version__ = "0.1.0"\n')
-    links = '[The rest](00_core.ipynb#doubled), [files](styles.css), [an anchor](#two-words)'
+    links = '[The rest](00_core.ipynb#doubled), [files](styles.css), [an anchor](#two-words) [@one]'
     write(root, 'index', title('Small'), text(f'{links}\n\n![A dot](images/dot.png)\n\n## Two `words`'))
     dot = code('#| fig-alt: "A dot: black"\ndot', figure())
     imports = code('#| hide\nimport math')
     write(root, '00_core', title('Core'), code('#| default_exp core'), imports, code(EXPORTED), dot)
+    (root/'nbs'/'references.bib').write_text('@book{one,\n}\n')
     (root/'nbs'/'styles.css').write_text('')
     (root/'nbs'/'images').mkdir()
     (root/'nbs'/'images'/'dot.png').write_bytes(b'')
@@ -121,9 +122,11 @@ def plant(root):
     page('links', text(
         '[1](none.ipynb) [2](../00_core.ipynb#tripled) [3](#nowhere) '
         '[4](https://perturbench.github.io/perturbench/core.html) `[5](none)`\n\n~~~\n[6](none)\n~~~'))
+    page('cites', text('Two works [@one; @none], a decorator `[@patch]`, a mail to [me](mailto:me@one)'))
+    with (root/'nbs'/'references.bib').open('a') as f: f.write('@book{unread,\n}\n')
     page('raw', code(EXPORTED.replace('A number', 'A [number](https://x.org)').replace('doubled', 'raw')))
     page('unlisted')
-    faulty = ('first', 'mixed', 'alt', 'options', 'pictures', 'links', 'raw', 'gone', 'raw')
+    faulty = ('first', 'mixed', 'alt', 'options', 'pictures', 'links', 'cites', 'raw', 'gone', 'raw')
     names = [f'faulty/{n}.ipynb' for n in faulty]
     sections = [{'section': 'Faulty', 'contents': names}, {'section': 'All', 'contents': 'faulty/*'}]
     options = {'code-overflow': 'scroll', 'keep-md': False, 'css': 'none.css'}
@@ -139,6 +142,8 @@ def plant(root):
         'faulty/alt.ipynb: a figure has no text: add #| fig-alt: to the cell that begins with \'dots\'.',
         'faulty/alt.ipynb: a figure has no text: add #| fig-alt: to the cell that begins with '
         '\'#| fig-alt: One text\'.',
+        'faulty/cites.ipynb: the work none is cited, and not in the list of references.',
+        'references.bib: no page cites unread.',
         'faulty/first.ipynb: the first cell holds more than a title, a summary of one line and options, '
         'and nbdev drops the rest.',
         'faulty/links.ipynb: the link none.ipynb leads to no page or file.',
