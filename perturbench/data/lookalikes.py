@@ -6,7 +6,7 @@
 __all__ = ['LAYOUTS', 'PREFIX', 'Layout', 'lookalike']
 
 # %% ../../nbs/13a_data.lookalikes.ipynb #06b242b6
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 import numpy as np
 import pandas as pd
@@ -138,7 +138,8 @@ def lookalike(
     layout, top = LAYOUTS[record.name], max(LAYOUTS[record.name].doses, default=1.)
     w, states = world(_parameters(layout, fraction, genes), seed), _state_table(layout)
     rows = w.conditions[_is_measured(layout, w.conditions, states)].reset_index(drop=True)
-    w.conditions = rows.assign(n_cells=_n_cells(rows, round(fraction*layout.cells), layout.controls))
+    n_cells = _n_cells(rows, round(fraction*layout.cells), layout.controls)
+    w = replace(w, conditions=rows.assign(n_cells=n_cells))
     adata = _named(drawn_cells(w), states, record)
     if layout.doses: adata.obs['dose'] *= top
     adata.obsm['X_scGPT'] = _embedding(adata.X, seed)

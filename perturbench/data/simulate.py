@@ -412,6 +412,21 @@ class World:
     dispersion: np.ndarray # G
     effects: object # The generator
 
+    @cached_property
+    def rows(self) -> list:
+        "The conditions as named tuples."
+        return list(self.conditions.itertuples())
+
+    @cached_property
+    def mean_share(self) -> np.ndarray: # G
+        "The share of each gene in neutral controls, the mean over states: what drifts between droplets."
+        return np.exp(self.baseline).mean(0)
+
+    @cached_property
+    def batch_factor(self) -> np.ndarray: # B x G
+        "By what a batch multiplies the share of each gene."
+        return np.exp(self.batch)
+
 # %% ../../nbs/12_data.simulate.ipynb #e4c39885
 class Treatment(NamedTuple):
     "What is done to the cells of a condition."
@@ -498,7 +513,7 @@ def log_expression(self:World,
     z:Latent, # Its cells
 ) -> np.ndarray: # cells x genes
     "Log expression of cells before anything is measured."
-    row, angle = self.conditions.iloc[c], 2*np.pi*z.cycle
+    row, angle = self.rows[c], 2*np.pi*z.cycle
     parts = list(row.parts)
     strength = z.efficacy[:, :len(parts)]*dose_response(row.dose, self.effects.half[parts])
     around = np.outer(np.cos(angle), self.cycle[0]) + np.outer(np.sin(angle), self.cycle[1])
@@ -521,8 +536,8 @@ def shares(self:World,
 ) -> np.ndarray: # cells x genes
     "Expected share of each gene in the transcripts of cells."
     p = closure(np.exp(self.log_expression(c, z)), 1 - self.par.panel)
-    p += z.ambient[:, None]*(np.exp(self.baseline).mean(0) - p)
-    return closure(p*np.exp(self.batch)[z.batch], np.maximum(1 - p.sum(1), 0))
+    p += z.ambient[:, None]*(self.mean_share - p)
+    return closure(p*self.batch_factor[z.batch], np.maximum(1 - p.sum(1), 0))
 
 # %% ../../nbs/12_data.simulate.ipynb #de33cb0e
 def negative_binomial(
@@ -572,7 +587,8 @@ def draw(self:World,
         others = random.poisson(np.maximum(depth[block] - mean.sum(1), 0))
         counts.append(sparse.csr_matrix(drawn, dtype=np.float32))
         totals.append(drawn.sum(1) + others)
-    return Drawn(sparse.vstack(counts, format='csr'), np.concatenate(totals), hidden)
+    whole = counts[0] if len(counts) == 1 else sparse.vstack(counts, format='csr')
+    return Drawn(whole, np.concatenate(totals), hidden)
 
 # %% ../../nbs/12_data.simulate.ipynb #e922c337
 def _transform(t, mean, dispersion):
@@ -619,7 +635,7 @@ def curve(self:World,
     nodes, weight = np.polynomial.hermite_e.hermegauss(8)
     depth = self.par.library*np.exp(self.par.library_sd*nodes)
     dispersion = self.dispersion
-    others = max(1e-6, (dispersion*np.exp(self.baseline).mean(0)**2).sum())
+    others = max(1e-6, (dispersion*self.mean_share**2).sum())
     log_share = np.linspace(Curve.low, 0, 73)
     log_phi = np.linspace(np.log(dispersion.min()) - .1, np.log(dispersion.max()) + .1, 8)
     by_depth = expected_lognorm(np.exp(log_share)[:, None], depth, np.exp(log_phi)[:, None, None], others)
