@@ -1,12 +1,12 @@
 "Searches: what is tested never enters, nothing depends on how many run at a time, and what fails is said."
-import json, sys
+import json, shutil, sys
 from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest
 from conftest import one_pixel
 from scipy import sparse
 from perturbench.bench import tune as room
 from perturbench.bench.batch import dry_runs, read_grid, run_grid
-from perturbench.bench.leaderboard import write_report
+from perturbench.bench.leaderboard import print_tables, write_report
 from perturbench.bench.tune import SearchFailed, objective_of, search_home
 from perturbench.cli import main
 from perturbench.core import InputError
@@ -112,6 +112,18 @@ def test_two_rows_and_what_the_search_took(searched):
     assert set(rows.index) == {'decoder_only', 'decoder_only-tuned'}
     took = trials(searched).seconds.sum()
     assert np.isnan(rows.tuning_seconds['decoder_only']) and rows.tuning_seconds['decoder_only-tuned'] > took
+    assert pd.isna(rows.tuning['decoder_only']) and rows.tuning['decoder_only-tuned'].startswith(('trial ', room.KEPT))
+
+def test_a_board_says_where_defaults_were_kept(searched, tmp_path, capsys):
+    "In the row, on the page and on the terminal."
+    out = shutil.copytree(searched, tmp_path/'out')
+    path = search_home(out, 'small', 'decoder_only-tuned')/'tuned.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | dict(kept='no trial is better <here>')))
+    board, _ = write_report(out)
+    assert set(board.tuning[board.model == 'decoder_only-tuned']) == {'defaults kept: no trial is better <here>'}
+    print_tables(board)
+    assert 'decoder_only-tuned has its defaults: no trial is better <here>' in capsys.readouterr().out
+    assert 'its search ended with the defaults: no trial is better &lt;here&gt;' in (out/'leaderboard.html').read_text()
 
 def test_the_chosen_one_beats_the_defaults_in_its_repeats(searched):
     home = search_home(searched, 'small', 'decoder_only-tuned')

@@ -30,7 +30,7 @@ from .page import data_script, digits3, front, metric_rows, render, seconds_of, 
 from .page import without_ranks
 from .ranks import ANSWERS, HEADLINES, NEAR_0, QUESTIONS, TIE, answers_of
 from .runs import set_threads, survey
-from .tune import tuning_seconds
+from .tune import kept_defaults, tuning_of
 from .verdicts import KINDS, entries, listed, middle_ranks, one_line, short_text, side_by_side
 from .verdicts import verdict
 from ..core import InputError, atomic_path, digest, file_sha256
@@ -385,17 +385,18 @@ def remarks(
 COLUMNS = ['task', 'task_id', 'model', 'metric', 'mean', 'sd', 'lo', 'hi', 'n_conditions', 'n_undefined', 'n_seeds',
            'best', 'within_noise', 'calibrated', 'calibrated_lo', 'calibrated_hi', 'calibrated_status', 'null',
            'null_mean', 'duplicate_mean', 'limit', 'fit', 'spread', 'rank_pred', 'rank_true', 'collapsed',
-           'fit_seconds', 'predict_seconds', 'peak_memory', 'tuning_seconds']
-COLLAPSE, COSTS = COLUMNS[-8:-4], COLUMNS[-4:]
+           'fit_seconds', 'predict_seconds', 'peak_memory', 'tuning_seconds', 'tuning']
+COLLAPSE, COSTS = COLUMNS[-9:-5], COLUMNS[-5:-1]
 
 def mean_costs(
     runs, # A row a run
-) -> pd.DataFrame: # task, model, COLLAPSE and COSTS
+) -> pd.DataFrame: # task, model, COLLAPSE, COSTS and tuning
     "Costs and spread of each task and model, averaged over seeds; collapsed where most seeds are."
     of_model, averaged = ['task', 'model'], [*COLLAPSE, *COSTS]
-    runs = runs.reindex(columns=[*of_model, 'seed', *averaged]).sort_values([*of_model, 'seed'])
-    means = runs.astype(dict.fromkeys(averaged, float)).groupby(of_model, as_index=False)[averaged].mean()
-    return means.assign(collapsed=(means.collapsed > .5).where(means.collapsed.notna(), None))
+    runs = runs.reindex(columns=[*of_model, 'seed', *averaged, 'tuning']).sort_values([*of_model, 'seed'])
+    grouped = runs.astype(dict.fromkeys(averaged, float)).groupby(of_model, as_index=False)
+    means, tuning = grouped[averaged].mean(), grouped.tuning.first().tuning
+    return means.assign(collapsed=(means.collapsed > .5).where(means.collapsed.notna(), None), tuning=tuning)
 
 # %% ../../nbs/74_bench.leaderboard.ipynb #f4021a15
 _REFERENCE = '\0reference' # In place of a run id, while conditions are numbered
@@ -636,10 +637,11 @@ def fit_mark(
 
 # %% ../../nbs/74_bench.leaderboard.ipynb #1e764677
 def _flagged(part):
-    "Which models have collapsed."
+    "Which models have collapsed, and which searches kept the defaults."
     names = sorted({one_line(model) for model, is_so in zip(part.model, part.collapsed) if is_so == 1})
-    if not names: return ''
-    return f"\ncollapsed, predictions do not differ between conditions as measured ones do: {', '.join(names)}"
+    kept = ''.join(f'\n{one_line(model)} has its defaults: {why}' for model, why in kept_defaults(part).items())
+    if not names: return kept
+    return f"\ncollapsed, predictions do not differ between conditions as measured ones do: {', '.join(names)}{kept}"
 
 def left_out(
     part, # The rows of one task
@@ -1175,7 +1177,7 @@ def _wanted(
 class Results(NamedTuple):
     "What the runs of a folder say."
     scores:pd.DataFrame # Score tables of all runs, one above the other
-    runs:pd.DataFrame # A row a run: run_id, task, task_id, model, seed, name, options, home, COLLAPSE, COSTS
+    runs:pd.DataFrame # A row a run: run_id, task, task_id, model, seed, name, options, home, COLLAPSE, COSTS, tuning
     notes:list # Sentences on what was left out
 
 # %% ../../nbs/74_bench.leaderboard.ipynb #b2f8b39b
@@ -1237,10 +1239,11 @@ def read_results(
 ) -> Results: # Raises InputError where there are none, for what is not whole, and for tasks that cannot meet
     "The scores and the costs of the runs in `out`."
     placed, notes = _placed_runs(as_folders(out), only)
-    rows, names = [], ('task', 'task_id', 'model', 'seed', 'run_id', 'name', 'options', 'home', *COLLAPSE, *COSTS)
+    rows, names = [], ('task', 'task_id', 'model', 'seed', 'run_id', 'name', 'options', 'home', *COLLAPSE, *COSTS,
+                   'tuning')
     for folder, run in placed:
-        known = run | dict(tuning_seconds=tuning_seconds(folder, run | dict(task=run['at'])),
-                           home=Path(folder)/'runs'/run['at']/run['model']/run['run_id'])
+        home = Path(folder)/'runs'/run['at']/run['model']/run['run_id']
+        known = run | tuning_of(folder, run | dict(task=run['at'])) | dict(home=home)
         rows.append({name: known.get(name) for name in names})
     scores = pd.concat([_scores_of(*one) for one in placed], ignore_index=True)
     return Results(scores, pd.DataFrame(rows), notes)

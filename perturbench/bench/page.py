@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from .ranks import ANSWERS, HEADLINES, QUESTIONS
+from .tune import KEPT, kept_defaults
 from .verdicts import in_order, rank_text
 from ..scoring.evaluation import METRICS
 
@@ -113,6 +114,7 @@ def flags_of(
         out.append(('unseen parts', f'in {n} conditions training saw nothing of a perturbation or covariate, and a '
                     'fallback was used'))
     if n := said.get('not_predicted'): out.append(('partial', f'{n} conditions have no prediction'))
+    if why := kept_defaults(mine).get(label): out.append((KEPT, f'its search ended with the defaults: {why}'))
     return out
 
 # %% ../../nbs/73d_bench.page.ipynb #8e58ce66
