@@ -5,9 +5,10 @@ import numpy as np, pandas as pd, pytest
 from conftest import one_pixel
 from scipy import sparse
 from perturbench.bench import tune as room
-from perturbench.bench.batch import dry_runs, read_grid, run_grid
+from perturbench.bench.batch import dry_runs, read_grid, run_grid, searches_of
 from perturbench.bench.leaderboard import print_tables, write_report
-from perturbench.bench.tune import SearchFailed, objective_of, search_home
+from perturbench.bench.tune import SearchFailed, objective_of, search_home, tune
+from perturbench.bench.workers import Workers
 from perturbench.cli import main
 from perturbench.core import InputError
 from perturbench.data.simulate import Parameters, simulate
@@ -15,7 +16,7 @@ from perturbench.models.zoo import MODELS
 from perturbench.splits.kinds import make_splits
 from perturbench.tasks import open_task
 
-pytestmark = pytest.mark.usefixtures('undrawn')
+pytestmark = pytest.mark.usefixtures('quick', 'undrawn')
 BUDGET = dict(max_epochs=4, min_epochs=1, batch_size=64)
 NARROW = {'name': 'decoder_only', 'encoder_width': 32, 'n_layers': 1} # The published widths take minutes here
 TRAINED = [k for k in MODELS if not hasattr(MODELS[k], 'fit')]
@@ -37,10 +38,17 @@ def grid_on(folder, screen='screen.h5ad', models=(NARROW,), objective='rmse_aver
     tuning = dict(trials=trials, objective=objective, **more)
     return read_grid(dict(tasks=[task], models=list(models), budget=BUDGET, tune=tuning))
 
+def search_alone(grid, out, jobs=1):
+    "The search of a grid, without its runs."
+    one, = searches_of(grid, out, threads=1)
+    workers = Workers(jobs, words=f'{out}/claims')
+    try: tune(one.search, out, one.label, one.tuning.trials, workers)
+    finally: workers.close()
+
 def trials(out, label='decoder_only-tuned'): return pd.read_csv(search_home(out, 'small', label)/'trials.csv')
 
 @pytest.fixture(scope='module')
-def searched(small, tmp_path_factory):
+def searched(small, quick, tmp_path_factory):
     "The results of a grid with one search."
     out = tmp_path_factory.mktemp('searched')
     with pytest.MonkeyPatch.context() as m:
@@ -71,19 +79,19 @@ def test_a_leak_would_be_seen(small, tmp_path, monkeypatch):
     monkeypatch.setattr(room, '_LAST', {})
     found = []
     for screen in ('screen.h5ad', 'other.h5ad'):
-        run_grid(grid_on(folder, screen, trials=1), tmp_path/screen)
+        search_alone(grid_on(folder, screen, trials=1), tmp_path/screen)
         found.append(trials(tmp_path/screen).value[0])
     assert found[0] != found[1]
 
 def test_trials_do_not_depend_on_how_many_run_at_a_time(small, searched, tmp_path):
-    run_grid(grid_on(small[0]), tmp_path, jobs=2)
+    search_alone(grid_on(small[0]), tmp_path, jobs=2)
     pd.testing.assert_frame_equal(trials(tmp_path).drop(columns='seconds'), trials(searched).drop(columns='seconds'))
 
 def test_more_trials_begin_with_those_there_are(small, searched, tmp_path):
-    run_grid(grid_on(small[0], trials=3), tmp_path)
+    search_alone(grid_on(small[0], trials=3), tmp_path)
     path = search_home(tmp_path, 'small', 'decoder_only-tuned')/'trials'/'002.json'
     kept = path.stat().st_mtime_ns
-    run_grid(grid_on(small[0], trials=6), tmp_path)
+    search_alone(grid_on(small[0], trials=6), tmp_path)
     assert path.stat().st_mtime_ns == kept
     pd.testing.assert_frame_equal(trials(tmp_path)[SHOWN], trials(searched)[SHOWN])
 
