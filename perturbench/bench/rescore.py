@@ -12,14 +12,16 @@ from .runs import Run, own_files, put_in_place, run_home, seal, set_threads, sur
 from ..core import InputError, part_name, writing_to
 from ..metrics.accuracy import DEFINITIONS
 from ..scoring.evaluation import Evaluation
+from ..scoring.genes import KEPT
 from ..tasks import load_task
 from ..train import Budget
 
 # %% ../../nbs/72_bench.rescore.ipynb #3a879296
 def to_rescore(
     out, # A folder of results
-) -> dict: # Task id -> what run.json says of each of its runs whose scores are of other definitions
-    "The runs that have to be scored anew. Raises InputError where there is no run, or one is not whole."
+) -> dict: # Task id -> what run.json says of each of its runs that have to be
+    """The runs that have to be scored anew: their scores are of other definitions, or they keep no genes. Raises
+    InputError where there is no run, or one is not whole."""
     found = survey(out, hashed=('model*.ckpt',))
     faults = ''.join(f'\n- {fault}' for fault in found.faults[:20])
     if faults: raise InputError(f'not all runs can be scored anew:{faults}')
@@ -27,7 +29,8 @@ def to_rescore(
         raise InputError(f"there is no finished run in {Path(out)/'runs'}; start some with `perturbench run`")
     by_task = {}
     for run in found.runs:
-        if run.get('definitions', 1) != DEFINITIONS: by_task.setdefault(run['task_id'], []).append(run)
+        is_old = run.get('definitions', 1) != DEFINITIONS or KEPT not in run['files']
+        if is_old: by_task.setdefault(run['task_id'], []).append(run)
     return by_task
 
 # %% ../../nbs/72_bench.rescore.ipynb #731352f0
@@ -55,6 +58,7 @@ def rescore_run(
         attempt.mkdir(parents=True)
         for path in own_files(run.folder): shutil.copy2(path, attempt/path.name)
         scores.to_parquet(attempt/'scores.parquet', index=False)
+        run.genes.to_parquet(attempt/KEPT, index=False)
     seal(attempt, about | run.collapse | dict(definitions=DEFINITIONS))
     return put_in_place(attempt, run.folder)
 
@@ -62,7 +66,7 @@ def rescore_run(
 def rescore(
     out, # A folder of results
 ): # Yields the number of runs that are to be done, then what run.json said of each as it is done
-    "Score all runs of a folder anew whose scores are of other definitions. Raises InputError as `to_rescore` does."
+    "Score all runs of a folder anew that have to be. Raises InputError as `to_rescore` does."
     by_task = to_rescore(out)
     yield sum(map(len, by_task.values()))
     for task_id, runs in by_task.items():

@@ -26,6 +26,7 @@ from ..core import seed_torch, sweep_parts, writing_to
 from ..data.features import source_file
 from ..metrics.accuracy import DEFINITIONS
 from ..scoring.evaluation import METRICS, Evaluation # METRICS with all that are built in
+from ..scoring.genes import KEPT, gene_table
 from ..scoring.references import collapsed
 from ..models.zoo import build_model, load_model, model_class, save_model
 from ..predict import predict_task, read_conditions_csv, write_predictions
@@ -119,6 +120,7 @@ class Run:
     moves:bool # Whether `save` puts it in its place
     history:pd.DataFrame = None # fold, epoch, train_loss, val_loss
     effects:object = None # A `Comparison`, after `score`
+    genes:pd.DataFrame = None # From `gene_table`, after `score`
     collapse:dict = field(default_factory=dict) # spread, rank_pred, rank_true and collapsed, after `score`
     costs:dict = field(default_factory=dict) # fit_seconds, predict_seconds, peak_memory (MB)
 
@@ -237,6 +239,7 @@ def score(self:Run,
     evaluation = evaluation or evaluation_of(self.task)
     self.effects = evaluation.collect(self._predict_timed())
     scores = evaluation.table(self.effects)
+    self.genes = gene_table(evaluation.measured, self.effects)
     self.collapse = collapsed(evaluation.measured, self.effects)
     evaluation.measured.kept.forget('scores', 'profiles')
     names = dict(task=self.task.name, task_id=self.task.task_id, model=self.label, seed=self.seed, run_id=self.run_id)
@@ -292,7 +295,7 @@ def plot_conditions(
     return fig
 
 # %% ../../nbs/70_bench.runs.ipynb #70b86713
-_OWN = re.compile(r'run\.json|scores\.parquet|notebook\.ipynb|log|model(_\d+)?\.ckpt')
+_OWN = re.compile(r'run\.json|scores\.parquet|genes\.parquet|notebook\.ipynb|log|model(_\d+)?\.ckpt')
 
 def own_files(
     folder, # Of a run, whole or not; need not be there
@@ -385,7 +388,9 @@ def save(self:Run,
     scores:pd.DataFrame, # What `Run.score` returned
 ) -> Path: # The folder of the run
     "Write scores and costs, and put the run in its place; one that was given a folder is put there by who gave it."
-    with writing_to(self.folder): scores.to_parquet(self.folder/'scores.parquet', index=False)
+    with writing_to(self.folder):
+        scores.to_parquet(self.folder/'scores.parquet', index=False)
+        self.genes.to_parquet(self.folder/KEPT, index=False)
     seal(self.folder, _described(self))
     forget_checkpoints(self.out, self.run_id)
     return put_in_place(self.folder, self.home) if self.moves else self.folder
