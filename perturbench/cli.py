@@ -450,7 +450,8 @@ def report(
 # %% ../nbs/80_cli.ipynb #5f8fafa1
 @app.command()
 def rescore(out:Annotated[Path, typer.Argument(help='A folder of results.')]):
-    "Score the runs of another definition of the metrics anew, from the models that they kept, and report."
+    """Score the runs anew, from the models that they kept, that are of another definition of the metrics or keep no genes,
+    and report."""
     from perturbench.bench import rescore as room
     found = room.rescore(out)
     print(f'{next(found)} runs to score')
@@ -506,8 +507,8 @@ def _listed(refused):
     return ''.join(f'\n- {name}: {why}' for name, reasons in refused.items() for why in reasons)
 
 # %% ../nbs/80_cli.ipynb #024061db
-FILES = ('scores.parquet', 'controls.csv', 'leaderboard.csv', 'comparisons.csv', 'strata.csv', 'questions.csv',
-         'challenge.csv', 'leaderboard.html') # What an evaluation writes
+FILES = ('scores.parquet', 'genes.parquet', 'controls.csv', 'leaderboard.csv', 'comparisons.csv', 'strata.csv',
+         'questions.csv', 'challenge.csv', 'leaderboard.html') # What an evaluation writes
 
 def _check_places(out):
     "Raise InputError where something else stands in the place of a file that `evaluate` writes."
@@ -540,6 +541,7 @@ def _write_evaluation(found, out):
     from perturbench.bench.leaderboard import conditions_of, print_tables, write_board
     name = found.evaluation.task.name
     with atomic_path(out/'scores.parquet') as part: found.scores.to_parquet(part, index=False)
+    with atomic_path(out/'genes.parquet') as part: found.genes.to_parquet(part, index=False)
     with atomic_path(out/'controls.csv') as part: found.controls.to_csv(part, index=False)
     conditions = {name: conditions_of(found.evaluation.measured)}
     board, files = write_board(found.scores, found.runs, out, {name: found.references}, conditions)
@@ -547,7 +549,7 @@ def _write_evaluation(found, out):
     print_tables(board)
     if found.challenge is not None: _print_challenge(found.challenge)
     for note in found.notes: print(f'note: {note}')
-    _name_files([out/'scores.parquet', out/'controls.csv', *files])
+    _name_files([*(out/name for name in ('scores.parquet', 'genes.parquet', 'controls.csv')), *files])
 
 # %% ../nbs/80_cli.ipynb #d524ed4c
 KeyOfTruth = Annotated[Optional[str], typer.Option('--perturbation-key', help=

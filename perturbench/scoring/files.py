@@ -37,6 +37,7 @@ from .asked import Asked, ask, hint_for, listed, read_cells, some, terms_of
 from .challenge import Challenge, absent, said_of, scores_of, to_counts
 from .collect import hash_of
 from .evaluation import Evaluation
+from .genes import gene_table, of_models
 from .measured import label_columns, state_names
 from .profiles import metrics_of
 from .references import collapsed, references
@@ -682,6 +683,7 @@ class Scored(NamedTuple):
     run:dict # What is said of it as a run
     absent:int # Conditions of the truth without a prediction
     challenge:pd.DataFrame=None # Measures of the challenge, as `Challenge.table`; None where it is not scored
+    genes:pd.DataFrame=None # From `gene_table`
 
 def scored(
     evaluation:Evaluation,
@@ -695,7 +697,8 @@ def scored(
     about = dict(task=evaluation.task.name, task_id=task_id, model=label, seed=0, run_id=run_id)
     table = evaluation.table(found)
     for i, (k, v) in enumerate(about.items()): table.insert(i, k, v)
-    return Scored(table, about | collapsed(evaluation.measured, found), int((found.n_pred == 0).sum()))
+    return Scored(table, about | collapsed(evaluation.measured, found), int((found.n_pred == 0).sum()),
+                  genes=gene_table(evaluation.measured, found))
 
 # %% ../../nbs/68_scoring.files.ipynb #ff04cd73
 def unscored(
@@ -739,6 +742,7 @@ class FileScores(NamedTuple):
     controls: pd.DataFrame # cell, half: which controls are half A and half B
     refused: dict # Model -> why its values cannot be scored; it has no values in `scores`
     challenge: pd.DataFrame=None # Measures and scores in the challenge, as `scores_of`; None where it is not scored
+    genes: pd.DataFrame=None # model, and the columns of `gene_table`; nothing of those that are refused
 
 def given_halves(task) -> pd.DataFrame: # cell, half: 'A' or 'B'
     "Which controls are half A and half B."
@@ -782,9 +786,10 @@ def score_all(
         if o.absent: notes.append(f'{name}: {o.absent:,} conditions of the truth have no prediction')
     files |= {name: unscored(baselines['control_mean'], name) for name in refused}
     each = [*(files[name] for name in looked), *baselines.values()]
+    genes = of_models({o.run['model']: o.genes for o in each if o.genes is not None})
     return FileScores(pd.concat([o.table for o in each], ignore_index=True), pd.DataFrame([o.run for o in each]),
                       references(evaluation), evaluation, notes, given_halves(task), refused,
-                      _in_challenge(challenge, files, notes))
+                      _in_challenge(challenge, files, notes), genes)
 
 # %% ../../nbs/68_scoring.files.ipynb #9e88a6d1
 def _task_of(asked, looked):
