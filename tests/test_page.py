@@ -29,6 +29,19 @@ def references(scores):
     null = first.assign(model='null_control', value=first.value + .2*worse, value_half=first.value + .2*worse)
     return pd.concat([null, null.assign(model='null_mean'), first.assign(model='duplicate')]).assign(halves='cells')
 
+def made_genes(n_conditions=12):
+    "Effects of ten genes, the same everywhere; half of them are predicted, so that twice of it is right."
+    def row(i, place):
+        return dict(line='K562', perturbation=f'p{i}', gene=f'G{place}{EVIL if place == 9 else ""}', observed=place/10,
+                    chosen='drawn' if place < 3 else 'shared', se=.05, predicted=place/20, rmse=.3 + i/1000,
+                    rmse_doubled=0.)
+    return pd.DataFrame([row(i, place) for i in range(n_conditions) for place in range(10)])
+
+def kept_genes(task, label):
+    "One model keeps none."
+    kept = dict(additive=[], cpa=[made_genes(), made_genes().assign(predicted=0.)])
+    return kept.get(label, [made_genes()])
+
 MODELS = ['good', EVIL, 'cpa', 'cpa_noadv', 'additive']
 
 @pytest.fixture(scope='module')
@@ -43,7 +56,8 @@ def home(tmp_path_factory):
     with pytest.MonkeyPatch.context() as m:
         m.setattr(Picture, 'savefig', one_pixel)
         write_board(pd.concat(tasks.values()), pd.DataFrame(costs), out,
-                    {task: references(scores) for task, scores in tasks.items()}, dict.fromkeys(tasks, known))
+                    {task: references(scores) for task, scores in tasks.items()}, dict.fromkeys(tasks, known),
+                    genes=kept_genes)
     return out
 
 @pytest.fixture(scope='module')
@@ -55,12 +69,17 @@ def test_the_table_is_there_without_a_script(html):
     assert 'good is best at the error, the direction, telling perturbations apart, the cells, the genes and' in bare
     assert 'http' not in re.sub('http://www.w3.org/2000/svg', '', html)
 
+def test_a_model_that_holds_back_has_a_flag(html):
+    assert 'error falls from 0.305 to 0 (95 % interval of the difference' in html
+    row = re.search('<tr class="baseline" data-m="additive">.*?</tr>', html, re.DOTALL)[0]
+    assert html.count('>rises when doubled<') == 8 and 'rises' not in row
+
 def test_names_are_escaped_everywhere(home, html):
     assert EVIL not in html and html.count('<script') == 1
     for path in (home/'leaderboard_data').glob('*.js'):
         text = path.read_text(encoding='utf-8')
         assert '<' not in text
-        assert EVIL in json.loads(text[text.index(',') + 1:text.rindex(')')])['models']
+        if path.name.count('.') == 1: assert EVIL in json.loads(text[text.index(',') + 1:text.rindex(')')])['models']
 
 def test_nothing_is_bold_where_a_metric_cannot_judge(tmp_path, monkeypatch):
     monkeypatch.setattr(Picture, 'savefig', one_pixel)
@@ -152,7 +171,7 @@ def test_filters_stand_in_the_address_and_come_back_from_it(page):
     state = at.current_url.partition('#')[2]
     again = page(f'#{state}&sort=model:down&task=first')
     assert names(again) == [EVIL, 'cpa', 'good', 'additive']
-    assert run(again, "return getComputedStyle(document.querySelector('.board th[data-q=cells]')).display") == 'none'
+    assert run(again, "return getComputedStyle(document.querySelector('.board th[data-key=cells]')).display") == 'none'
     assert run(again, "return document.querySelectorAll('section:not(.gone)').length") == 1
 
 def test_a_stratum_is_loaded_when_it_is_asked_for(page):
@@ -169,6 +188,48 @@ def test_a_row_opens_its_conditions_by_click_and_by_link(page):
     assert rows == 12 and 'model=good' in at.current_url
     linked = page('#task=first&model=cpa')
     assert wait(linked, "return document.querySelector('dialog[open] h2')?.textContent") == 'cpa on first'
+
+def test_a_condition_opens_its_genes_and_goes_back(page):
+    at = page('#task=first&model=good')
+    wait(at, "return document.querySelectorAll('dialog[open] tbody th button').length === 12")
+    run(at, "document.querySelector('dialog tbody th button').click()")
+    assert wait(at, "return document.querySelectorAll('dialog svg circle').length") == 10
+    assert run(at, "return document.querySelector('dialog tbody td').textContent") == '0.9 ± 0.05'
+    assert 'condition=K562' in at.current_url
+    linked = page('#task=first&model=good&condition=K562,%20p3')
+    assert wait(linked, "return document.querySelectorAll('dialog[open] svg circle').length") == 10
+    assert run(linked, "return document.querySelector('dialog h2').textContent") == 'K562, p3: good on first'
+    assert '0.303, and 0 with twice' in run(linked, "return document.querySelector('dialog p + p').textContent")
+    run(linked, "document.querySelector('dialog p button').click()")
+    assert wait(linked, "return document.querySelector('dialog h2').textContent === 'good on first'")
+    assert 'condition' not in linked.current_url
+
+def test_genes_are_means_over_seeds(page):
+    at = page('#task=first&model=cpa&condition=K562,%20p0')
+    assert wait(at, "return document.querySelector('dialog[open] tbody td + td')?.textContent") == '0.225'
+
+def test_errors_are_a_map_of_conditions_by_genes(page):
+    at = page('#task=first&model=good')
+    wait(at, "return document.querySelector('.errors')")
+    run(at, "document.querySelector('.errors').open = true")
+    assert wait(at, "return document.querySelectorAll('.errors rect').length") == 12*7
+    last = "const all = document.querySelectorAll('.errors rect title'); return all[6].textContent"
+    assert run(at, last).startswith(f'G9{EVIL} in K562') and run(at, last).endswith('-0.45')
+
+def test_a_model_without_genes_says_so(page):
+    at = page('#task=first&model=additive')
+    assert wait(at, "return document.querySelector('dialog[open] .body')?.textContent.includes('No genes are kept')")
+    assert run(at, "return document.querySelectorAll('dialog tbody th button').length") == 0
+
+def test_two_models_meet_condition_by_condition(page):
+    at = page('#task=first&model=good&against=cpa')
+    said = wait(at, "return document.querySelector('dialog[open] .body > p + p + p')?.textContent")
+    assert said.startswith('good is better in 12 of 12 conditions, cpa in 0 (rmse_average, lower is better')
+    assert run(at, "return document.querySelectorAll('dialog circle').length") == 12
+    run(at, "const ask = document.querySelector('dialog select'); ask.value = 'direction';"
+            "ask.dispatchEvent(new Event('change'))")
+    wait(at, "return document.querySelector('dialog .body').textContent.includes('cosine_logfc')")
+    assert 'on=direction' in at.current_url
 
 def test_a_view_is_copied_as_text(page):
     at = page('#task=first&without=cells,genes,plausible,seconds')

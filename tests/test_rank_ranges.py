@@ -95,7 +95,9 @@ def test_a_page_of_fifty_models_and_twenty_tasks_is_small():
     from perturbench.bench import leaderboard as room
     models = [f'a_model_with_a_long_name_{i:02}' for i in range(50)]
     scores = made_scores('task', models, n_conditions=4)
-    board = room.leaderboard(scores, None, dict(task=references(scores)))
+    costs = dict(fit_seconds=1234.5, predict_seconds=1., peak_memory=2345., n_parameters=1234567)
+    runs = pd.DataFrame([dict(task='task', model=model, seed=0, **costs) for model in models])
+    board = room.leaderboard(scores, runs, dict(task=references(scores)))
     boards = pd.concat([board.assign(task=f'a task with a long name {k}') for k in range(20)], ignore_index=True)
     found = room.answers(scores, board)
     told = room.Remark(dict.fromkeys(boards.task.unique(), found.to_dict('records')))

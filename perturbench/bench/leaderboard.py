@@ -10,8 +10,9 @@ __all__ = ['STATUSES', 'COLUMNS', 'COLLAPSE', 'COSTS', 'PAIRS', 'PRIMARY', 'FAMI
            'levels', 'headlines', 'Order', 'page_order', 'decimals', 'Shown', 'cells', 'fit_mark', 'left_out', 'facts',
            'text_table', 'summary_text', 'print_tables', 'chance', 'plot_board', 'said_of', 'extra_of', 'cheapest',
            'Conditions', 'condition_scores', 'behind', 'all_games', 'together', 'file_name', 'Family', 'families_of',
-           'page_task', 'page', 'write_board', 'Results', 'Placed', 'meet', 'as_folders', 'read_results',
-           'references_of', 'write_report']
+           'page_task', 'page', 'KeptGenes', 'rises_when_doubled', 'write_genes', 'more_flags', 'genes_in',
+           'hardware_of', 'write_board', 'Results', 'Placed', 'meet', 'as_folders', 'read_results', 'references_of',
+           'write_report']
 
 # %% ../../nbs/74_bench.leaderboard.ipynb #a3efbf40
 import itertools, os, re, shutil, sys
@@ -26,8 +27,8 @@ import torch
 from .. import __version__
 from .across import FEWEST_TASKS, across, games_of
 from .claims import in_turn
-from .page import data_script, digits3, front, metric_rows, render, seconds_of, stratum_rows, table_of
-from .page import without_ranks
+from .page import data_script, digits3, front, gene_rows, genes_script, metric_rows, render, seconds_of
+from .page import stratum_rows, table_of, without_ranks
 from .ranks import ANSWERS, HEADLINES, NEAR_0, QUESTIONS, TIE, answers_of
 from .runs import set_threads, survey
 from .tune import kept_defaults, tuning_of
@@ -36,7 +37,8 @@ from .verdicts import verdict
 from ..core import InputError, atomic_path, digest, file_sha256
 from ..metrics.accuracy import DEFINITIONS
 from ..scoring.evaluation import METRICS, Evaluation # METRICS with all that are built in
-from ..scoring.intervals import Resamples, compare_models, mean_over, smallest_difference
+from ..scoring.genes import KEPT, NUMBERS, of_conditions, over_seeds, read_genes
+from ..scoring.intervals import Resamples, compare_models, mean_over, paired_difference, smallest_difference
 from ..scoring.profiles import QUICK, WITHOUT
 from ..scoring.references import calibrate, fitness, systematic_share, task_references
 from ..scoring.strata import STRATA, Cube, by_stratum, strata
@@ -385,8 +387,8 @@ def remarks(
 COLUMNS = ['task', 'task_id', 'model', 'metric', 'mean', 'sd', 'lo', 'hi', 'n_conditions', 'n_undefined', 'n_seeds',
            'best', 'within_noise', 'calibrated', 'calibrated_lo', 'calibrated_hi', 'calibrated_status', 'null',
            'null_mean', 'duplicate_mean', 'limit', 'fit', 'spread', 'rank_pred', 'rank_true', 'collapsed',
-           'fit_seconds', 'predict_seconds', 'peak_memory', 'tuning_seconds', 'tuning']
-COLLAPSE, COSTS = COLUMNS[-9:-5], COLUMNS[-5:-1]
+           'fit_seconds', 'predict_seconds', 'peak_memory', 'tuning_seconds', 'n_parameters', 'tuning']
+COLLAPSE, COSTS = COLUMNS[-10:-6], COLUMNS[-6:-1]
 
 def mean_costs(
     runs, # A row a run
@@ -900,6 +902,7 @@ def behind(
     strata, # Its part of `levels`
     known, # From `conditions_of`, or None
     homes, # Label -> [(seed, folder of the run as the page names it)]
+    genes=None, # Label -> the file with its genes
 ) -> dict:
     "What the file beside the page holds of a task."
     models = list(map(str, part.model.unique()))
@@ -908,7 +911,7 @@ def behind(
     runs = {label: [dict(seed=seed, at=at) for seed, at in some] for label, some in homes.items()}
     questions = {question.key: question.metric for question in QUESTIONS.values()}
     return dict(models=models, conditions=conditions.names, scores=conditions.scores, strata_names=list(about),
-                known=about, questions=questions, runs=runs,
+                known=about, questions=questions, runs=runs, genes=genes or {},
                 metrics=metric_rows(part), strata=stratum_rows(strata),
                 pairs={in_short(metric, pairs): list(pairs.text) for metric, pairs in compared.items()})
 
@@ -994,12 +997,12 @@ def page_task(
     part, found, attrs = board[board.task == task], _answers_of(board, task), board.attrs
     of = attrs.get('entries') or entries(board.model.unique())
     reasons = {(model, metric): why for where, model, metric, why in attrs.get('reasons', ()) if where == task}
-    table = table_of(part, found, of, reasons, attrs.get('said', {}).get(task))
+    table = table_of(part, found, of, reasons, attrs.get('said', {}).get(task), attrs.get('flags', {}).get(task))
     flags = [(row['label'], *flag) for row in table['models'] + table['baselines'] for flag in row['flags']]
     scope = attrs.get('scope', {}).get(task, 'over conditions')
     return dict(name=task, task_id=part.task_id.iloc[0], facts=_page_facts(board, task, known), table=table,
                 flags=flags, verdict=attrs.get('verdicts', {}).get(task) or verdict(found, of),
-                front=cheapest(part, found),
+                front=cheapest(part, found), hardware=attrs.get('hardware', {}).get(task, ''),
                 extra=extra_of(board, task), families=families_of(part.metric.unique()),
                 searched=part.tuning_seconds.notna().any(), scope=f'Intervals are {scope}.',
                 pairs=[in_short(metric, pairs) for metric, pairs in compared.items()],
@@ -1060,22 +1063,94 @@ def _published_rows(table, task):
     return [dict(model=row.model, metric=row.metric, ours=digits3(row.ours), published=digits3(row.published),
                  source=row.source, differs=row.differs) for row in table[table.task == task].itertuples()]
 
+# %% ../../nbs/74_bench.leaderboard.ipynb #757e4169
+class KeptGenes(NamedTuple):
+    "What the runs of a model have kept of genes."
+    file:str # That the page loads, as it names it
+    rises:str # Why more is said of the model: its error falls when its effects are doubled; empty where it does not
+
+def rises_when_doubled(
+    tables, # From `gene_table`, one a seed
+) -> str: # Empty where it does not, beyond noise
+    "Whether twice the predicted effects are nearer to the truth, in a sentence."
+    found = of_conditions(tables)
+    change = paired_difference(found.rmse_doubled, found.rmse, found.perturbation)
+    if not change.hi < 0: return ''
+    return (f'with twice its predicted effects their error falls from {digits3(found.rmse.mean())} to '
+            f'{digits3(found.rmse_doubled.mean())} (95 % interval of the difference {digits3(change.lo)} to '
+            f'{digits3(change.hi)})')
+
+def _gene_titles(table):
+    "The name of the condition of each row, as other tables have it."
+    keys = sorted(set(table) - {'perturbation', 'gene', 'chosen', *NUMBERS}) + ['perturbation']
+    return _titles(table, [key for key in keys if table[key].notna().any()])
+
+def write_genes(
+    out, # The folder of the page
+    board, # From `leaderboard`
+    genes, # A function of a task and a label: tables of what was kept of its genes, one a seed
+) -> dict: # Task -> label -> `KeptGenes`; labels of which nothing was kept are absent
+    "Write the genes of each model that kept some."
+    found = {}
+    for number, (task, rows) in enumerate(board.groupby('task', sort=False), 1):
+        for label in rows.model.unique():
+            tables = [table for table in genes(task, label) if len(table)]
+            if not tables: continue
+            table, file = over_seeds(tables), f'{DATA}/{file_name(task)}.{file_name(label)}.js'
+            text = genes_script(number, str(label), gene_rows(table, _gene_titles(table)))
+            with atomic_path(out/file) as part: part.write_text(text, encoding='utf-8')
+            found.setdefault(task, {})[str(label)] = KeptGenes(file, rises_when_doubled(tables))
+    return found
+
+def more_flags(
+    kept, # From `write_genes`
+) -> dict: # Task -> label -> [(flag, reason)]
+    "Flags that rest on more than means."
+    return Remark({task: {label: [('rises when doubled', one.rises)] for label, one in of_task.items() if one.rises}
+                   for task, of_task in kept.items()})
+
+def genes_in(
+    runs, # A row a run, with its `home`
+): # As `write_genes` takes it
+    "What the runs of a folder have kept of genes."
+    homes = {key: list(rows.home) for key, rows in runs.sort_values('seed').groupby(['task', 'model'])}
+    def of(task, label):
+        found = (read_genes(Path(home)/KEPT) for home in homes.get((task, label), ()))
+        return [table for table in found if table is not None]
+    return of
+
+# %% ../../nbs/74_bench.leaderboard.ipynb #161a21cc
+def _machine(run):
+    "The machine of a run in words; empty where it is not known."
+    hardware = run.hardware if isinstance(run.hardware, dict) else {}
+    names = [hardware.get('cpu'), f"{run.threads:.0f} thread{'s' if run.threads > 1 else ''}", hardware.get('gpu')]
+    return ', '.join(filter(None, names)) if hardware else ''
+
+def hardware_of(
+    runs, # A row a run, or None
+) -> dict: # Task -> a sentence; tasks of which nothing is known are absent
+    "What the runs of each task ran on."
+    if runs is None or 'hardware' not in runs: return Remark()
+    found = runs.assign(machine=[_machine(run) for run in runs.itertuples()])
+    found = found[found.machine != '']
+    return Remark({task: '; '.join(sorted(set(rows.machine))) for task, rows in found.groupby('task')})
+
 # %% ../../nbs/74_bench.leaderboard.ipynb #c2b0b677
 def _with_answers(board, scores, runs, notes):
     "The answers of all tasks; what the page and the terminal say of them is put beside the leaderboard."
     found, of = answers(scores, board), entries(board.model.unique(), named_in(runs))
     by_task = {task: rows.to_dict('records') for task, rows in found.groupby('task')}
     board.attrs |= dict(answers=Remark(by_task), entries=Remark(of), verdicts=verdicts(found, of), said=said_of(scores),
-                        folder_notes=list(notes))
+                        hardware=hardware_of(runs), folder_notes=list(notes))
     return found
 
-def _write_data(out, scores, board, compared, strata, known, homes):
+def _write_data(out, scores, board, compared, strata, known, homes, genes):
     "Write what is behind the rows of each task; the paths of the files."
     paths = []
     for number, (task, rows) in enumerate(sorted(_of_each_task(scores), key=lambda one: str(one[0])), 1):
         of_task = strata[strata.task == task] if 'task' in strata else strata
         data = behind(rows, board[board.task == task], compared.get(task, {}), of_task, known.get(task),
-                      homes.get(task, {}))
+                      homes.get(task, {}), {label: kept.file for label, kept in genes.get(task, {}).items()})
         paths.append(out/DATA/f'{file_name(task)}.js')
         with atomic_path(paths[-1]) as part: part.write_text(data_script(number, data), encoding='utf-8')
     return paths
@@ -1091,6 +1166,7 @@ def write_board(
     homes=None, # Task -> its folder, where that is there
     published=None, # A function of the leaderboard: what others published of its screens
     screens=None, # Task -> its screen; by default each has its own
+    genes=None, # A function of a task and a label: tables of what was kept of its genes, one a seed
 ) -> tuple: # The leaderboard; a list with the paths of the files
     """Write leaderboard.csv, comparisons.csv, strata.csv, questions.csv, leaderboard.html with its data and figures/
     into `out`. Raises InputError where nothing is scored."""
@@ -1103,10 +1179,13 @@ def write_board(
                          published=_published_rows(said, task)) for task in tasks}
     joint = together(scores, references or {}, board, found, screens or {})
     board.attrs['together'] = joint['verdict'] if joint else []
+    kept = write_genes(out, board, genes) if genes else {}
+    board.attrs['flags'] = more_flags(kept)
     html = page(board, compared, known, beside, joint)
     tables = {'leaderboard.csv': board, 'comparisons.csv': _pair_table(compared), 'strata.csv': strata,
               'questions.csv': found}
-    data = _write_data(out, scores, board, compared, strata, known, _run_homes(runs, out))
+    data = _write_data(out, scores, board, compared, strata, known, _run_homes(runs, out), kept)
+    data += [out/one.file for of_task in kept.values() for one in of_task.values()]
     figures = {out/'figures'/f'{file_name(task)}.png': task for task in tasks}
     for path, task in figures.items():
         with atomic_path(path) as part: plot_board(board, task).savefig(part, dpi=150, metadata={'Software': None})
@@ -1177,7 +1256,7 @@ def _wanted(
 class Results(NamedTuple):
     "What the runs of a folder say."
     scores:pd.DataFrame # Score tables of all runs, one above the other
-    runs:pd.DataFrame # A row a run: run_id, task, task_id, model, seed, name, options, home, COLLAPSE, COSTS, tuning
+    runs:pd.DataFrame # A row a run: run_id, task, task_id, model, seed, name, options, home, hardware, threads, ...
     notes:list # Sentences on what was left out
 
 # %% ../../nbs/74_bench.leaderboard.ipynb #b2f8b39b
@@ -1239,8 +1318,8 @@ def read_results(
 ) -> Results: # Raises InputError where there are none, for what is not whole, and for tasks that cannot meet
     "The scores and the costs of the runs in `out`."
     placed, notes = _placed_runs(as_folders(out), only)
-    rows, names = [], ('task', 'task_id', 'model', 'seed', 'run_id', 'name', 'options', 'home', *COLLAPSE, *COSTS,
-                   'tuning')
+    rows, names = [], ('task', 'task_id', 'model', 'seed', 'run_id', 'name', 'options', 'home', 'hardware', 'threads',
+                       *COLLAPSE, *COSTS, 'tuning')
     for folder, run in placed:
         home = Path(folder)/'runs'/run['at']/run['model']/run['run_id']
         known = run | tuning_of(folder, run | dict(task=run['at'])) | dict(home=home)
@@ -1301,4 +1380,4 @@ def write_report(
         known = {name: conditions_of(Evaluation(task, 'rmse_average').measured) for name, task in tasks.items()}
         there, screens = {task: homes[task] for task in tasks}, {name: str(t.spec.screen) for name, t in tasks.items()}
         return write_board(results.scores, results.runs, goal, references, known, results.notes + lost, there,
-                           published, screens)
+                           published, screens, genes_in(results.runs))

@@ -120,4 +120,5 @@ def read_genes(
     if not Path(path).is_file(): return None
     try: return pd.read_parquet(path)
     except OSError as e: raise InputError(os_fault(e, path, 'read')) from None
-    except ValueError: raise InputError(f'{path} is cut or was altered; `perturbench rescore OUT` makes it again') from None
+    except ValueError:
+        raise InputError(f'{path} is cut or was altered; start its grid again with `perturbench run`') from None
