@@ -74,6 +74,28 @@ def test_a_model_that_holds_back_has_a_flag(html):
     row = re.search('<tr class="baseline" data-m="additive">.*?</tr>', html, re.DOTALL)[0]
     assert html.count('>rises when doubled<') == 8 and 'rises' not in row
 
+def written(tmp_path, monkeypatch, scores, reference=None):
+    "The page of scores, as text."
+    monkeypatch.setattr(Picture, 'savefig', one_pixel)
+    write_board(scores, None, tmp_path, dict(task=references(scores) if reference is None else reference))
+    return (tmp_path/'leaderboard.html').read_text(encoding='utf-8')
+
+def test_a_model_that_is_no_better_than_its_control_has_a_flag(tmp_path, monkeypatch):
+    html = written(tmp_path, monkeypatch, made_scores('task', ['good', 'good - shuffled', 'cpa', 'cpa - shuffled']))
+    assert html.count('>blind to the perturbation<') == 1
+    assert 'it is shown to be better than cpa - shuffled, which is told nothing' in html
+    table = pd.read_csv(tmp_path/'questions.csv').set_index('model').beats_control
+    assert (table['good'] == True).all() and (table['cpa'] == False).all() and table['cpa - shuffled'].isna().all()
+
+def test_where_hardly_any_condition_has_a_score_nobody_is_ranked(tmp_path, monkeypatch):
+    scores = made_scores('task', ['good', 'cpa', 'additive'])
+    lost = (scores.metric == 'de_auprc') & ~scores.perturbation.isin(['p0', 'p1', 'p2'])
+    html = written(tmp_path, monkeypatch, scores.assign(value=scores.value.mask(lost)), references(scores))
+    assert 'cannot judge the genes: a score is defined in 3 of 12 conditions only' in html
+    table = pd.read_csv(tmp_path/'questions.csv')
+    assert table.judged.groupby(table.question).all().to_dict() == dict(
+        cells=True, direction=True, error=True, genes=False, perturbation=True, plausible=True)
+
 def test_names_are_escaped_everywhere(home, html):
     assert EVIL not in html and html.count('<script') == 1
     for path in (home/'leaderboard_data').glob('*.js'):
@@ -82,11 +104,9 @@ def test_names_are_escaped_everywhere(home, html):
         if path.name.count('.') == 1: assert EVIL in json.loads(text[text.index(',') + 1:text.rindex(')')])['models']
 
 def test_nothing_is_bold_where_a_metric_cannot_judge(tmp_path, monkeypatch):
-    monkeypatch.setattr(Picture, 'savefig', one_pixel)
-    scores = made_scores('flat', ['good', 'cpa'], metrics=METRICS[:1])
+    scores = made_scores('task', ['good', 'cpa'], metrics=METRICS[:1])
     replicate = references(scores).replace(dict(model=dict(duplicate='null_mean', null_mean='duplicate')))
-    write_board(scores, None, tmp_path, dict(flat=replicate))
-    html = (tmp_path/'leaderboard.html').read_text(encoding='utf-8')
+    html = written(tmp_path, monkeypatch, scores, replicate)
     rows = ''.join(re.findall('<tr class=.*?</tr>', html, re.DOTALL))
     assert 'cannot be judged here' in html and '<b>' not in rows and '<i' not in rows
     assert 'This screen cannot judge the error' in html

@@ -10,9 +10,9 @@ __all__ = ['STATUSES', 'COLUMNS', 'COLLAPSE', 'COSTS', 'PAIRS', 'PRIMARY', 'FAMI
            'levels', 'headlines', 'Order', 'page_order', 'decimals', 'Shown', 'cells', 'fit_mark', 'left_out', 'facts',
            'text_table', 'summary_text', 'print_tables', 'chance', 'plot_board', 'said_of', 'extra_of', 'cheapest',
            'Conditions', 'condition_scores', 'behind', 'all_games', 'together', 'file_name', 'Family', 'families_of',
-           'page_task', 'page', 'KeptGenes', 'rises_when_doubled', 'write_genes', 'more_flags', 'genes_in',
-           'hardware_of', 'write_board', 'Results', 'Placed', 'meet', 'as_folders', 'read_results', 'references_of',
-           'write_report']
+           'page_task', 'page', 'KeptGenes', 'rises_when_doubled', 'write_genes', 'beaten_by_none', 'more_flags',
+           'genes_in', 'hardware_of', 'write_board', 'Results', 'Placed', 'meet', 'as_folders', 'read_results',
+           'references_of', 'write_report']
 
 # %% ../../nbs/74_bench.leaderboard.ipynb #a3efbf40
 import itertools, os, re, shutil, sys
@@ -32,8 +32,8 @@ from .page import stratum_rows, table_of, without_ranks
 from .ranks import ANSWERS, HEADLINES, NEAR_0, QUESTIONS, TIE, answers_of
 from .runs import set_threads, survey
 from .tune import kept_defaults, tuning_of
-from .verdicts import KINDS, entries, listed, middle_ranks, one_line, short_text, side_by_side
-from .verdicts import verdict
+from .verdicts import KINDS, controls_of, entries, listed, middle_ranks, one_line, short_text
+from .verdicts import side_by_side, verdict
 from ..core import InputError, atomic_path, digest, file_sha256
 from ..metrics.accuracy import DEFINITIONS
 from ..scoring.evaluation import METRICS, Evaluation # METRICS with all that are built in
@@ -498,11 +498,12 @@ def in_short(
 def answers(
     scores, # Score tables of all runs
     board, # From `leaderboard`
+    controls=None, # From `controls_of`
 ) -> pd.DataFrame: # ANSWERS
     "Where each model stands in each question of each task."
     tables = []
     for task, rows in _of_each_task(scores[scores.metric.isin(HEADLINES)]):
-        tables.append(answers_of(board[board.task == task], Cube(tidy_scores(rows))))
+        tables.append(answers_of(board[board.task == task], Cube(tidy_scores(rows)), controls))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=ANSWERS)
 
 def named_in(
@@ -1102,12 +1103,28 @@ def write_genes(
             found.setdefault(task, {})[str(label)] = KeptGenes(file, rises_when_doubled(tables))
     return found
 
+def beaten_by_none(
+    found, # Rows of `answers` of one task and model
+    control:str, # The label of its control
+) -> str: # Empty where it is better in some question, and where none is judged
+    "Whether a model is no better than the same one told nothing of the perturbation, in a sentence."
+    known = found[found.beats_control.notna()]
+    if not len(known) or known.beats_control.astype(bool).any(): return ''
+    asked = listed(QUESTIONS[key].title.lower() for key in known.question)
+    return f'in no question that is judged ({asked}) it is shown to be better than {control}, which is told nothing of the perturbation'
+
 def more_flags(
     kept, # From `write_genes`
+    found, # From `answers`
+    controls, # From `controls_of`
 ) -> dict: # Task -> label -> [(flag, reason)]
     "Flags that rest on more than means."
-    return Remark({task: {label: [('rises when doubled', one.rises)] for label, one in of_task.items() if one.rises}
-                   for task, of_task in kept.items()})
+    flags = {task: {label: [('rises when doubled', one.rises)] for label, one in of_task.items() if one.rises}
+             for task, of_task in kept.items()}
+    for (task, label), rows in found[found.model.isin(list(controls))].groupby(['task', 'model'], sort=False):
+        if reason := beaten_by_none(rows, controls[label]):
+            flags.setdefault(task, {}).setdefault(label, []).append(('blind to the perturbation', reason))
+    return Remark(flags)
 
 def genes_in(
     runs, # A row a run, with its `home`
@@ -1138,10 +1155,13 @@ def hardware_of(
 # %% ../../nbs/74_bench.leaderboard.ipynb #c2b0b677
 def _with_answers(board, scores, runs, notes):
     "The answers of all tasks; what the page and the terminal say of them is put beside the leaderboard."
-    found, of = answers(scores, board), entries(board.model.unique(), named_in(runs))
+    named = named_in(runs)
+    of = entries(board.model.unique(), named)
+    controls = controls_of(of, named)
+    found = answers(scores, board, controls)
     by_task = {task: rows.to_dict('records') for task, rows in found.groupby('task')}
     board.attrs |= dict(answers=Remark(by_task), entries=Remark(of), verdicts=verdicts(found, of), said=said_of(scores),
-                        hardware=hardware_of(runs), folder_notes=list(notes))
+                        hardware=hardware_of(runs), controls=Remark(controls), folder_notes=list(notes))
     return found
 
 def _write_data(out, scores, board, compared, strata, known, homes, genes):
@@ -1180,7 +1200,7 @@ def write_board(
     joint = together(scores, references or {}, board, found, screens or {})
     board.attrs['together'] = joint['verdict'] if joint else []
     kept = write_genes(out, board, genes) if genes else {}
-    board.attrs['flags'] = more_flags(kept)
+    board.attrs['flags'] = more_flags(kept, found, board.attrs['controls'])
     html = page(board, compared, known, beside, joint)
     tables = {'leaderboard.csv': board, 'comparisons.csv': _pair_table(compared), 'strata.csv': strata,
               'questions.csv': found}
