@@ -66,7 +66,7 @@ def entries(
         suffix, kind = _suffix_of(label)
         bare = label.removesuffix(suffix)
         name, options = named.get(label, (bare, {}))
-        if hasattr(_class(name), 'fit'): kind, parent = 'baseline', ''
+        if getattr(_class(name), 'kind', '') == 'baseline': kind, parent = 'baseline', ''
         elif kind: parent = bare if bare in labels else ''
         else:
             parent = _parent_of(label, name, options, known)

@@ -104,6 +104,7 @@ class PerturbationModel(nn.Module):
     "Predicts cells after a perturbation; the base of all models."
     strategy, sampler, fields, features = 'matched', 'uniform', (), None # Of its training batches: see `Batches`
     name, options = None, {} # Those that `build_model` made it with
+    kind = 'trained' # What a list of models calls it: that, a closed form, or a baseline that others have to beat
     lr, weight_decay = 1e-3, 0. # Of the default optimiser
     highest_lr = 5e-3 # That a search tries
     def __init__(self,

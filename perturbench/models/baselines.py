@@ -46,7 +46,8 @@ def with_average(
 
 # %% ../../nbs/32_models.baselines.ipynb #9f8a6925
 class Baseline(PerturbationModel):
-    "Predicts the mean of the controls plus a shift that is computed from means; the base of the baselines."
+    "Predicts the mean of the controls plus a shift that is computed; the base of baselines and closed forms."
+    kind = 'closed form'
     def __init__(self,
         info:ModelInfo, # What the model is told about its task
         form:str='cell', # The shift is added to: 'cell', the given controls; 'mean', the mean training control
@@ -139,6 +140,7 @@ def status(self:Baseline,
 @MODELS.register('control_mean')
 class ControlMean(Baseline):
     "Nothing happens: the controls of the state."
+    kind = 'baseline'
     def measured(self, present, state): return self.has_control[state] | (self.form == 'cell')
 
 # %% ../../nbs/32_models.baselines.ipynb #9dbc6d50
@@ -234,6 +236,7 @@ def variance_of_average(
 @MODELS.register('perturbed_mean')
 class PerturbedMean(StateAverage):
     "The average effect of the training perturbations of the state, whatever the perturbation."
+    kind = 'baseline'
     def __init__(self, info, form='cell'):
         super().__init__(info, form)
         self.add_table('variance', self.n_states + 1)
@@ -255,6 +258,7 @@ class PerturbedMean(StateAverage):
 @MODELS.register('condition_mean')
 class ConditionMean(StateAverage):
     "The average profile of the same perturbation over the states where it was trained."
+    kind = 'baseline'
     def __init__(self, info, form='cell'):
         super().__init__(info, form)
         sets, self.set_of = np.unique(info.design.perturbation != 0, axis=0, return_inverse=True)
@@ -283,6 +287,7 @@ class ConditionMean(StateAverage):
 @MODELS.register('additive')
 class Additive(StateAverage):
     "The sum of the average effects of the parts, each over the states where it was trained alone."
+    kind = 'baseline'
     def __init__(self, info, form='cell'):
         super().__init__(info, form)
         self.add_table('effect', info.n_perturbations)

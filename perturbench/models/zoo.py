@@ -25,7 +25,7 @@ def _described(
     options = [key if default is empty else f'{key}={default}' for key, default in model_options(cls).items()]
     return dict(
         name=name,
-        kind='baseline' if hasattr(cls, 'fit') else 'trained',
+        kind=cls.kind,
         text=inspect.getdoc(cls).split('\n')[0],
         options=', '.join(options),
         presets=', '.join(presets(name)) or 'none')
