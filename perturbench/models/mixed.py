@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 from fastcore.basics import patch
 from scipy.linalg import eigh
-from scipy.optimize import minimize
 from ..core import InputError
 
 # %% ../../nbs/32c_models.mixed.ipynb #58279c40
@@ -121,6 +120,7 @@ def fit_shares(
     weights = np.zeros(len(kernels))
     if not len(there): return weights
     scaled = np.stack([kernels[k]/scales[k] for k in there])
+    from scipy.optimize import minimize # A tenth of a second, which those who fit nothing need not pay
     found = minimize(loss_of_shares, np.zeros(len(there)), (scaled, noise, traits, SIGNALS), 'L-BFGS-B', jac=True,
                      bounds=[(-9, 9)]*len(there), options=dict(maxiter=60))
     weights[there] = _shares(found.x)/scales[there]
