@@ -1,5 +1,6 @@
 "The page in a real browser, and without one: what it says, that it escapes, its size."
 import json, re, shutil
+from html import unescape
 import numpy as np, pandas as pd, pytest
 from conftest import one_pixel
 from perturbench.bench.leaderboard import write_board
@@ -95,6 +96,23 @@ def test_where_hardly_any_condition_has_a_score_nobody_is_ranked(tmp_path, monke
     table = pd.read_csv(tmp_path/'questions.csv')
     assert table.judged.groupby(table.question).all().to_dict() == dict(
         cells=True, direction=True, error=True, genes=False, perturbation=True, plausible=True)
+
+@pytest.fixture(scope='module')
+def many(tmp_path_factory):
+    "A folder with the page of six tasks."
+    out = tmp_path_factory.mktemp('many')
+    tasks = {task: made_scores(task, MODELS) for task in 'abcdef'}
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(Picture, 'savefig', one_pixel)
+        write_board(pd.concat(tasks.values()), None, out, {task: references(scores) for task, scores in tasks.items()})
+    return out
+
+def test_mean_ranks_are_a_figure_with_its_test(many):
+    html = unescape((many/'leaderboard.html').read_text(encoding='utf-8'))
+    figure = re.search('<svg class="ranks".*?</svg>', html, re.DOTALL)[0]
+    assert figure.count('<circle') == len(MODELS) and EVIL not in (many/'leaderboard.html').read_text()
+    assert 0 < figure.count('class="bar"') < len(MODELS)
+    assert "Friedman's test over 6 screens: p < 0.001" in html and "Nemenyi's critical" in html
 
 def test_names_are_escaped_everywhere(home, html):
     assert EVIL not in html and html.count('<script') == 1
@@ -251,6 +269,16 @@ def test_two_models_meet_condition_by_condition(page):
     wait(at, "return document.querySelector('dialog .body').textContent.includes('cosine_logfc')")
     assert 'on=direction' in at.current_url
 
+def test_a_share_of_wins_opens_two_models(browser, many):
+    browser.get(f'file://{many}/leaderboard.html')
+    run(browser, "document.querySelector('.heat tbody tr td:nth-child(3) button').click()")
+    assert wait(browser, "return document.querySelectorAll('dialog[open] circle').length") == 12
+    assert ' beside ' in run(browser, "return document.querySelector('dialog h2').textContent")
+    run(browser, "const task = document.querySelectorAll('dialog select')[1]; task.value = 'c';"
+                 "task.dispatchEvent(new Event('change'))")
+    assert wait(browser, "return document.querySelector('dialog h2').textContent.endsWith(' on c')")
+    assert browser.get_log('browser') == []
+
 def test_a_view_is_copied_as_text(page):
     at = page('#task=first&without=cells,genes,plausible,seconds')
     for form, has in (('markdown', '| good |'), ('csv', '"good"'), ('latex', 'cpa\\_noadv &')):
@@ -284,7 +312,7 @@ def test_it_can_be_used_with_a_keyboard(page):
     at.switch_to.active_element.send_keys(Keys.ENTER)
     assert wait(at, "return document.querySelector('dialog').open")
     at.switch_to.active_element.send_keys(Keys.ESCAPE)
-    assert wait(at, "return !document.querySelector('dialog').open") and 'model' not in at.current_url
+    assert wait(at, "return !document.querySelector('dialog').open && !location.hash.includes('model')")
 
 def test_unfriendly_names_run_nothing(page):
     at = page()
