@@ -114,6 +114,18 @@ def test_mean_ranks_are_a_figure_with_its_test(many):
     assert 0 < figure.count('class="bar"') < len(MODELS)
     assert "Friedman's test over 6 screens: p < 0.001" in html and "Nemenyi's critical" in html
 
+def test_a_published_direction_is_a_hollow_mark(tmp_path, monkeypatch):
+    def published(board):
+        rows = board[board.model.isin(['good', 'cpa']) & board.metric.isin(['cosine_logfc', 'rmse_average'])]
+        return rows.assign(ours=rows['mean'], published=rows['mean'], source='a paper', differs='')
+    monkeypatch.setattr(Picture, 'savefig', one_pixel)
+    scores = made_scores('task', ['good', 'cpa', 'linear'])
+    board, _ = write_board(scores, None, tmp_path, dict(task=references(scores)), published=published)
+    html = (tmp_path/'leaderboard.html').read_text(encoding='utf-8')
+    marks = re.findall(r'style=--a:\d+;--m:(\d+);--z:\d+><b style=--m:(\d+)></b></i>', html)
+    assert len(marks) == 2 and all(ours == theirs for ours, theirs in marks) # the same number, the same place
+    assert html.count('a paper') == 4
+
 def test_names_are_escaped_everywhere(home, html):
     assert EVIL not in html and html.count('<script') == 1
     for path in (home/'leaderboard_data').glob('*.js'):

@@ -10,9 +10,9 @@ __all__ = ['STATUSES', 'COLUMNS', 'COLLAPSE', 'COSTS', 'PAIRS', 'PRIMARY', 'FAMI
            'levels', 'headlines', 'Order', 'page_order', 'decimals', 'Shown', 'cells', 'fit_mark', 'left_out', 'facts',
            'text_table', 'summary_text', 'print_tables', 'chance', 'plot_board', 'said_of', 'extra_of', 'cheapest',
            'Conditions', 'condition_scores', 'behind', 'all_games', 'together', 'file_name', 'Family', 'families_of',
-           'page_task', 'page', 'KeptGenes', 'rises_when_doubled', 'write_genes', 'beaten_by_none', 'more_flags',
-           'genes_in', 'hardware_of', 'write_board', 'Results', 'Placed', 'meet', 'as_folders', 'read_results',
-           'references_of', 'write_report']
+           'page_task', 'page', 'published_marks', 'KeptGenes', 'rises_when_doubled', 'write_genes', 'beaten_by_none',
+           'more_flags', 'genes_in', 'hardware_of', 'write_board', 'Results', 'Placed', 'meet', 'as_folders',
+           'read_results', 'references_of', 'write_report']
 
 # %% ../../nbs/74_bench.leaderboard.ipynb #a3efbf40
 import itertools, os, re, shutil, sys
@@ -40,7 +40,7 @@ from ..scoring.evaluation import METRICS, Evaluation # METRICS with all that are
 from ..scoring.genes import KEPT, NUMBERS, of_conditions, over_seeds, read_genes
 from ..scoring.intervals import Resamples, compare_models, mean_over, paired_difference, smallest_difference
 from ..scoring.profiles import QUICK, WITHOUT
-from ..scoring.references import calibrate, fitness, systematic_share, task_references
+from ..scoring.references import calibrate, fitness, is_correlation, systematic_share, task_references
 from ..scoring.strata import STRATA, Cube, by_stratum, strata
 from ..tasks import load_task
 
@@ -992,13 +992,15 @@ def page_task(
     task, # Its name
     compared, # Its part of `comparisons`
     known=None, # From `conditions_of`
-    beside=None, # file, links and published of the task
+    beside=None, # file, links, published and marks of the task
 ) -> dict: # The variables of page.html for a task
     "What the page shows of `task`."
     part, found, attrs = board[board.task == task], _answers_of(board, task), board.attrs
     of = attrs.get('entries') or entries(board.model.unique())
     reasons = {(model, metric): why for where, model, metric, why in attrs.get('reasons', ()) if where == task}
-    table = table_of(part, found, of, reasons, attrs.get('said', {}).get(task), attrs.get('flags', {}).get(task))
+    beside = beside or dict(file='', links=[], published=[], marks={})
+    table = table_of(part, found, of, reasons, attrs.get('said', {}).get(task), attrs.get('flags', {}).get(task),
+                     beside['marks'])
     flags = [(row['label'], *flag) for row in table['models'] + table['baselines'] for flag in row['flags']]
     scope = attrs.get('scope', {}).get(task, 'over conditions')
     return dict(name=task, task_id=part.task_id.iloc[0], facts=_page_facts(board, task, known), table=table,
@@ -1007,14 +1009,14 @@ def page_task(
                 extra=extra_of(board, task), families=families_of(part.metric.unique()),
                 searched=part.tuning_seconds.notna().any(), scope=f'Intervals are {scope}.',
                 pairs=[in_short(metric, pairs) for metric, pairs in compared.items()],
-                notes=attrs.get('notes', {}).get(task, ()), **(beside or dict(file='', links=[], published=[])))
+                notes=attrs.get('notes', {}).get(task, ()), **beside)
 
 # %% ../../nbs/74_bench.leaderboard.ipynb #98ebace2
 def page(
     board, # From `leaderboard`
     compared=None, # From `comparisons`
     known=None, # From `conditions_of`, by the name of the task
-    beside=None, # Task -> what lies beside the page: file, links, published
+    beside=None, # Task -> what lies beside the page: file, links, published, marks
     joint=None, # From `together`
 ) -> str: # HTML
     "The leaderboard as one HTML page."
@@ -1064,6 +1066,26 @@ def _published_rows(table, task):
     return [dict(model=row.model, metric=row.metric, ours=digits3(row.ours), published=digits3(row.published),
                  source=row.source, differs=row.differs) for row in table[table.task == task].itertuples()]
 
+def _on_axis(published, ours):
+    "A published correlation on our calibrated axis; None where that cannot be said."
+    span, mean = ours.duplicate_mean - ours.null_mean, ours['mean']
+    half = ours.null_mean + ours.calibrated*span # our own score against halves
+    if ours.calibrated_status != 'ok' or not (half > 0 and mean > 0): return None
+    return (published*half/mean - ours.null_mean)/span
+
+def published_marks(
+    table, # From a function of the leaderboard: task, model, metric, published, differs; or None
+    part, # The rows of a leaderboard that are of one task
+) -> dict: # (label, question) -> calibrated scores
+    "Where published numbers stand on the axis of marks."
+    if table is None or not len(table): return {}
+    rows, marks = part.set_index(['model', 'metric']), {}
+    for one in table[table.task == part.task.iloc[0]].itertuples():
+        comparable = one.metric in HEADLINES and is_correlation(METRICS[one.metric]) and not one.differs
+        place = _on_axis(one.published, rows.loc[(one.model, one.metric)]) if comparable else None
+        if place is not None: marks.setdefault((one.model, HEADLINES[one.metric].key), []).append(place)
+    return marks
+
 # %% ../../nbs/74_bench.leaderboard.ipynb #757e4169
 class KeptGenes(NamedTuple):
     "What the runs of a model have kept of genes."
@@ -1111,7 +1133,8 @@ def beaten_by_none(
     known = found[found.beats_control.notna()]
     if not len(known) or known.beats_control.astype(bool).any(): return ''
     asked = listed(QUESTIONS[key].title.lower() for key in known.question)
-    return f'in no question that is judged ({asked}) it is shown to be better than {control}, which is told nothing of the perturbation'
+    return (f'in no question that is judged ({asked}) it is shown to be better than {control}, which is told nothing '
+            'of the perturbation')
 
 def more_flags(
     kept, # From `write_genes`
@@ -1160,8 +1183,8 @@ def _with_answers(board, scores, runs, notes):
     controls = controls_of(of, named)
     found = answers(scores, board, controls)
     by_task = {task: rows.to_dict('records') for task, rows in found.groupby('task')}
-    board.attrs |= dict(answers=Remark(by_task), entries=Remark(of), verdicts=verdicts(found, of), said=said_of(scores),
-                        hardware=hardware_of(runs), controls=Remark(controls), folder_notes=list(notes))
+    board.attrs |= dict(answers=Remark(by_task), entries=Remark(of), verdicts=verdicts(found, of),
+                        said=said_of(scores), hardware=hardware_of(runs), controls=Remark(controls), folder_notes=list(notes))
     return found
 
 def _write_data(out, scores, board, compared, strata, known, homes, genes):
@@ -1196,7 +1219,8 @@ def write_board(
     found = _with_answers(board, scores, runs, notes)
     tasks, said = list(board.task.unique()), published(board) if published else None
     beside = {task: dict(file=f'{DATA}/{file_name(task)}.js', links=_links(task, (homes or {}).get(task), out),
-                         published=_published_rows(said, task)) for task in tasks}
+                         published=_published_rows(said, task),
+                         marks=published_marks(said, board[board.task == task])) for task in tasks}
     joint = together(scores, references or {}, board, found, screens or {})
     board.attrs['together'] = joint['verdict'] if joint else []
     kept = write_genes(out, board, genes) if genes else {}

@@ -212,8 +212,8 @@ def what_cannot_be_judged(
     if len(unfit): said.append(f'cannot judge {nouns(unfit)}: a replicate of the measured cells does no better than '
                                'a mean beyond noise')
     for key in first.index[hardly]:
-        few = f'a score is defined in {n[key]:.0f} of {first.n_conditions[key]:.0f} conditions only'
-        said.append(f"cannot judge {_NOUNS[key]}: {few if n[key] else 'no condition has a score'}")
+        defined = f'a score is defined in {n[key]:.0f} of {first.n_conditions[key]:.0f} conditions only'
+        said.append(f"cannot judge {_NOUNS[key]}: {defined if n[key] else 'no condition has a score'}")
     if len(few): said.append(f'cannot judge {nouns(few)}, since held-out control cells are too few')
     if len(weak): said.append(f'judges {nouns(weak)} weakly, since there is little room between a mean and a replicate')
     absent = [key for key in QUESTIONS if key not in first.index]
