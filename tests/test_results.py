@@ -6,6 +6,7 @@ from conftest import ROOT, one_pixel
 from hypothesis import given, settings, strategies as st
 from test_start import REFUSES
 from perturbench.bench.batch import NoRoom, expand, read_grid, run_grid, to_do, to_report
+from perturbench.bench import leaderboard as board_room
 from perturbench.bench.leaderboard import read_results, write_report
 from perturbench.bench.rescore import rescore
 from perturbench.bench.runs import read_run, seal, survey
@@ -65,6 +66,7 @@ def change(path, edit):
     path.write_text(json.dumps(edit(json.loads(path.read_text(encoding='utf-8')))), encoding='utf-8')
 
 def without(*keys): return lambda about: {k: v for k, v in about.items() if k not in keys}
+def without_categories(table): return table.astype(dict.fromkeys(table.select_dtypes('category'), object))
 def with_(**kw): return lambda about: about | kw
 def cut(path, n): path.write_bytes(path.read_bytes()[:n])
 def flip(path, at):
@@ -391,10 +393,33 @@ def test_a_running_loop_spawned_workers_another_folder_and_a_plain_locale(place,
     assert done.stdout == 'True\n2 []\n1 []\n', done.stdout
     def scores(out, model):
         found = read_results(out).scores
-        found = found[(found.model == model) & found.metric.isin(QUICK)]
+        found = without_categories(found[(found.model == model) & found.metric.isin(QUICK)])
         return found.sort_values(['perturbation', 'cell_type', 'metric'], ignore_index=True)
     for one, other, model in (('out1', tmp_path/'out2', 'Model'), ('out1', place/'first', 'control_mean')):
         pd.testing.assert_frame_equal(scores(tmp_path/one, model), scores(other, model), check_exact=True)
+
+def put(folder, place, change=lambda table: table):
+    "A run as another one, with a changed table."
+    shutil.copytree(place, folder)
+    about = json.loads((folder/'run.json').read_text(encoding='utf-8'))
+    task, model, run_id = folder.parts[-3:]
+    change(pd.read_parquet(folder/'scores.parquet')).to_parquet(folder/'scores.parquet')
+    seal(folder, about | dict(task=task, model=model, run_id=run_id, task_id=task))
+
+@pytest.mark.parametrize('dose', (None, .5, 'high'), ids=str)
+def test_scores_are_read_as_they_were_written(out, monkeypatch, dose):
+    "In pieces, of tasks with other covariates, which are text in one and numbers in another: as pandas stacks them."
+    first = home(out)
+    if dose is not None: put(out/'runs'/'dosed'/'linear'/('b'*12), first, lambda table: table[::2].assign(cell_type=dose))
+    put(out/'runs'/'other'/'linear'/('a'*12), first, lambda table: table.drop(columns='cell_type').assign(line='A'))
+    monkeypatch.setattr(board_room, '_AT_A_TIME', 2)
+    found = read_results(out).scores
+    files = [run.home/'scores.parquet' for run in read_results(out).runs.itertuples()]
+    tables = [pd.read_parquet(file).reset_index(drop=True) for file in files]
+    own = ['task', 'task_id', 'model', 'seed', 'run_id']
+    wanted = pd.concat(tables, ignore_index=True).drop(columns=own)
+    pd.testing.assert_frame_equal(without_categories(found)[list(wanted)], wanted, check_exact=True)
+    assert list(found.run_id.unique()) == [file.parent.name for file in files]
 
 def as_definitions(folder, definitions):
     "A run as a version with other definitions of metrics would have left it."

@@ -23,6 +23,8 @@ from typing import NamedTuple
 from urllib.parse import quote
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from .. import __version__
 from .across import FEWEST_TASKS, across, games_of
@@ -60,14 +62,17 @@ def _condition_numbers(
 # %% ../../nbs/74_bench.leaderboard.ipynb #20b2048c
 _ORDER = ['task', 'metric', 'model', 'seed', 'run_id', 'condition']
 
+def _plain(table):
+    "The same without categories."
+    return table.astype({name: object for name in table if isinstance(table[name].dtype, pd.CategoricalDtype)})
+
 def tidy_scores(
     scores, # A score table; without a task, task_id, seed or run_id all rows are of one
 ) -> pd.DataFrame: # The columns of a score table that are read, and condition (int) in place of covariates
     "`scores` with its conditions numbered, in an order that depends on nothing but their names."
     scores = scores.reset_index(drop=True)
     columns = {name: scores[name] if name in scores else _ASSUMED[name] for name in [*_ASSUMED, *_ALWAYS]}
-    out = pd.DataFrame(columns, index=scores.index)
-    out = out.astype({name: object for name in out if isinstance(out[name].dtype, pd.CategoricalDtype)})
+    out = _plain(pd.DataFrame(columns, index=scores.index))
     out.insert(6, 'condition', _condition_numbers(scores))
     return out.sort_values(_ORDER, ignore_index=True)
 
@@ -534,12 +539,11 @@ def levels(
 ) -> pd.DataFrame: # From `by_stratum`, for the primary metrics
     "The primary metrics by stratum."
     assumed = {name: _ASSUMED[name] for name in ('task', 'model', 'seed') if name not in scores}
-    scores = scores.assign(**assumed)
-    tables = []
-    for task, rows in scores[scores.metric.isin(PRIMARY)].groupby('task'):
+    rows_of, tables = _plain(scores[scores.metric.isin(PRIMARY)].assign(**assumed)), []
+    for task, rows in rows_of.groupby('task'):
         if task in known: tables.append(by_stratum(rows, known[task].drop(columns='systematic')).assign(task=task))
     if tables: return pd.concat(tables, ignore_index=True)
-    return by_stratum(scores[:0], pd.DataFrame(columns=['perturbation'])) # its columns, without a row
+    return by_stratum(rows_of[:0], pd.DataFrame(columns=['perturbation'])) # its columns, without a row
 
 # %% ../../nbs/74_bench.leaderboard.ipynb #86eec1b5
 def headlines(
@@ -1350,11 +1354,40 @@ def _placed_runs(folders, only):
     if len(whole) < len(placed): notes.append(f'{len(placed) - len(whole)} runs are copies of others, and count once')
     return whole, notes
 
+def _coded(column):
+    "A column of text as codes, each text once; another one as it is."
+    kind = column.type
+    if pa.types.is_dictionary(kind): column = column.cast(kind.value_type)
+    return column.dictionary_encode() if pa.types.is_string(kind) or pa.types.is_dictionary(kind) else column
+
 def _scores_of(folder, run):
     "The score table of a run, with what its run.json says."
-    table = pd.read_parquet(Path(folder)/'runs'/run['at']/run['model']/run['run_id']/'scores.parquet')
+    path = Path(folder)/'runs'/run['at']/run['model']/run['run_id']/'scores.parquet'
+    table = pq.ParquetFile(path).read()
     keys = {name: run[name] for name in ('task', 'task_id', 'model', 'seed', 'run_id')}
-    return table.assign(**keys, definitions=run.get('definitions', 1))
+    keys |= dict(definitions=run.get('definitions', 1))
+    constant = {name: pa.chunked_array([pa.repeat(value, len(table))]) for name, value in keys.items()}
+    kept = [name for name in table.column_names if not name.startswith('__index_level_')] # that is an index of pandas
+    columns = {name: table[name] for name in kept} | constant
+    return pa.table({name: _coded(column) for name, column in columns.items()})
+
+_AT_A_TIME = 200 # Tables that are made one, since thousands of small ones take several times their size
+
+def _joined(tables):
+    "Tables one above the other, with one list of each text."
+    return pa.concat_tables(tables, promote_options='permissive').unify_dictionaries()
+
+def _stacked(placed):
+    "The score tables of runs one above the other; text is kept as categories, in the order of the alphabet."
+    parts = (placed[k:k + _AT_A_TIME] for k in range(0, len(placed), _AT_A_TIME))
+    try: whole = _joined(_joined(_scores_of(*one) for one in part).combine_chunks() for part in parts)
+    except pa.ArrowTypeError: # a covariate that is text in one task and a number in another
+        return pd.concat([_scores_of(*one).to_pandas() for one in placed], ignore_index=True)
+    table = whole.to_pandas(split_blocks=True, self_destruct=True)
+    for name in table:
+        if not isinstance(table[name].dtype, pd.CategoricalDtype): continue
+        table[name] = table[name].cat.reorder_categories(sorted(table[name].cat.categories))
+    return table
 
 def read_results(
     out, # A folder of results, or several
@@ -1368,8 +1401,7 @@ def read_results(
         home = Path(folder)/'runs'/run['at']/run['model']/run['run_id']
         known = run | tuning_of(folder, run | dict(task=run['at'])) | dict(home=home)
         rows.append({name: known.get(name) for name in names})
-    scores = pd.concat([_scores_of(*one) for one in placed], ignore_index=True)
-    return Results(scores, pd.DataFrame(rows), notes)
+    return Results(_stacked(placed), pd.DataFrame(rows), notes)
 
 # %% ../../nbs/74_bench.leaderboard.ipynb #8e434df6
 def _stamp(path): return f'{__version__} {DEFINITIONS} {file_sha256(path)}'
