@@ -161,6 +161,21 @@ def test_stated_variances_are_those_of_errors(options):
     assert len(z) > 15 and np.mean(z**2) == pytest.approx(1, abs=.25)
     assert np.mean(np.abs(z) < 1.645) == pytest.approx(.9, abs=.05)
 
+def test_doubles_are_covered_as_they_should():
+    """Sums of two singles that have a few cells each, in one line: the noise of both counts once.
+
+    With twice the variance .98 would be inside."""
+    inside = []
+    for seed in (7, 8):
+        here = Normal(seed, lines='x', parts=16, doubles=40, hide=.5, n_genes=200)
+        model = here.fitted(form='cell')
+        doubles = here.hidden & ((here.info.design.perturbation != 0).sum(1) == 2)
+        for i, code in enumerate(np.flatnonzero(doubles)):
+            batch = here.batch(code, n=30, seed=1000*seed + i)
+            error = (model.predict(batch).mean(0) - batch.controls.mean(0)).numpy() - here.truth(code)
+            inside.append(np.abs(error) < 1.645*model.effect_variance(batch).numpy()**.5)
+    assert len(inside) > 25 and np.mean(inside) == pytest.approx(.9, abs=.02)
+
 def test_errors_are_smaller_than_those_of_additive_and_levels_than_those_of_means(normal, model):
     additive, plain = build_model('additive', normal.info).fit(normal.cells), normal.fitted(form='cell', denoise=False)
     found = {}
