@@ -1,6 +1,6 @@
 """Sampling of flows, training steps of `flow` and `state_transition`, and whether they learn what was done to cells.
 
-`--parts cost` and `--parts learning` are the halves; each keeps its report in a file of its own."""
+`--parts` takes some of sampling, steps and learning; each keeps its report in a file of its own."""
 import tempfile, time
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,8 +16,8 @@ from perturbench.train import fit, model_info
 from _common import header, in_turn, options, random_store, ratio, seconds, set_threads, table
 from models import operations, products, replay, split, stepper
 
-SIZES = dict(parts=['cost', 'learning'], conditions=500, cells=1_000, dimensions=50, width=1_024, batch=1_024,
-             genes=2_000, sampling_threads=2, rounds=7, seeds=3, task='sim-transfer',
+SIZES = dict(parts=['sampling', 'steps', 'learning'], conditions=500, cells=1_000, dimensions=50, width=1_024,
+             batch=1_024, genes=2_000, sampling_threads=2, rounds=7, seeds=3, task='sim-transfer',
              beside=['cpa, drawn', 'sams_vae, drawn', 'sams_vae, mean'])
 METRICS = ['rmse_average', 'cosine_logfc', 'rmse_rank_average', 'energy_pca', 'mae_zeros']
 NEW = {
@@ -50,8 +50,7 @@ def sampling(o):
     wall = seconds(draw)
     busy = (time.process_time() - busy)/o.sampling_threads
     return [f'{len(codes)} conditions x {o.cells:,} cells in {model.space.n} dimensions, {model.n_steps} Heun steps, '
-            f'{o.sampling_threads} threads: below 60 s wanted -> {busy:.1f} s of each core, {wall:.1f} s by the clock',
-            '']
+            f'{o.sampling_threads} threads: below 60 s wanted -> {busy:.1f} s of each core, {wall:.1f} s by the clock']
 
 def steps(o):
     "Lines on training steps over their matrix products."
@@ -128,7 +127,7 @@ def compared(found):
 def main():
     o = options(**SIZES)
     numbers = SimpleNamespace(**{k: v for k, v in vars(o).items() if isinstance(v, int)})
-    parts = {'cost': lambda: [[*sampling(o), *steps(o)]], 'learning': lambda: learning(o)}
+    parts = {'sampling': lambda: [sampling(o)], 'steps': lambda: [steps(o)], 'learning': lambda: learning(o)}
     for part in o.parts:
         for lines in parts[part]():
             text = '\n'.join([*header(numbers, 'numpy', 'torch'), *lines, ''])
