@@ -375,6 +375,20 @@ def test_a_residual_starts_from_blup_and_is_saved_with_it(normal, tmp_path):
     save_model(residual, tmp_path/'model.ckpt')
     assert torch.equal(load_model(tmp_path/'model.ckpt').predict(batch), residual.predict(batch))
 
+def test_what_a_residual_adds_does_not_depend_on_control_cells(normal):
+    "Nor does its loss: control cells would add their own variance to it."
+    info = ModelInfo(normal.screen.genes, normal.info.design, normal.cells.n, cells=normal.cells)
+    residual = build_model('blup_residual', info).eval()
+    with torch.no_grad():
+        for weight in residual.net.parameters(): weight.add_(.01)
+    code = np.flatnonzero(normal.hidden)[0]
+    batch, other = (normal.batch(code, seed=seed) for seed in (1, 2))
+    added = residual.correction(batch)
+    assert (added.abs().max() > 1e-3) and torch.equal(added, residual.correction(other))
+    batch.expression = other.expression = batch.controls
+    batch.condition = other.condition = None
+    assert torch.equal(residual.loss(batch)['loss'], residual.loss(other)['loss'])
+
 @pytest.fixture(scope='module')
 def check():
     "Cells of the notebook that checks the frozen model, by a text in them."

@@ -525,8 +525,16 @@ class BLUPResidual(PerturbationModel):
         if info.cells is not None: self.base.fit(info.cells)
         if info.cells is not None and len(self.base.rows): self.left_out.copy_(torch.tensor(self.base.left_out()))
 
+    def at_level(self, batch):
+        "The batch with the level of its state in place of each control cell."
+        state = self.base.state_of(batch.covariates)
+        known, level = self.base.has_level[state][:, None], self.base.level[state].to(batch.controls.dtype)
+        controls = torch.where(known, level, batch.controls)
+        return replace(batch, controls=controls, cell_features=batch.cell_features if self.features else controls)
+
     def correction(self, batch):
         "The effect of the trained model [n, G]."
+        batch = self.at_level(batch)
         nothing = replace(batch, perturbation=torch.zeros_like(batch.perturbation))
         return self.net.predict(batch) - self.net.predict(nothing)
 
@@ -541,7 +549,8 @@ class BLUPResidual(PerturbationModel):
 
     def loss(self, batch):
         with torch.no_grad(): effect = self.base_effect(batch)
-        return {'loss': F.mse_loss(batch.controls + effect + self.correction(batch), batch.expression)}
+        level = self.at_level(batch).controls
+        return {'loss': F.mse_loss(level + effect + self.correction(batch), batch.expression)}
 
     def predict(self, batch): return self.base.moved_cells(batch, self.correction(batch))
 
