@@ -202,9 +202,9 @@ def rank_figure(
             for i, (label, kind, one) in enumerate(zip(labels, kinds, ranks.T))]
     bars = [dict(x=AXIS_TO + 14 + 10*place, first=down_at(first) - 6, last=down_at(last) + 6)
             for place, (first, last) in enumerate(groups)]
-    steps = np.unique(np.linspace(1, k, min(k, 8)).round().astype(int))
+    steps = range(1, k + 1, 1 + (k - 1)//8)
     return dict(width=AXIS_TO + 20 + 10*len(bars), height=TOP + ROW*k + 4, rows=rows, bars=bars,
-                ticks=[(across_at(step), int(step)) for step in steps], top=TOP)
+                ticks=[(across_at(step), step) for step in steps], top=TOP)
 
 # %% ../../nbs/73c_bench.across.ipynb #2c9a2e0c
 FEWEST_TASKS = 3

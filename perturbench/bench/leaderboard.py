@@ -1137,7 +1137,7 @@ def beaten_by_none(
     known = found[found.beats_control.notna()]
     if not len(known) or known.beats_control.astype(bool).any(): return ''
     asked = listed(QUESTIONS[key].title.lower() for key in known.question)
-    return (f'in no question that is judged ({asked}) it is shown to be better than {control}, which is told nothing '
+    return (f'in no question that is judged ({asked}) is it shown to be better than {control}, which is told nothing '
             'of the perturbation')
 
 def more_flags(
@@ -1150,7 +1150,7 @@ def more_flags(
              for task, of_task in kept.items()}
     for (task, label), rows in found[found.model.isin(list(controls))].groupby(['task', 'model'], sort=False):
         if reason := beaten_by_none(rows, controls[label]):
-            flags.setdefault(task, {}).setdefault(label, []).append(('blind to the perturbation', reason))
+            flags.setdefault(task, {}).setdefault(label, []).append(('no better than its control', reason))
     return Remark(flags)
 
 def genes_in(

@@ -236,8 +236,9 @@ function ticksOf(low, high, n = 5) {
 }
 const scaleOf = (low, high, from, to) => value => from + (value - low) / (high - low || 1) * (to - from);
 // An empty figure with its axes. `x` and `y` are { low, high, title, ticks, text }.
-function axes({ says, x, y, width = 520, height = 380, right = 15 }) {
-  const [left, bottom, top] = [62, 44, 12];
+function axes({ says, x, y, widest = 520, right = 15 }) {
+  const [left, bottom, top] = [62, 44, 12], room = document.documentElement.clientWidth - 50;
+  const width = Math.max(300, Math.min(widest, room)), height = Math.min(380, width);
   const X = scaleOf(x.low, x.high, left, width - right), Y = scaleOf(y.low, y.high, height - bottom, top);
   const svg = draw('svg', { viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': says });
   const line = (x1, x2, y1, y2) => draw('line', { x1, x2, y1, y2, stroke: 'var(--line)' });
@@ -283,14 +284,17 @@ function scatter(points, { says, xTitle, yTitle, named = () => false }) {
 
 // Conditions x genes, coloured by error: too high and too low in two colours.
 function heatMap(rows, genes, limit) {
-  const [left, top, w, h] = [190, 80, 18, 14], short = text => text.length > 27 ? `${text.slice(0, 26)}…` : text;
+  const cut = (text, most) => text.length > most ? `${text.slice(0, most - 1)}…` : text;
+  const room = texts => 10 + 7 * Math.max(...texts.map(text => text.length));
+  const names = rows.map(row => cut(row.name, 27)), heads = genes.map(gene => cut(gene, 12));
+  const [left, top, w, h] = [room(names), room(heads), 18, 14];
   const width = left + genes.length * w, height = top + rows.length * h;
   const says = 'Errors of genes in conditions; the numbers are in the tables of each condition';
   const svg = draw('svg', { viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': says });
-  genes.forEach((gene, at) => svg.append(draw('text', {
-    transform: `translate(${left + at * w + w / 2 + 4} ${top - 4}) rotate(-90)` }, gene.slice(0, 12))));
+  heads.forEach((head, at) => svg.append(draw('text', {
+    transform: `translate(${left + at * w + w / 2 + 4} ${top - 4}) rotate(-90)` }, head)));
   rows.forEach((row, i) => {
-    svg.append(draw('text', { x: left - 5, y: top + i * h + h - 3, 'text-anchor': 'end' }, short(row.name)));
+    svg.append(draw('text', { x: left - 5, y: top + i * h + h - 3, 'text-anchor': 'end' }, names[i]));
     row.errors.forEach((error, j) => {
       if (!known(error)) return;
       const colour = error > 0 ? 'var(--over)' : 'var(--under)';
@@ -419,7 +423,8 @@ function showGenes(section, label, genes, name) {
   if (!condition) return about.append(make('p', 'The genes of this condition are not on this page.'));
   const found = genesOf(genes, condition), by = key => [...found].sort((a, b) => Math.abs(b[key]) - Math.abs(a[key]));
   const large = by('observed').slice(0, 2 * SHOWN).filter(gene => Math.abs(gene.observed) > 2 * (gene.se || 0));
-  const best = large.sort((a, b) => Math.abs(a.error / a.observed) - Math.abs(b.error / b.observed)).slice(0, SHOWN);
+  const missed = gene => Math.abs(gene.error / gene.observed);
+  const best = large.filter(gene => missed(gene) < 1).sort((a, b) => missed(a) - missed(b)).slice(0, SHOWN);
   const named = new Set([...by('observed').slice(0, 5), ...by('error').slice(0, 5)].map(gene => gene.name));
   about.append(make('p', `An effect is the change of mean log expression against controls. Over all genes the error ` +
     `(root mean square) is ${three(condition.rmse)}, and ${three(condition.doubled)} with twice the predicted ` +
@@ -486,7 +491,9 @@ async function showDialog() {
 dialog.addEventListener('close', () => put(closed));
 for (const section of sections) for (const th of all('.board tbody th', section)) {
   const label = th.parentNode.dataset.m;
-  th.firstChild.replaceWith(button(label, () => view({ ...closed, task: section.dataset.task, model: label })));
+  const node = button('', () => view({ ...closed, task: section.dataset.task, model: label }));
+  node.append(...label.split(/(?<=_)/).flatMap(part => [make('wbr'), part]));
+  th.firstChild.replaceWith(node);
 }
 // Who wins against whom, row by row and in the same order column by column.
 const players = all('.heat tbody th').map(th => th.textContent);
@@ -560,30 +567,32 @@ for (const section of sections) for (const node of all('[data-copy]', section))
 
 // Score against cost.
 const LOWEST = -1, QUICKEST = .01;
-function costsOf(section, key) {
+const COST_UNITS = { seconds: 'seconds', memory: 'MB of memory', parameters: 'parameters' };
+function costsOf(section, key, by) {
   const points = rowsOf(section).map(row => ({ label: row.dataset.m, kind: row.classList[0],
-    cost: valueOf(row, 'seconds'), score: valueOf(row, key) }));
+    cost: valueOf(row, by), score: valueOf(row, key) }));
   return points.filter(p => known(p.cost) && known(p.score)).map(p => ({ ...p, cost: Math.max(-p.cost, QUICKEST) }));
 }
 const beats = (p, q) => p.cost <= q.cost && p.score >= q.score && (p.cost < q.cost || p.score > q.score);
-function plotCosts(section, key) {
-  const points = costsOf(section, key), figure = one('.cost figure', section);
+function plotCosts(section) {
+  const [key, by] = all('.cost select', section).map(select => select.value), unit = COST_UNITS[by];
+  const points = costsOf(section, key, by), figure = one('.cost figure', section);
   if (!points.length) return figure.replaceChildren(make('p', 'No costs are known.'));
   const logs = points.map(p => Math.log10(p.cost)), scores = points.map(p => p.score);
   const x0 = Math.floor(Math.min(...logs)), x1 = Math.max(Math.ceil(Math.max(...logs)), x0 + 1);
-  const y0 = Math.max(Math.min(...scores, 0), LOWEST), y1 = Math.max(...scores, y0 + .1);
+  const y0 = Math.max(Math.min(...scores, 0), LOWEST), y1 = 1.1 * Math.max(...scores, y0 + .1);
   const decades = Array.from({ length: x1 - x0 + 1 }, (_, at) => x0 + at);
   const { svg, X, Y } = axes({
-    says: `Score against seconds, ${QUESTIONS[key]}; the same numbers are in the table`, width: 640, right: 120,
-    x: { low: x0, high: x1, title: 'seconds', ticks: decades, text: tick => three(10 ** tick) },
-    y: { low: y0, high: y1 } });
+    says: `${QUESTIONS[key]}: score against ${unit}; the same numbers are in the table`, widest: 640, right: 120,
+    x: { low: x0, high: x1, title: unit, ticks: decades, text: tick => three(10 ** tick) },
+    y: { low: y0, high: y1, title: `score, ${QUESTIONS[key]}` } });
   const at = p => [X(Math.log10(p.cost)), Y(Math.max(p.score, y0))];
   const front = points.filter(p => !points.some(q => beats(q, p))).sort((a, b) => a.cost - b.cost);
   svg.append(draw('polyline', { points: front.map(p => at(p).join()).join(' '), fill: 'none', stroke: 'var(--soft)',
     'stroke-dasharray': '4 3' }));
   for (const p of points) {
     const fill = p.kind === 'baseline' ? 'var(--base)' : 'var(--mark)', [x, y] = at(p);
-    svg.append(point(x, y, `${p.label}: ${three(p.score)} in ${three(p.cost)} s`, { fill, r: 5 }));
+    svg.append(point(x, y, `${p.label}: ${three(p.score)} for ${three(p.cost)} ${unit}`, { fill, r: 5 }));
     if (front.includes(p)) svg.append(draw('text', { x: x + 8, y: y - 6 }, p.label));
   }
   figure.replaceChildren(svg);
@@ -592,12 +601,12 @@ function canBeDrawn(section, key) {
   return rowsOf(section).some(row => !cellOf(row, key).classList.contains('unfit') && known(valueOf(row, key)));
 }
 for (const section of sections) {
-  const cost = one('.cost', section), select = one('select', cost);
+  const cost = one('.cost', section), select = one('.score', cost);
   for (const [key, title] of Object.entries(QUESTIONS))
     if (canBeDrawn(section, key)) select.append(make('option', title, { value: key }));
   if (!select.options.length) cost.remove();
-  select.addEventListener('change', () => plotCosts(section, select.value));
-  onOpen(cost, () => plotCosts(section, select.value));
+  for (const ask of all('select', cost)) ask.addEventListener('change', () => plotCosts(section));
+  onOpen(cost, () => plotCosts(section));
 }
 
 // A table that is shown as cards is a table still.

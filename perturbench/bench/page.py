@@ -6,7 +6,7 @@
 __all__ = ['AXIS', 'MANY_CALLS', 'UNITS', 'LOADER', 'GENES', 'MOST_CONDITIONS', 'percent', 'Mark', 'mark_of', 'digits3', 'Cell',
            'cell_of', 'flags_of', 'front', 'seconds_of', 'counted', 'cost_texts', 'costs_of', 'without_ranks',
            'head_of', 'row_of', 'table_of', 'as_json', 'data_script', 'genes_script', 'metric_rows', 'stratum_rows',
-           'gene_rows', 'render']
+           'gene_rows', 'breakable', 'render']
 
 # %% ../../nbs/73d_bench.page.ipynb #d6df7ea8
 import json
@@ -95,6 +95,8 @@ def _mean(part, label, metric):
     found = part['mean'][(part.model == label) & (part.metric == metric)]
     return float(found.iloc[0]) if len(found) else np.nan
 
+def _counted(n): return f"{n} condition{'' if n == 1 else 's'}"
+
 def flags_of(
     label:str,
     part, # The rows of a leaderboard that are of one task
@@ -116,9 +118,9 @@ def flags_of(
             & (found.calibrated_status == 'above_one')]]
     if near: out.append(('suspiciously near', f"nearer to the truth than a replicate is: {', '.join(near)}"))
     if n := said.get('unseen_part'):
-        out.append(('unseen parts', f'in {n} conditions training saw nothing of a perturbation or covariate, and a '
+        out.append(('unseen parts', f'in {_counted(n)} training saw nothing of a perturbation or covariate, and a '
                     'fallback was used'))
-    if n := said.get('not_predicted'): out.append(('partial', f'{n} conditions have no prediction'))
+    if n := said.get('not_predicted'): out.append(('partial', f'{_counted(n)} without a prediction'))
     if why := kept_defaults(mine).get(label): out.append((KEPT, f'its search ended with the defaults: {why}'))
     return [*out, *more]
 
@@ -156,7 +158,8 @@ def cost_texts(
     costs, # seconds, memory and parameters
 ) -> list: # Empty where they are not known
     "Costs as they are shown."
-    shown = [f'{costs.seconds:.1f}', f'{costs.memory:.0f}', counted(costs.parameters)]
+    seconds = f'{costs.seconds:.1f}' if costs.seconds >= 1 else f'{costs.seconds:.2g}'
+    shown = [seconds, f'{costs.memory:.0f}', counted(costs.parameters)]
     return [text if np.isfinite(value) else '' for text, value in zip(shown, costs)]
 
 def costs_of(
@@ -318,6 +321,13 @@ def _lines_of(path):
     lines = (line.strip() for line in path.read_text(encoding='utf-8').splitlines())
     return '\n'.join(line for line in lines if line and not line.startswith('//'))
 
+def breakable(
+    name,
+): # HTML
+    "A name that may be broken after an underscore."
+    from markupsafe import Markup
+    return Markup('_<wbr>').join(str(name).split('_'))
+
 def render(
     **variables, # Of the template
 ) -> str: # HTML
@@ -329,4 +339,4 @@ def render(
     questions = list(QUESTIONS.values())
     titles = [*(question.title for question in questions), 'Seconds', 'Memory, MB', 'Parameters']
     return environment.from_string(template).render(questions=questions, titles=titles, percent=percent,
-                                                    script=Markup(script), **variables)
+                                                    breakable=breakable, script=Markup(script), **variables)

@@ -86,12 +86,11 @@ def controls_of(
     named=None, # As for `entries`
 ) -> dict: # Label -> that of its control; models without one are absent
     "Which row is the control of which."
-    found = {}
-    for label, entry in of.items():
-        if not _is_blind(label, *(named or {}).get(label, (label, {}))): continue
+    blind, found = {label for label in of if _is_blind(label, *(named or {}).get(label, (label, {})))}, {}
+    for label in sorted(blind):
         begun = [other for other in of if other != label and label.startswith(other)]
-        model = entry.parent or max(begun, key=len, default='')
-        if model: found[model] = label
+        model = of[label].parent or max(begun, key=len, default='')
+        if model and model not in blind: found[model] = label
     return found
 
 # %% ../../nbs/73b_bench.verdicts.ipynb #2661e95c
