@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'TASKS', 'MAX_GIVEN', 'TaskSpec', 'screen_file', 'plain_faults', 'listed', 'read_task', 'Task', 'of_fold',
-           'load_task', 'open_task']
+           'load_task', 'opened_before', 'open_task']
 
 # %% ../nbs/24_tasks.ipynb #a44fc8c9
 import datetime, errno, hashlib, inspect, json, math, os, re, sys
@@ -630,19 +630,28 @@ def _write_task(question, tasks) -> Task:
     return load_task(folder, name)
 
 # %% ../nbs/24_tasks.ipynb #3adde9f8
+def opened_before(
+    spec, # A TaskSpec, or what `read_task` takes
+    out, # The folder of results
+    protocol:str='default', # 'default' or 'perturbench'
+) -> Task: # None where there is none
+    "A task as it was opened in `out`."
+    spec = read_task(spec)
+    if protocol not in PROTOCOLS:
+        raise InputError(f"the protocol '{protocol}' is not known{nearest(protocol, PROTOCOLS)}")
+    key = _key(spec, protocol)
+    for folder in sorted(path.parent for path in Path(out).glob('tasks/*/task.json')):
+        if task := _answer(folder, spec.name, key): return task
+
 def open_task(
     spec, # A TaskSpec, or what `read_task` takes
     out, # The folder of results
     protocol:str='default', # 'default' or 'perturbench'
 ) -> Task: # Raises InputError where the screen or the split does not work
     "Open a task: read, split and select genes, or find it in `out` as it was opened before."
-    spec, tasks = read_task(spec), Path(out)/'tasks'
-    if protocol not in PROTOCOLS:
-        raise InputError(f"the protocol '{protocol}' is not known{nearest(protocol, PROTOCOLS)}")
-    key = _key(spec, protocol)
-    for folder in sorted(path.parent for path in tasks.glob('*/task.json')):
-        if task := _answer(folder, spec.name, key): return task
-    return _write_task(_found(spec, protocol, key), tasks)
+    spec = read_task(spec)
+    if task := opened_before(spec, out, protocol): return task
+    return _write_task(_found(spec, protocol, _key(spec, protocol)), Path(out)/'tasks')
 
 # %% ../nbs/24_tasks.ipynb #06be3900
 @patch
