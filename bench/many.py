@@ -3,7 +3,8 @@
 `python bench/many.py [--runs N ...] [--real N]` prints the figures and writes them to results/many.txt. `--real` runs
 of a baseline on a tiny task are executed one after the other in this process. For each of `--runs` a folder is filled
 with copies of one run, whose scores are varied, 20 labels and 50 seeds a task; a dry run of the grid finds nothing to
-do, and `perturbench report` makes a board of all. Both are processes of their own.
+do, before and after a start has written down what it found whole, and `perturbench report` makes a board of all. Each is
+a process of its own.
 """
 import json, os, shutil, subprocess, sys, tempfile, time
 from pathlib import Path
@@ -82,10 +83,13 @@ def figures(asked):
         yield f'a run of a baseline on a tiny task {took:.3f} s, of which {beside:.3f} s beside the work of its cells'
         for n in asked.runs:
             path, out = fill(folder, n)
+            first = command('run', path, '-o', out, '--dry-run')
+            time.sleep(batch._SETTLED)
+            batch.to_do(batch.expand(batch.read_grid(path), out), out)
             start = command('run', path, '-o', out, '--dry-run')
             board = command('report', out)
-            yield (f'{n:6,} finished runs: looked through by a start in {start[0]:.1f} s ({start[1]:.1f} s of CPU), '
-                   f'reported in {board[0]:.0f} s ({board[1]:.0f} s of CPU, peak {board[2]:.2f} GB)')
+            yield (f'{n:6,} finished runs: looked through by a first start in {first[0]:.1f} s ({first[1]:.1f} s of CPU) '
+                   f'and by the next in {start[0]:.1f} s ({start[1]:.1f} s of CPU), reported in {board[0]:.0f} s ({board[1]:.0f} s of CPU, peak {board[2]:.2f} GB)')
 
 def main():
     asked = options(**SIZES)

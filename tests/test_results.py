@@ -5,8 +5,8 @@ import pandas as pd, pytest
 from conftest import ROOT, one_pixel
 from hypothesis import given, settings, strategies as st
 from test_start import REFUSES
-from perturbench.bench.batch import NoRoom, expand, read_grid, run_grid, to_do, to_report
-from perturbench.bench import leaderboard as board_room
+from perturbench.bench.batch import NoRoom, dry_runs, expand, read_grid, run_grid, to_do, to_report
+from perturbench.bench import batch as batch_room, leaderboard as board_room
 from perturbench.bench.leaderboard import read_results, write_report
 from perturbench.bench.rescore import rescore
 from perturbench.bench.runs import read_run, seal, survey
@@ -43,6 +43,7 @@ def place(tmp_path_factory):
 def out(place, tmp_path):
     "A copy of the results."
     shutil.copytree(place/'first', tmp_path/'out')
+    for name in ('grid.yaml', 'small.h5ad'): shutil.copy(place/name, tmp_path)
     return tmp_path/'out'
 
 @pytest.fixture
@@ -116,6 +117,33 @@ def test_a_run_that_is_not_whole_is_named(specs, out, damage, capsys):
     assert (out/'leaderboard.csv').read_bytes() == kept
     assert [s.label for s in to_do(specs, out)] == ['linear']
     assert damage == 'nothing left' or name in capsys.readouterr().err
+
+@pytest.mark.parametrize('damage', DAMAGE)
+def test_what_was_found_whole_and_has_changed_is_read_again(specs, out, damage, monkeypatch):
+    "However it is spoilt, and where its time of change is set back, too."
+    monkeypatch.setattr(batch_room, '_SETTLED', 0)
+    assert to_do(specs, out) == [] and len(json.loads((out/'seen.json').read_text())['runs']) == 2
+    times = {path: path.stat() for path in home(out).iterdir()}
+    DAMAGE[damage][0](home(out))
+    for path, was in times.items():
+        if path.exists(): os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+    assert [spec.label for spec in to_do(specs, out)] == ['linear']
+    states = [row['state'] for row in dry_runs(read_grid(out.parent/'grid.yaml'), out)]
+    assert states == ['done', 'to do' if damage == 'nothing left' else 'not whole']
+
+def test_what_is_as_it_was_is_not_read(specs, out, monkeypatch):
+    "And what cannot be read of that list counts as nothing; what was written just now is not in it."
+    read, kept = [], out/'seen.json'
+    def reader(folder, **how): read.append(folder.parent.name); return read_run(folder, **how)
+    monkeypatch.setattr(batch_room, 'read_run', reader)
+    assert to_do(specs, out) == [] and not kept.exists()
+    monkeypatch.setattr(batch_room, '_SETTLED', 0)
+    for text in ('', '[3]', '{"version": "0", "runs": {}}', None):
+        if text is not None: kept.write_text(text)
+        read.clear()
+        assert to_do(specs, out) == [] and len(read) == (0 if text is None else 2)
+    (home(out)/'my notes.txt').write_text('mine')
+    assert to_do(specs, out) == [] and read == ['linear']
 
 @settings(derandomize=True, deadline=None, max_examples=60)
 @given(name=st.sampled_from(['run.json', 'scores.parquet', 'model.ckpt', 'notebook.ipynb']), at=st.integers(0, 10**6))

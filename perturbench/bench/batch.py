@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DEFAULT_GRID', 'TRIES', 'notebook_path', 'register_engine', 'ModelSpec', 'Grid', 'kind_of', 'odd_values', 'staying',
            'name_faults', 'read_grid', 'RunSpec', 'expand', 'SearchSpec', 'searches_of', 'NoRoom', 'stop_without_room',
-           'forget_failure', 'execute', 'state_of', 'to_do', 'sweep', 'check_places', 'How', 'take_on', 'Outcome',
-           'Batch', 'run_grid', 'to_report', 'dry_runs']
+           'forget_failure', 'execute', 'state_of', 'States', 'states_of', 'to_do', 'sweep', 'check_places', 'How',
+           'take_on', 'Outcome', 'Batch', 'run_grid', 'to_report', 'dry_runs']
 
 # %% ../../nbs/71_bench.batch.ipynb #f3a01ab2
 import atexit, errno, io, json, math, os, re, sys, tempfile, time, traceback, types
@@ -28,10 +28,10 @@ from .tune import SUFFIX, Search, SearchFailed, Tuning, claim, described, found_
 from .tune import read_tuning, search_home, space_of, tune
 from .slurm import Cluster, read_cluster, submit
 from .workers import Killed, Limits, Workers, end_workers, one_interrupt
-from ..core import NO_ROOM, InputError, Lock, file_name_fault, nearest, os_fault
+from ..core import NO_ROOM, InputError, Lock, atomic_path, digest, file_name_fault, nearest, os_fault
 from ..core import part_name, progress, remove, sweep_parts, writing_to
 from ..models.zoo import check_options, model_class
-from ..tasks import PROTOCOLS, TaskSpec, open_task, read_task
+from ..tasks import PROTOCOLS, TaskSpec, open_task, opened_before, read_task
 from ..train import Budget, read_budget
 
 # %% ../../nbs/71_bench.batch.ipynb #c77ca4e1
@@ -499,15 +499,20 @@ def _runs_of(
     return specs
 
 # %% ../../nbs/71_bench.batch.ipynb #8dd598aa
+def _task_of(task, protocol, out, before):
+    "A task as it is in `before`, or else opened in `out`."
+    return (before and opened_before(task, before, protocol)) or open_task(task, out, protocol)
+
 def expand(
     grid:Grid,
     out, # The folder of results, where the tasks are opened
     threads:int=1, # Of each run
+    before=None, # Another one, whose tasks are used where they are open
 ) -> list: # RunSpecs with their ids, task by task
     "The runs of `grid`; raises one InputError that lists the tasks that cannot be opened."
     faults, specs = [], []
     for task in progress(grid.tasks, 'opening tasks'):
-        try: opened = open_task(task, out, grid.protocol)
+        try: opened = _task_of(task, grid.protocol, out, before)
         except InputError as e: faults.append(f'task {task.name}: {e}')
         else: specs += _runs_of(task, opened.task_id, grid, threads)
     if faults: raise InputError('\n'.join(faults))
@@ -535,13 +540,14 @@ def searches_of(
     grid:Grid,
     out, # The folder of results, where the tasks are opened
     threads:int=1, # Of each trial
+    before=None, # As for `expand`
 ) -> list: # SearchSpecs, task by task; none where the grid does not say `tune`
     "The searches of `grid`."
     if grid.tune is None: return []
     specs, how = [], (grid.tune.objective, grid.budget, threads, grid.tune.seed)
     models = [model for model in grid.models if space_of(model.name, model.options)]
     for task in grid.tasks:
-        opened = open_task(task, out, grid.protocol)
+        opened = _task_of(task, grid.protocol, out, before)
         for name, label, options in models:
             search = Search(str(opened.folder), opened.name, opened.task_id, name, options, *how)
             specs.append(SearchSpec(task, f'{label}{SUFFIX}', search, grid.tune, grid))
@@ -678,18 +684,64 @@ def state_of(
     except InputError as e: return str(e) if own_files(home) else 'to do'
     return 'done'
 
+# %% ../../nbs/71_bench.batch.ipynb #242df7a0
+_SEEN = 'seen.json' # In a folder of results: which runs were found whole, and their marks
+_SETTLED = 2 # Seconds; a file that was written since may be written again without another time
+
+def _mark(
+    home, # The folder of a run
+) -> str: # None where there is none, or a file was written just now
+    "A hash of the names, sizes and times of all that is in a folder."
+    try: there = {one.name: one.stat() for one in os.scandir(home)}
+    except OSError: return None
+    if any(one.st_ctime > time.time() - _SETTLED for one in there.values()): return None
+    return digest({name: [one.st_size, one.st_mtime_ns, one.st_ctime_ns] for name, one in there.items()})
+
+def _found_whole(
+    out, # The folder of results
+) -> dict: # Run -> its mark; empty where nothing can be read, or another version wrote it
+    "The runs of a folder that were found whole."
+    try: kept = json.loads((Path(out)/_SEEN).read_text(encoding='utf-8'))
+    except (OSError, ValueError): return {}
+    is_ours = isinstance(kept, dict) and kept.get('version') == __version__ and isinstance(kept.get('runs'), dict)
+    return kept['runs'] if is_ours else {}
+
+def _write_whole(out, seen):
+    "Write down what was found whole; where that is not allowed it is looked at each time."
+    try:
+        with atomic_path(Path(out)/_SEEN) as part: part.write_text(json.dumps(dict(version=__version__, runs=seen)))
+    except InputError: pass
+
+class States(NamedTuple):
+    "What there is of some runs."
+    states:list # One a run, from `state_of`
+    seen:dict # Those that are whole, as `_found_whole`, where there is more than was written down; else empty
+
+def states_of(
+    specs:list, # RunSpecs with their ids
+    out, # The folder of results
+) -> States:
+    "Whether `out` has each run; only what is not as it was when it was found whole is read."
+    states, seen, new = [], _found_whole(out), {}
+    for spec in specs:
+        home, name = _run_home(spec, out), f'{spec.task.name}/{spec.label}/{spec.run_id}'
+        mark = _mark(home)
+        is_as_before = mark is not None and seen.get(name) == mark
+        states.append('done' if is_as_before else state_of(spec, out))
+        if mark and states[-1] == 'done' and not is_as_before: new[name] = mark
+    return States(states, seen | new if new else {})
+
 def to_do(
     specs:list, # RunSpecs
     out, # The folder of results
 ) -> list: # RunSpecs
     "The runs that `out` lacks. Those that are there and not whole are named: they are run again."
-    missing = []
-    for spec in specs:
-        state = state_of(spec, out)
-        if state != 'done': missing.append(spec)
+    states, seen = states_of(specs, out)
+    if seen: _write_whole(out, seen)
+    for state in states:
         if state not in ('done', 'to do'):
             print(f"run again: {state.rpartition('; ')[0]}", file=sys.stderr, flush=True) # without the remedy
-    return missing
+    return [spec for spec, state in zip(specs, states) if state != 'done']
 
 # %% ../../nbs/71_bench.batch.ipynb #c3b2336e
 def sweep(
@@ -1068,12 +1120,12 @@ def dry_runs(
 ) -> list: # Mappings: task, model, seed, run_id, state ('done', 'to do', 'to search' or 'not whole')
     "The runs of `grid` and whether `out` has them."
     with tempfile.TemporaryDirectory() as folder:
-        specs, searches = expand(grid, folder, threads), searches_of(grid, folder, threads)
+        specs, searches = expand(grid, folder, threads, out), searches_of(grid, folder, threads, out)
     rows = []
     for one in searches:
         runs, is_found = _before_its_search(one, out)
         if is_found: specs += runs
         else: rows += [_planned(replace(run, run_id='-'), 'to search') for run in runs]
     known = {'done', 'to do'}
-    states = [state_of(spec, out) for spec in specs]
+    states, _ = states_of(specs, out)
     return [_planned(spec, state if state in known else 'not whole') for spec, state in zip(specs, states)] + rows
