@@ -115,7 +115,7 @@ def nouns(
     "Questions as a sentence lists them."
     return listed(_NOUNS[key] for key in QUESTIONS if key in set(questions))
 
-def _scored(rows): return (rows.n_conditions - rows.n_undefined).astype(float).fillna(np.inf)
+def _scored(rows): return (rows.n_conditions - rows.n_undefined).fillna(np.inf)
 
 def scored_enough(
     rows, # Those of one question, from `answers_of`
