@@ -115,7 +115,9 @@ def nouns(
     "Questions as a sentence lists them."
     return listed(_NOUNS[key] for key in QUESTIONS if key in set(questions))
 
-def _scored(rows): return (rows.n_conditions - rows.n_undefined).fillna(np.inf)
+def _scored(rows):
+    "In how many conditions each model has a score; infinite where that is not known."
+    return (rows.n_conditions.astype(float) - rows.n_undefined.astype(float)).fillna(np.inf)
 
 def scored_enough(
     rows, # Those of one question, from `answers_of`
@@ -206,7 +208,7 @@ def what_cannot_be_judged(
     judged = first.judged.astype(bool)
     unfit, n = first.index[first.fit == 'unfit'], _scored(answers).groupby(answers.question).max().reindex(first.index)
     weak, rest = first.index[judged & (first.fit == 'weak')], ~judged & (first.fit != 'unfit')
-    hardly = rest & (n < FEWEST) & (n < ENOUGH*first.n_conditions)
+    hardly = rest & (n < FEWEST) & (n < ENOUGH*first.n_conditions.astype(float).fillna(0))
     few, said = first.index[rest & ~hardly], []
     if len(unfit): said.append(f'cannot judge {nouns(unfit)}: a replicate of the measured cells does no better than '
                                'a mean beyond noise')
