@@ -89,7 +89,8 @@ def figures(asked):
             start = command('run', path, '-o', out, '--dry-run')
             board = command('report', out)
             yield (f'{n:6,} finished runs: looked through by a first start in {first[0]:.1f} s ({first[1]:.1f} s of CPU) '
-                   f'and by the next in {start[0]:.1f} s ({start[1]:.1f} s of CPU), reported in {board[0]:.0f} s ({board[1]:.0f} s of CPU, peak {board[2]:.2f} GB)')
+                   f'and by the next in {start[0]:.1f} s ({start[1]:.1f} s of CPU), '
+                   f'reported in {board[0]:.0f} s ({board[1]:.0f} s of CPU, peak {board[2]:.2f} GB)')
 
 def main():
     asked = options(**SIZES)
