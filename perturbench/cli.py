@@ -13,6 +13,7 @@ __all__ = ['app', 'HELD', 'FAILED', 'WRONG_INPUT', 'INTERRUPTED', 'UsageError', 
 # %% ../nbs/80_cli.ipynb #4d519ac6
 import gc, os, signal, sys, threading, time
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
@@ -389,6 +390,18 @@ RunsPerGpu = Annotated[int, typer.Option(min=1, help='Runs that share a GPU.')]
 TimeLimit = Annotated[Optional[str], typer.Option(help='Of each run: 90s, 30m, 2h.')]
 MemoryLimit = Annotated[Optional[str], typer.Option(help='Of each run: 500MB, 8GB.')]
 
+def _show_plan(grid, out, threads):
+    "Print what a grid would take, its runs, and which screens have to be fetched first."
+    from perturbench.bench.batch import dry_runs, not_fetched
+    from perturbench.bench.paper import estimate_text
+    if expected := estimate_text(grid): print(f'{expected}\n', flush=True)
+    lacking = not_fetched(grid)
+    there = replace(grid, tasks=[task for task in grid.tasks if task.screen not in lacking])
+    if there.tasks: _print_table(dry_runs(there, out, threads))
+    for name in lacking:
+        print(f"the screen '{name}' is not on this machine, and its runs are not listed; get it with: "
+              f'perturbench fetch {name}')
+
 @app.command()
 def run(
     out:Out,
@@ -402,16 +415,22 @@ def run(
     isolate:Annotated[bool, typer.Option('--isolate', help='Execute each notebook in a kernel of its own.')]=False,
 ):
     "Run a grid of tasks, models and seeds; a second start does what is missing, and two at a time share it."
-    from perturbench.bench.batch import dry_runs, read_grid
-    from perturbench.bench.paper import estimate_text, grid_path
+    from perturbench.bench.batch import read_grid
+    from perturbench.bench.paper import grid_path
     resources = _resources(jobs, threads, backend, address, gpus, runs_per_gpu, time_limit, memory_limit)
     grid = read_grid(grid_path(grid) if grid else None)
-    if dry_run:
-        if expected := estimate_text(grid): print(f'{expected}\n', flush=True)
-        return _print_table(dry_runs(grid, out, threads))
+    if dry_run: return _show_plan(grid, out, threads)
     _run(grid, out, force=force, isolate=isolate, **resources)
 
 # %% ../nbs/80_cli.ipynb #7b4fa0d8
+def _read_budget(text):
+    "A budget as a grid has it: a name, or a mapping. Raises InputError where it is neither."
+    import yaml
+    try: budget = yaml.safe_load(text)
+    except yaml.YAMLError: budget = None
+    if isinstance(budget, (str, dict)): return budget
+    raise InputError(f"the budget '{text}' is neither quick nor full nor a mapping such as {{max_epochs: 20}}")
+
 @app.command()
 def tune(
     task:Annotated[str, typer.Option('--task', help='A built-in task, or a prepared h5ad file.')],
@@ -420,7 +439,8 @@ def tune(
     trials:Annotated[int, typer.Option(min=1, help='Trials, the one of the defaults among them.')]=20,
     objective:Annotated[str, typer.Option(help=
         'What trials are compared by: calibrated, perturbench (as published) or a metric.')]='calibrated',
-    budget:Annotated[str, typer.Option(help='Of each trial and run: quick or full.')]='quick',
+    budget:Annotated[str, typer.Option(help=
+        "Of each trial and run: quick, full or a mapping as in a grid: '{max_epochs: 20}'.")]='quick',
     seed:Annotated[int, typer.Option(help='Of what is tried.')]=0,
     protocol:Protocol='default', jobs:Jobs=1, threads:Threads=1, backend:Backend='loky',
     address:Address=None, gpus:Gpus=0, runs_per_gpu:RunsPerGpu=1,
@@ -431,7 +451,7 @@ def tune(
     from perturbench.bench.tune import space_of
     resources = _resources(jobs, threads, backend, address, gpus, runs_per_gpu, time_limit, memory_limit)
     grid = read_grid(dict(
-        tasks=[task], models=[model], seeds=[0, 1, 2], budget=budget, protocol=protocol,
+        tasks=[task], models=[model], seeds=[0, 1, 2], budget=_read_budget(budget), protocol=protocol,
         tune=dict(trials=trials, objective=objective, seed=seed)))
     if not space_of(model, {}): raise InputError(f"the model '{model}' has no options to search; name another one")
     _run(grid, out, **resources)

@@ -268,3 +268,18 @@ def test_a_dry_run_says_what_is_to_be_searched(small, searched):
         return {row['model']: row['state'] for row in dry_runs(grid_on(small[0], trials=trials), searched)}
     assert states(6) == {'decoder_only': 'done', 'decoder_only-tuned': 'done'}
     assert states(9) == {'decoder_only': 'done', 'decoder_only-tuned': 'to search'}
+
+@pytest.mark.parametrize('budget, said', [
+    ('{max_epoch: 3}', "did you mean 'max_epochs'"), ('[3]', 'is neither quick nor full nor a mapping'),
+    ('{max_epochs: ', 'is neither quick nor full nor a mapping'), ('quik', 'quick')])
+def test_a_budget_that_is_none_is_refused(budget, said, tmp_path, capsys):
+    asked = ['tune', '--task', 'sim-transfer', '--model', 'linear', '--budget', budget, '-o', str(tmp_path/'out')]
+    assert main(asked) == 2 and said in capsys.readouterr().err and not (tmp_path/'out').exists()
+
+def test_a_budget_by_hand(small, tmp_path, capsys):
+    budget = '{max_epochs: 2, min_epochs: 1, batch_size: 64}'
+    asked = ['tune', '--task', str(small[0]/'screen.h5ad'), '--model', 'linear', '--trials', '1', '--budget', budget,
+             '--objective', 'rmse_average', '-o', str(tmp_path/'out')]
+    assert main(asked) == 0
+    about = json.loads(next((tmp_path/'out').glob('tuning/*/*/search.json')).read_text())
+    assert (about['budget']['max_epochs'], about['budget']['batch_size']) == (2, 64)

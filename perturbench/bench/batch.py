@@ -6,7 +6,7 @@
 __all__ = ['DEFAULT_GRID', 'TRIES', 'notebook_path', 'register_engine', 'ModelSpec', 'Grid', 'kind_of', 'odd_values', 'staying',
            'name_faults', 'read_grid', 'RunSpec', 'expand', 'SearchSpec', 'searches_of', 'NoRoom', 'stop_without_room',
            'forget_failure', 'execute', 'state_of', 'States', 'states_of', 'to_do', 'sweep', 'check_places', 'How',
-           'take_on', 'Outcome', 'Batch', 'run_grid', 'to_report', 'dry_runs']
+           'take_on', 'Outcome', 'Batch', 'run_grid', 'to_report', 'not_fetched', 'dry_runs']
 
 # %% ../../nbs/71_bench.batch.ipynb #f3a01ab2
 import atexit, errno, io, json, math, os, re, sys, tempfile, time, traceback, types
@@ -30,6 +30,7 @@ from .slurm import Cluster, read_cluster, submit
 from .workers import Killed, Limits, Workers, end_workers, one_interrupt
 from ..core import NO_ROOM, InputError, Lock, atomic_path, digest, file_name_fault, nearest, os_fault
 from ..core import part_name, progress, remove, sweep_parts, writing_to
+from ..data.datasets import DATASETS, screen_path
 from ..models.zoo import check_options, model_class
 from ..tasks import PROTOCOLS, TaskSpec, open_task, opened_before, read_task
 from ..train import Budget, read_budget
@@ -1103,6 +1104,14 @@ def to_report(
         is_same_task = run['task_id'] == task_id.get(run['task'], run['task_id'])
         return is_new and is_same_task and run['versions'].get('perturbench') == __version__
     return [run['run_id'] for run in runs if fits(run)]
+
+# %% ../../nbs/71_bench.batch.ipynb #844f59a2
+def not_fetched(
+    grid:Grid,
+) -> list: # Names
+    "The published screens of a grid that are not on this machine."
+    names = dict.fromkeys(task.screen for task in grid.tasks if task.screen in DATASETS)
+    return [name for name in names if not screen_path(name).exists()]
 
 # %% ../../nbs/71_bench.batch.ipynb #1b2baa3b
 def _before_its_search(spec, out):
