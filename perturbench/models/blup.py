@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['KERNELS', 'FEWEST', 'N_FACTORS', 'MOST_CELLS', 'FORMS', 'FEW_GENES', 'FEW_ROWS', 'Conditions', 'kernel', 'dose_range',
            'weights_of', 'total_kernel', 'noise_of_effects', 'units_of', 'LeftOut', 'additive_without', 'best_gamma',
-           'zero_slope', 'factors_of', 'quantile_head', 'feature_table', 'BLUP', 'start_at_zero', 'BLUPResidual']
+           'zero_slope', 'factors_of', 'quantile_head', 'feature_table', 'BLUP', 'start_at_zero',
+           'effects_to_learn_from', 'BLUPResidual']
 
 # %% ../../nbs/38b_models.blup.ipynb #f9cc8349
 from dataclasses import replace
@@ -499,6 +500,16 @@ def start_at_zero(
     nn.init.zeros_(layers[-1].weight)
     if layers[-1].bias is not None: nn.init.zeros_(layers[-1].bias)
 
+# %% ../../nbs/38b_models.blup.ipynb #fab381d0
+def effects_to_learn_from(
+    base:BLUP, # Fitted
+) -> torch.Tensor: # Trained conditions x G
+    "What BLUP predicts of trained conditions: from the others, where these know the parts as they do of tested ones."
+    left_out, present = torch.tensor(base.left_out()), base.of_present.cpu().double().numpy()
+    known = additive_without(np.zeros((len(present), 1)), present).known
+    if known.sum() < FEWEST: return left_out
+    return torch.where(torch.tensor(known)[:, None], left_out, base.effects(base.trained))
+
 # %% ../../nbs/38b_models.blup.ipynb #264201f8
 @MODELS.register('blup_residual')
 class BLUPResidual(PerturbationModel):
@@ -523,7 +534,7 @@ class BLUPResidual(PerturbationModel):
         row[self.base.rows] = torch.arange(len(self.base.rows))
         self.register_buffer('row_of', row, persistent=False)
         if info.cells is not None: self.base.fit(info.cells)
-        if info.cells is not None and len(self.base.rows): self.left_out.copy_(torch.tensor(self.base.left_out()))
+        if info.cells is not None and len(self.base.rows): self.left_out.copy_(effects_to_learn_from(self.base))
 
     def at_level(self, batch):
         "The batch with the level of its state in place of each control cell."
@@ -539,7 +550,7 @@ class BLUPResidual(PerturbationModel):
         return self.net.predict(batch) - self.net.predict(nothing)
 
     def base_effect(self, batch):
-        "BLUP's effects [n, G], of trained conditions those predicted from the others."
+        "BLUP's effects [n, G], of trained conditions those of `effects_to_learn_from`."
         asked = self.base.conditions(batch.perturbation, self.base.state_of(batch.covariates))
         if batch.condition is None: return self.base.effects(asked)
         row = self.row_of[batch.condition]
