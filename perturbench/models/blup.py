@@ -507,7 +507,6 @@ def effects_to_learn_from(
     "What BLUP predicts of trained conditions: from the others, where these know the parts as they do of tested ones."
     left_out, present = torch.tensor(base.left_out()), base.of_present.cpu().double().numpy()
     known = additive_without(np.zeros((len(present), 1)), present).known
-    if known.sum() < FEWEST: return left_out
     return torch.where(torch.tensor(known)[:, None], left_out, base.effects(base.trained))
 
 # %% ../../nbs/38b_models.blup.ipynb #264201f8
