@@ -152,16 +152,17 @@ def _first_baseline(some, of):
 
 def _shared(led, of):
     "Who leads with others: a baseline among them, or nobody that is one."
-    by_baseline, said = {}, []
-    for key, some in led.items():
-        baseline = _first_baseline(some, of)
-        if len(some) > 1 and baseline: by_baseline.setdefault(baseline, []).append(key)
+    beside_baselines, said = {}, []
     for key, (first, *others) in led.items():
-        if not others or _first_baseline([first, *others], of): continue
+        baseline = _first_baseline([first, *others], of)
+        if others and baseline: beside_baselines.setdefault((first, baseline), []).append(key)
+        if not others or baseline: continue
         whom = listed(others) if len(others) < MOST_NAMES else f'{len(others)} others'
         said.append(f'at {_NOUNS[key]} {first} leads, {whom} not told apart from it')
-    return said + [f'at {nouns(keys)} nobody is shown to be better than the baseline {baseline}'
-                   for baseline, keys in by_baseline.items()]
+    for (first, baseline), keys in beside_baselines.items():
+        who = 'nobody is' if first == baseline else f'{first} leads, and is not'
+        said.append(f'at {nouns(keys)} {who} shown to be better than the baseline {baseline}')
+    return said
 
 def _sentence(parts):
     "Parts of a sentence as one; empty where there are none."
