@@ -556,6 +556,11 @@ def _print_challenge(table):
           'see challenge.csv\n')
 
 # %% ../nbs/80_cli.ipynb #92736dbf
+def _genes_of(found):
+    "What an evaluation keeps of genes, as `write_board` takes it."
+    by_model = {label: rows.drop(columns='model') for label, rows in found.genes.groupby('model')}
+    return lambda task, label: [by_model[label]] if label in by_model else []
+
 def _write_evaluation(found, out):
     "Write what an evaluation of files found, and print its tables."
     from perturbench.bench.leaderboard import conditions_of, print_tables, write_board
@@ -564,7 +569,8 @@ def _write_evaluation(found, out):
     with atomic_path(out/'genes.parquet') as part: found.genes.to_parquet(part, index=False)
     with atomic_path(out/'controls.csv') as part: found.controls.to_csv(part, index=False)
     conditions = {name: conditions_of(found.evaluation.measured)}
-    board, files = write_board(found.scores, found.runs, out, {name: found.references}, conditions)
+    board, files = write_board(found.scores, found.runs, out, {name: found.references}, conditions,
+                               genes=_genes_of(found))
     files += _write_challenge(found.challenge, out/'challenge.csv')
     print_tables(board)
     if found.challenge is not None: _print_challenge(found.challenge)

@@ -72,7 +72,7 @@ def test_the_table_is_there_without_a_script(html):
 
 def test_a_model_that_holds_back_has_a_flag(html):
     assert 'error falls from 0.305 to 0 (95 % interval of the difference' in html
-    row = re.search('<tr class="baseline" data-m="additive">.*?</tr>', html, re.DOTALL)[0]
+    row = re.search('<tr class="baseline"><th scope=row>additive.*?</tr>', html, re.DOTALL)[0]
     assert html.count('>rises when doubled<') == 8 and 'rises' not in row
 
 def written(tmp_path, monkeypatch, scores, reference=None):
@@ -253,6 +253,13 @@ def test_a_condition_opens_its_genes_and_goes_back(page):
     run(linked, "document.querySelector('dialog p button').click()")
     assert wait(linked, "return document.querySelector('dialog h2').textContent === 'good on first'")
     assert 'condition' not in linked.current_url
+
+def test_what_a_model_does_is_said_once_and_shown_with_it(page, html):
+    said = 'CPA without its adversary.'
+    assert html.count(said) == 1
+    at = page('#task=first&model=cpa_noadv')
+    assert wait(at, "return document.querySelector('dialog[open] .body p')?.textContent") == said
+    assert run(at, "return document.querySelectorAll('.board th[title]').length") == 2*3 # of two tasks
 
 def test_genes_are_means_over_seeds(page):
     at = page('#task=first&model=cpa&condition=K562,%20p0')

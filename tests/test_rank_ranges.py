@@ -3,7 +3,8 @@ import numpy as np, pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
 from scipy.stats import norm, ttest_rel
 from test_page import made_scores, references
-from perturbench.bench.across import bradley_terry, games_of, ranges_of, share_won, weights_of, won_in_all
+from perturbench.bench.across import across, bradley_terry, friedman, games_of, ranges_of, ranks_by_screen, share_won
+from perturbench.bench.across import weights_of, won_in_all
 from perturbench.bench.ranks import added, deviates, largest_deviates, pairs_of, rank_ranges, step_down
 from perturbench.scoring.intervals import Resamples, holm
 
@@ -83,6 +84,19 @@ def test_what_is_missing_plays_as_the_null():
     won = share_won(games_of('a', 'error', 'rmse_average', values, [2., 2.]).values)
     assert won[0, 1] == .5 and won[1, 0] == .5
 
+def test_two_tasks_on_one_screen_rank_models_once():
+    draw = np.random.default_rng(0)
+    games = [games_of(name, 'error', 'rmse_average', draw.random((9, 4)), [np.nan]*9) for name in 'abc']
+    once = ranks_by_screen(games, list('xyz'))
+    twice = ranks_by_screen([*games, games[0]._replace(task='again')], list('xyzx'))
+    assert (once == twice).all() and once.shape == (3, 4)
+
+def test_friedman_finds_nothing_in_noise_and_much_in_order():
+    draw = np.random.default_rng(0)
+    noise = [friedman(np.argsort(draw.random((12, 6)), axis=1) + 1.) < .05 for _ in range(300)]
+    assert np.mean(noise) < .08
+    assert friedman(np.tile(np.arange(1., 7), (12, 1))) < 1e-6
+
 def test_with_few_screens_the_range_is_of_each_left_out():
     draw = np.random.default_rng(0)
     games = [games_of(name, 'error', 'rmse_average', draw.random((9, 3)), [np.nan]*9) for name in 'abc']
@@ -101,6 +115,11 @@ def test_a_page_of_fifty_models_and_twenty_tasks_is_small():
     boards = pd.concat([board.assign(task=f'a task with a long name {k}') for k in range(20)], ignore_index=True)
     found = room.answers(scores, board)
     told = room.Remark(dict.fromkeys(boards.task.unique(), found.to_dict('records')))
-    boards.attrs = dict(board.attrs, answers=told, entries=room.Remark(room.entries(models)))
-    size = len(room.page(boards).encode())
+    of = {label: entry._replace(text='what it does, in a line'*4) for label, entry in room.entries(models).items()}
+    boards.attrs = dict(board.attrs, answers=told, entries=room.Remark(of))
+    draw = np.random.default_rng(0)
+    games = [games_of(task, key, 'rmse_average', draw.random((4, 50)), [np.nan]*4)
+             for task in boards.task.unique() for key in 'ab']
+    joint = across(games, [game.task for game in games], models, {})
+    size = len(room.page(boards, joint=joint).encode())
     assert len(found) == 300 and size < 1_000_000, size

@@ -1030,7 +1030,8 @@ def page(
     metrics = [METRICS[metric] for metric in METRICS if metric in set(board.metric)]
     rows = [row for task in tasks for row in task['table']['models'] + task['table']['baselines']]
     present = [kind for kind in KINDS if kind in {row['kind'] for row in rows}]
-    return render(tasks=tasks, metrics=metrics, present=present, across=joint,
+    models = {row['label']: row['text'] for row in rows if row['text']}
+    return render(tasks=tasks, models=sorted(models.items()), metrics=metrics, present=present, across=joint,
                   notes=board.attrs.get('folder_notes', ()), published=any(task['published'] for task in tasks))
 
 # %% ../../nbs/74_bench.leaderboard.ipynb #a7a1956a
@@ -1188,7 +1189,8 @@ def _with_answers(board, scores, runs, notes):
     found = answers(scores, board, controls)
     by_task = {task: rows.to_dict('records') for task, rows in found.groupby('task')}
     board.attrs |= dict(answers=Remark(by_task), entries=Remark(of), verdicts=verdicts(found, of),
-                        said=said_of(scores), hardware=hardware_of(runs), controls=Remark(controls), folder_notes=list(notes))
+                        said=said_of(scores), hardware=hardware_of(runs), controls=Remark(controls),
+                        folder_notes=list(notes))
     return found
 
 def _write_data(out, scores, board, compared, strata, known, homes, genes):
@@ -1215,8 +1217,8 @@ def write_board(
     screens=None, # Task -> its screen; by default each has its own
     genes=None, # A function of a task and a label: tables of what was kept of its genes, one a seed
 ) -> tuple: # The leaderboard; a list with the paths of the files
-    """Write leaderboard.csv, comparisons.csv, strata.csv, questions.csv, leaderboard.html with its data and figures/
-    into `out`. Raises InputError where nothing is scored."""
+    """Write leaderboard.csv, comparisons.csv, strata.csv, questions.csv, leaderboard.html with leaderboard_data/ and
+    figures/ into `out`. Raises InputError where nothing is scored."""
     if len(scores) == 0: raise InputError('there are no scores to make a leaderboard of; see that a run finished')
     out, board, known = Path(out), leaderboard(scores, runs, references), known or {}
     compared, strata = comparisons(scores), levels(scores, known)

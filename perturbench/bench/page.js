@@ -34,11 +34,16 @@ const range = ([mean, lo, hi]) => three(mean) + (known(lo) ? ` [${three(lo)}, ${
 const sections = all('section[data-task]');
 const bodies = all('.board tbody');
 const rowsOf = section => all('.board tbody tr', section);
-const rowOf = (section, label) => rowsOf(section).find(row => row.dataset.m === label);
 const KEYS = all('th', one('.board thead')).map(th => th.dataset.key);
 const QUESTIONS = Object.fromEntries(all('input[name=question]').map(
   box => [box.value, box.parentNode.textContent.trim()]));
+const TEXTS = new Map(all('#models dt').map(term => [term.textContent, term.nextElementSibling.textContent]));
 document.documentElement.classList.add('js');
+for (const th of all('.board tbody th')) {
+  const label = th.firstChild.textContent;
+  th.parentNode.dataset.m = label;
+  if (TEXTS.has(label)) th.title = TEXTS.get(label);
+}
 
 // The state of the view stands in the address.
 const state = new URLSearchParams(location.hash.startsWith('#task-') ? '' : location.hash.slice(1));
@@ -384,8 +389,7 @@ function noGenes(data, label) {
 function showModel(section, data, label, genes) {
   heading.textContent = `${label} on ${section.dataset.task}`;
   about.replaceChildren();
-  const row = rowOf(section, label), text = row && one('th', row).title;
-  if (text) about.append(make('p', text));
+  if (TEXTS.has(label)) about.append(make('p', TEXTS.get(label)));
   const flags = all('.flags li', section).filter(li => li.firstChild.textContent === label);
   if (flags.length) {
     const list = make('ul');
