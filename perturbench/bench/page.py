@@ -265,6 +265,10 @@ def genes_script(
     return f'{GENES}({number},{as_json(label)},{as_json(data)})\n'
 
 # %% ../../nbs/73d_bench.page.ipynb #963b6bd2
+def _by_model(rows, columns):
+    "Model -> what stands in `columns` of its row."
+    return {model: values for model, *values in rows[['model', *columns]].itertuples(index=False, name=None)}
+
 def metric_rows(
     board, # From a leaderboard, one task
 ) -> dict: # Metric -> what it is, and label -> [mean, lo, hi, calibrated, undefined]
@@ -272,7 +276,7 @@ def metric_rows(
     out = {}
     for name, rows in board.groupby('metric', sort=False):
         metric = METRICS[name]
-        values = {row.model: [row.mean, row.lo, row.hi, row.calibrated, row.n_undefined] for row in rows.itertuples()}
+        values = _by_model(rows, ['mean', 'lo', 'hi', 'calibrated', 'n_undefined'])
         out[name] = dict(kind=metric.kind, text=metric.text, better=metric.better, fit=rows.fit.iloc[0], rows=values)
     return out
 
@@ -282,7 +286,7 @@ def stratum_rows(
     "The means of each level of each stratum."
     out = []
     for (metric, stratum, level), rows in strata.groupby(['metric', 'stratum', 'level'], sort=False):
-        values = {row.model: [row.mean, row.lo, row.hi] for row in rows.itertuples()}
+        values = _by_model(rows, ['mean', 'lo', 'hi'])
         out.append(dict(metric=metric, stratum=stratum, level=level, n=rows.n_conditions.max(), rows=values))
     return out
 
