@@ -7,8 +7,8 @@ __all__ = ['FIRST', 'DE_SPACES', 'SAME_MEAN', 'RELEASED', 'one_thread', 'Workers
            'Scored', 'extras_for', 'means_of_pairs', 'distribution_scores', 'distribution_status', 'why_not_tested',
            'varies', 'own_reference', 'Drawn', 'tests_of_part', 'scores_by', 'de_score_of', 'score_of_tests',
            'de_status', 'de_scores', 'Comparison', 'nothing_collected', 'no_controls', 'place_of', 'titled',
-           'checked_cells', 'the_same', 'put_variance', 'scores_once', 'take', 'put_own', 'take_control', 'State',
-           'collect', 'need_all']
+           'checked_cells', 'put_variance', 'scores_once', 'take', 'put_own', 'take_control', 'State', 'collect',
+           'need_all']
 
 # %% ../../nbs/61_scoring.collect.ipynb #15de91b4
 import hashlib
@@ -396,25 +396,20 @@ def titled(measured, code): return titles(measured.task.conditions, [code])[0]
 def checked_cells(
     measured, # A `Measured`
     prediction, # A `Prediction`
-    last=None, # Those before, of the same state; they are these where the cells are the same
+    last=None, # Those before, of the same state; they are these where each cell lies at the same place along the wave
 ) -> PredictedCells:
     "The predicted cells. Raises InputError for another number of genes, no cells, and values that are not finite."
     cells, n_genes = np.asarray(prediction.cells), measured.task.store.n_genes
-    if last is not None and the_same(cells, last.given): return last
     if cells.ndim != 2 or not len(cells) or cells.shape[1] != n_genes:
         raise InputError(f'the prediction for {titled(measured, prediction.condition)} has the shape {cells.shape}; '
                          f'give cells x {n_genes} genes')
     along = along_wave(cells)
+    if last is not None and np.array_equal(along, last.along): return last
     if not np.isfinite(along).all() and not np.isfinite(cells).all():
         name = titled(measured, prediction.condition)
         raise InputError(f'the prediction for {name} holds values that are not finite')
     keys = prediction.fold, *state_names(measured.task, prediction.condition)
     return PredictedCells(cells, along, measured.wanted_moments(of_cells=True), keys)
-
-def the_same(cells, others):
-    "Whether two sets of cells are equal; most that are not differ in their first cell."
-    return cells is others or cells.shape == others.shape and np.array_equal(cells[:1], others[:1]) and (
-        np.array_equal(cells, others))
 
 # %% ../../nbs/61_scoring.collect.ipynb #ed5d152a
 def put_variance(
