@@ -301,7 +301,7 @@ def test_control_c_at_a_terminal_keeps_what_workers_have_finished(start, out):
     assert list(out.glob('runs/*/*/.*')) == []
     for p in runs(out):
         files = {f.name for f in p.parent.iterdir()}
-        assert files == {'run.json', 'scores.parquet', 'notebook.ipynb', 'model.ckpt', 'log'}
+        assert files == {'run.json', 'scores.parquet', 'genes.parquet', 'notebook.ipynb', 'model.ckpt', 'log'}
 
 def importing(group):
     "The workers of a process group that have got as far as to import numpy."
