@@ -153,7 +153,8 @@ def contrast(a, b):
 def test_marks_and_text_have_contrast_in_light_and_dark(html):
     for block in re.findall(r':root \{(.*?)\}', html, re.DOTALL):
         colours = dict(re.findall(r'--(\w+): (#\w{6})', block))
-        for a, b in (('mark', 'page'), ('base', 'page'), ('mark', 'base'), ('mark', 'band')):
+        for a, b in (('mark', 'page'), ('base', 'page'), ('mark', 'base'), ('mark', 'band'), ('over', 'page'),
+                     ('under', 'page')):
             assert contrast(colours[a], colours[b]) >= 3, (a, b)
         for name in ('text', 'soft', 'link'): assert contrast(colours[name], colours['page']) >= 4.5, name
         assert contrast(colours['text'], colours['tint']) >= 4.5
