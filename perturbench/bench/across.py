@@ -224,6 +224,7 @@ def sentences(
     rest = f'; of the others {len(level)} of {len(labels) - 1} overlap with it by {how}' if level else ''
     return [f'{said}{rest}.']
 
+# %% ../../nbs/73c_bench.across.ipynb #f9e5f863
 class Tested(NamedTuple):
     "What a test of mean ranks says."
     groups:list # From `groups_of`
@@ -242,6 +243,7 @@ def tested(
                   f"{said} Bars join models whose mean ranks differ by less than {apart:.2f}, Nemenyi's critical "
                   'difference at 5 %: they are not told apart.')
 
+# %% ../../nbs/73c_bench.across.ipynb #c1604ca8
 def ranked(
     games, # `Games`
     screens, # Of each, its screen

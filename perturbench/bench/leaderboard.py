@@ -1130,6 +1130,7 @@ def write_genes(
             found.setdefault(task, {})[str(label)] = KeptGenes(file, rises_when_doubled(tables))
     return found
 
+# %% ../../nbs/74_bench.leaderboard.ipynb #aeb95576
 def beaten_by_none(
     found, # Rows of `answers` of one task and model
     control:str, # The label of its control
@@ -1356,6 +1357,7 @@ def _placed_runs(folders, only):
     if len(whole) < len(placed): notes.append(f'{len(placed) - len(whole)} runs are copies of others, and count once')
     return whole, notes
 
+# %% ../../nbs/74_bench.leaderboard.ipynb #6edaf8ab
 def _coded(column):
     "A column of text as codes, each text once; another one as it is."
     kind = column.type
@@ -1391,6 +1393,7 @@ def _stacked(placed):
         table[name] = table[name].cat.reorder_categories(sorted(table[name].cat.categories))
     return table
 
+# %% ../../nbs/74_bench.leaderboard.ipynb #069d20db
 def read_results(
     out, # A folder of results, or several
     only=None, # The run ids to read; by default all

@@ -195,6 +195,7 @@ def head_of(
                         state=state or ('weak' if fit == 'weak' else ''), null=limits[0], replicate=limits[1]))
     return out
 
+# %% ../../nbs/73d_bench.page.ipynb #78d18cde
 def row_of(
     label:str,
     found, # Answers of one task

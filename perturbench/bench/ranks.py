@@ -179,6 +179,7 @@ def has_enough(
     n = int(np.isfinite(values).any(1).sum(0).max(initial=0))
     return n >= FEWEST or n >= ENOUGH*len(values)
 
+# %% ../../nbs/73a_bench.ranks.ipynb #e0013bb4
 def _beat_control(better, models, controls):
     "Whether each model is significantly better than its control; None where it has none."
     place = {model: i for i, model in enumerate(models)}
