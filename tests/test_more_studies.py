@@ -40,7 +40,8 @@ def scaling(tmp_path_factory, quick, undrawn_here):
         models=['control_mean', 'additive', 'linear'],
         seeds=[3],
         budget=dict(max_epochs=1, batch_size=512),
-        trials=1)
+        trials=1,
+        searched=['shared', 'new'])
     return folder
 
 def test_training_sets_are_nested_and_the_test_stays(scaling):
