@@ -208,6 +208,7 @@ def test_every_model_has_its_costs():
     assert (table.seconds_a_cell > 0).all() and set(table.device) == {'cpu', 'NVIDIA H200'}
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_rehearsal_runs(tmp_path, undrawn):
     outcome = run_grid(GRIDS/'rehearsal.yaml', tmp_path)
     assert (outcome.done, outcome.failed) == (168, [])  # 6 tasks x (16 models, 12 of them searched as well)
