@@ -470,8 +470,7 @@ def report(
 # %% ../nbs/80_cli.ipynb #5f8fafa1
 @app.command()
 def rescore(out:Annotated[Path, typer.Argument(help='A folder of results.')]):
-    """Score the runs anew, from the models that they kept, that are of another definition of the metrics or keep no genes,
-    and report."""
+    """Score runs that are of another definition of the metrics, or keep no genes, anew, from their models, and report."""
     from perturbench.bench import rescore as room
     found = room.rescore(out)
     print(f'{next(found)} runs to score')

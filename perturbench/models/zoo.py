@@ -10,7 +10,8 @@ import inspect
 import pandas as pd
 from .base import MODELS, build_model, check_options, load_model
 from .base import model_class, model_options, presets, save_model
-from . import baselines, biolord, blup, closed, cpa, flow, gears, neighbours, sams_vae, simple, state_transition
+from . import baselines, biolord, blup, closed, cpa, flow, gears, neighbours, sams_vae, simple
+from . import state_transition
 
 # %% ../../nbs/39_models.zoo.ipynb #f58803ff
 _all_ = ['MODELS', 'build_model', 'check_options', 'load_model', 'model_class', 'save_model'] # Offered here as well
