@@ -316,6 +316,20 @@ def test_cost_is_drawn_with_its_front(page):
     texts = "return [...document.querySelectorAll('.cost svg text')].map(t => t.textContent).join()"
     assert 'MB of memory' in run(at, texts)
 
+def test_two_questions_are_drawn_against_each_other(page):
+    "A point for each row that has both scores; each of the two questions may be chosen."
+    at = page('#task=first')
+    run(at, "window.trade = document.querySelector('.trade'); trade.open = true")
+    assert wait(at, "return trade.querySelectorAll('circle').length") == len(MODELS)
+    titles = "return [...trade.querySelectorAll('svg text')].map(t => t.textContent)"
+    chosen = "return [...trade.querySelectorAll('select')].map(s => s.selectedOptions[0].textContent)"
+    across, up = run(at, chosen)
+    assert across != up and {across, up} <= set(run(at, titles))
+    run(at, "const [x, y] = trade.querySelectorAll('select'); x.value = y.value; x.dispatchEvent(new Event('change'))")
+    assert run(at, chosen) == [up, up] and across not in run(at, titles)
+    said = run(at, "return [...trade.querySelectorAll('circle title')].map(t => t.textContent)")
+    assert all(len(set(text.rpartition(': ')[2].split(', '))) == 1 for text in said)
+
 @pytest.mark.parametrize('width', [390, 768])
 def test_a_narrow_screen_does_not_scroll_sideways(page, width):
     at = page(width=width)

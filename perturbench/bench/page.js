@@ -604,13 +604,38 @@ function plotCosts(section) {
 function canBeDrawn(section, key) {
   return rowsOf(section).some(row => !cellOf(row, key).classList.contains('unfit') && known(valueOf(row, key)));
 }
+// Two questions: what is gained in one and lost in the other.
+const isAhead = (p, q) => p.x >= q.x && p.y >= q.y && (p.x > q.x || p.y > q.y);
+function tradesOf(section, across, up) {
+  const edge = value => Math.max(value, LOWEST);
+  return rowsOf(section).map(row => ({ label: row.dataset.m, hollow: row.classList[0] === 'baseline',
+    x: valueOf(row, across), y: valueOf(row, up) })).filter(p => known(p.x) && known(p.y))
+    .map(p => ({ ...p, x: edge(p.x), y: edge(p.y), says: `${p.label}: ${three(p.x)}, ${three(p.y)}` }));
+}
+function plotTrade(section) {
+  const [across, up] = all('.trade select', section).map(select => select.value);
+  const points = tradesOf(section, across, up), [xTitle, yTitle] = [QUESTIONS[across], QUESTIONS[up]];
+  const says = `Scores: ${yTitle} against ${xTitle}; the same numbers are in the table`;
+  const named = p => !points.some(q => isAhead(q, p));
+  one('.trade figure', section).replaceChildren(points.length ? scatter(points, { says, xTitle, yTitle, named })
+    : make('p', 'No model has both scores.'));
+}
+
+// Figures of scores are drawn when they are opened, and anew when other questions are chosen.
+function fillFigure(section, details, starts, fewest, plot) {
+  const keys = Object.keys(QUESTIONS).filter(key => canBeDrawn(section, key));
+  if (keys.length < fewest) return details.remove();
+  for (const [select, start] of starts) {
+    select.append(...keys.map(key => make('option', QUESTIONS[key], { value: key })));
+    select.value = keys[start];
+  }
+  for (const ask of all('select', details)) ask.addEventListener('change', () => plot(section));
+  onOpen(details, () => plot(section));
+}
 for (const section of sections) {
-  const cost = one('.cost', section), select = one('.score', cost);
-  for (const [key, title] of Object.entries(QUESTIONS))
-    if (canBeDrawn(section, key)) select.append(make('option', title, { value: key }));
-  if (!select.options.length) cost.remove();
-  for (const ask of all('select', cost)) ask.addEventListener('change', () => plotCosts(section));
-  onOpen(cost, () => plotCosts(section));
+  const cost = one('.cost', section), trade = one('.trade', section), [across, up] = all('select', trade);
+  fillFigure(section, cost, [[one('.score', cost), 0]], 1, plotCosts);
+  fillFigure(section, trade, [[across, 0], [up, 1]], 2, plotTrade);
 }
 
 // A table that is shown as cards is a table still.
