@@ -391,16 +391,16 @@ TimeLimit = Annotated[Optional[str], typer.Option(help='Of each run: 90s, 30m, 2
 MemoryLimit = Annotated[Optional[str], typer.Option(help='Of each run: 500MB, 8GB.')]
 
 def _show_plan(grid, out, threads):
-    "Print what a grid would take, its runs, and which screens have to be fetched first."
+    "Print what a grid would take and its runs; raises InputError that names the screens that have to be fetched first."
     from perturbench.bench.batch import dry_runs, not_fetched
     from perturbench.bench.paper import estimate_text
     if expected := estimate_text(grid): print(f'{expected}\n', flush=True)
     lacking = not_fetched(grid)
     there = replace(grid, tasks=[task for task in grid.tasks if task.screen not in lacking])
     if there.tasks: _print_table(dry_runs(there, out, threads))
-    for name in lacking:
-        print(f"the screen '{name}' is not on this machine, and its runs are not listed; get it with: "
-              f'perturbench fetch {name}')
+    faults = [f"the screen '{name}' is not here, and its runs are not listed; get it with: perturbench fetch {name}"
+              for name in lacking]
+    if faults: raise InputError('\n'.join(faults))
 
 @app.command()
 def run(

@@ -70,7 +70,7 @@ def test_the_wheel_holds_the_notebooks_and_nothing_of_the_project_around(wheel):
         assert notebooks
         tables = {'models/presets.json', 'bench/page.html', 'bench/page.js', 'bench/published.csv', 'bench/costs.csv'}
         grids = {f'grids/{path.name}' for path in (ROOT/'grids').glob('*.yaml')}
-        assert len(grids) == 3
+        assert len(grids) == 4
         assert names == modules | notebooks | {f'perturbench/{name}' for name in tables | grids}
 
 def test_the_sdist_builds_the_same_wheel(copy, wheel, tmp_path):
