@@ -16,8 +16,7 @@ import torch
 from numba import njit
 from scipy import sparse
 from ..core import InputError, rng
-from .accuracy import mae, metric
-from .ranks import FAST
+from .accuracy import FAST, mae, metric
 
 # %% ../../nbs/53_metrics.distributions.ipynb #4e63c5c6
 def _cells(x):

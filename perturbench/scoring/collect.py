@@ -22,10 +22,10 @@ import torch
 from fastcore.basics import patch
 from numba import njit
 from ..core import InputError, release_memory, rng
+from ..metrics.accuracy import FAST
 from ..metrics.de import ENOUGH, Ordered, Reference, control_off, down_sample, enough_variance
 from ..metrics.distributions import CLUMPED, FUNCTIONS, Points, dispersion, pair_sums, points_of
 from ..metrics.effects import MOMENTS, Moments, Profiles, Shared, moments
-from ..metrics.ranks import FAST
 from .cells import TrueCells, compressed, equal_numbers, n_compared
 from .measured import HALVES, Kept, state_names, titles
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from ..core import InputError, nearest
-from ..metrics.accuracy import METRICS, ranked
+from ..metrics.accuracy import METRICS, ranked, sums_of
 from ..metrics.effects import Profiles
 from ..metrics.ranks import BLOCK, DISTANCES, FEW, Pairs, View, alike
 from .measured import GROUPS, HALVES, THIRDS
@@ -88,8 +88,10 @@ def arguments(
     sides, # Pairs, predicted and true: the `Profiles`, and some of their rows in the space of the metric
     i, # Which rows
     weights, # Conditions x genes
+    sums, # Of both sides
 ) -> dict:
     "What a metric takes beside some rows of both sides."
+    if 'sums' in metric.needs: return dict(sums=sums)
     if 'parts' in metric.needs: return dict(parts=[side.parts[i] for side, _ in sides])
     if 'ranks' in metric.needs: return dict(ranks=[ranks_of(side, metric.space, i, rows) for side, rows in sides])
     if 'weights' in metric.needs or 'weights_same' in metric.needs: return dict(weights=weights[i])
@@ -118,11 +120,12 @@ def accuracy_scores(
     n, n_genes = pred.mean.shape
     values = {m.name: np.full(n, np.nan) for m in metrics}
     for space in dict.fromkeys(m.space for m in metrics):
+        mine = [m for m in metrics if m.space == space]
         for i in blocks_of(np.flatnonzero(known[space]), n_genes):
             p, t = pred.rows(space, i), true.rows(space, i)
             sides = (pred, p), (true, t)
-            for m in metrics:
-                if m.space == space: values[m.name][i] = m(p, t, **arguments(m, sides, i, weights))
+            sums = sums_of(p, t) if any('sums' in m.needs for m in mine) else None
+            for m in mine: values[m.name][i] = m(p, t, **arguments(m, sides, i, weights, sums))
     return values
 
 # %% ../../nbs/62_scoring.profiles.ipynb #65c0937b
