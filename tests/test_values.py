@@ -18,6 +18,7 @@ from perturbench.scoring.profiles import WITHOUT
 REFERENCE = Path(__file__).parent/'reference'
 TOLERANCE = 1e-9 # Relative or absolute: sums in another order stay far within it, another definition does not
 SINGLE_TOLERANCE = 1e-5 # Of products in float32, and what is made of them: two threads, or two processors, differ by 1e-6
+P_TOLERANCE = 1e-7 # Of p-values: two models that differ by roundings of float32 alone leave few digits of their difference
 SINGLE = ('energy_pca', 'energy_unbiased_pca', 'dispersion_pca', 'mmd_rbf_pca', 'mmd_published', 'cell_cov')
 
 # Cells: all that is drawn are uniform numbers, which are the same bits everywhere
@@ -248,9 +249,10 @@ def keys_of(name, table):
 
 def texts(column): return column.astype(object).where(column.notna(), '').astype(str)
 
-def apart(found, kept, metric):
-    "Whether numbers differ by more than the tolerance of their metrics; missing is equal to missing."
-    tolerance = np.where(np.isin(metric, SINGLE), SINGLE_TOLERANCE, TOLERANCE)
+def apart(column, found, kept, metric):
+    "Whether numbers differ by more than the tolerance of their column and metrics; missing is equal to missing."
+    least = P_TOLERANCE if column in ('p', 'p_holm') else TOLERANCE
+    tolerance = np.where(np.isin(metric, SINGLE), SINGLE_TOLERANCE, least)
     far = np.abs(found - kept) > tolerance*np.maximum(1, np.abs(kept))
     return far | (np.isnan(found) != np.isnan(kept))
 
@@ -264,7 +266,7 @@ def differences(name, found, kept):
         return [f'{name}: {lost} are lost, {new} are new']
     lines = []
     for c in (c for c in kept if c not in keys):
-        if pd.api.types.is_float_dtype(b[c]): differ = apart(a[c].to_numpy(float), b[c].to_numpy(float), b.metric)
+        if pd.api.types.is_float_dtype(b[c]): differ = apart(c, a[c].to_numpy(float), b[c].to_numpy(float), b.metric)
         else: differ = (texts(a[c]) != texts(b[c])).to_numpy()
         changed = zip(b.index[differ], a[c][differ], b[c][differ])
         lines += [f'{name}: {row}: {c} is {x!r} and was {y!r}' for row, x, y in changed]

@@ -95,10 +95,12 @@ def _are_whole(block, values, tolerance):
 def _numbers(block):
     "The fields of a `Scale` that have an entry a cell."
     values, detected = block.data.astype(np.float64), np.diff(block.indptr)
-    sums = {kind: _by_row(block, undo(values), np.add) for kind, undo in UNDO.items()}
+    linear = _expm1(values)
+    known = dict(log=lambda _: linear, twice=lambda _: _expm1(linear)) # Each exponential is taken once
+    sums = {kind: _by_row(block, known.get(kind, undo)(values), np.add) for kind, undo in UNDO.items()}
     largest = _by_row(block, values, np.maximum)
     whole = _are_whole(block, values, 0) & (largest >= 2)
-    counted = _are_whole(block, _expm1(values), 1e-4) & (detected > 0) & (largest < TOO_LARGE)
+    counted = _are_whole(block, linear, 1e-4) & (detected > 0) & (largest < TOO_LARGE)
     return dict(sums=sums, largest=largest, detected=detected, whole=whole, counted=counted)
 
 # %% ../../nbs/09a_data.scale.ipynb #5bb9815f

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROUNDING', 'FUNCTIONS', 'BLOCK', 'BROAD', 'NARROW', 'FEW', 'CLUMPED', 'Points', 'points_of', 'pair_sums',
            'sums_to_each', 'Means', 'energy_distance', 'energy_to_truth', 'dispersion', 'mmd_published', 'mmd_rbf',
-           'median_distance', 'MeasuredPairs', 'cell_covariance']
+           'median_distance', 'MeasuredPairs', 'covariance_of', 'cell_covariance']
 
 # %% ../../nbs/53_metrics.distributions.ipynb #263968fe
 import math
@@ -425,15 +425,24 @@ metric('mae_variance', 'variance', 'mean absolute error of {}', unit='squared lo
 metric('mae_zeros', 'zeros', 'mean absolute error of {}', limits=(0, 1))(mae);
 
 # %% ../../nbs/53_metrics.distributions.ipynb #dfd8daa2
+def covariance_of(
+    cells, # Cells x dimensions, two or more
+) -> torch.Tensor: # Dimensions x dimensions, float64
+    "The covariance of cells. Raises InputError where they are no dense matrix."
+    cells = _cells(cells).double()
+    cells = cells - cells.mean(0)
+    return cells.T @ cells/(len(cells) - 1)
+
 @metric('cell_cov', 'pca', 'cosine of two covariances, predicted and measured: {}', kind='distribution',
-        better='higher', best=1., limits=(0, 1), judged=False, source='Escoufier 1973')
+        better='higher', best=1., limits=(0, 1), judged=False, needs=('covariance',), source='Escoufier 1973')
 def cell_covariance(
     pred, # Predicted cells, cells x dimensions
     true, # Measured ones, in the same space
+    covariance=None, # That of the predicted cells, where it is known
 ) -> float: # From 0 to 1; missing with fewer than two cells on either side, or where a side does not vary
     "Cosine of the covariances of predicted and measured cells. Raises InputError as `energy_distance` does."
-    pred, true = (_cells(o).double() for o in (pred, true))
+    pred, true = _cells(pred), _cells(true)
     if min(len(pred), len(true)) < 2: return np.nan
-    x, y = torch.cov(pred.T), torch.cov(true.T)
+    x, y = covariance_of(pred) if covariance is None else covariance, covariance_of(true)
     size = (x.square().sum()*y.square().sum()).sqrt()
     return float((x*y).sum()/size) if size > 0 else np.nan

@@ -24,7 +24,7 @@ from numba import njit
 from ..core import InputError, release_memory, rng
 from ..metrics.accuracy import FAST
 from ..metrics.de import ENOUGH, Ordered, Reference, control_off, down_sample, enough_variance
-from ..metrics.distributions import CLUMPED, FUNCTIONS, Points, dispersion, pair_sums, points_of
+from ..metrics.distributions import CLUMPED, FUNCTIONS, Points, covariance_of, dispersion, pair_sums, points_of
 from ..metrics.effects import MOMENTS, Moments, Profiles, Shared, moments
 from .cells import TrueCells, compressed, equal_numbers, n_compared
 from .measured import HALVES, Kept, state_names, titles
@@ -146,6 +146,12 @@ def projected(self:PredictedCells,
     return self.kept.once(('all', space), by_pieces)
 
 @patch
+def covariance(self:PredictedCells, space, project):
+    "The covariance of all cells in a space; missing for a single one."
+    if len(self) < 2: return None
+    return self.kept.once(('covariance', space), lambda: covariance_of(self.projected(space, project)))
+
+@patch
 def in_space(self:PredictedCells,
     space:str,
     project, # Takes cells into the space
@@ -214,6 +220,7 @@ def distribution_scores(
         pairs = means_of_pairs(true, i, pred, space, project, n)
         for m in mine:
             extras = extras_for(m, true, i)
+            if 'covariance' in m.needs: extras['covariance'] = pred.covariance(space, project)
             if made_of[m.name]: values = [m(None, None, **extras, means=means.get(*made_of[m.name])) for means in pairs]
             else: values = [m(pred.projected(space, project), part, **extras) for part in true.parts(i, space)]
             scores[m.name] = Scored(values[0], float(np.mean(values[1:])))
