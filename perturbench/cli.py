@@ -470,7 +470,7 @@ def report(
 # %% ../nbs/80_cli.ipynb #5f8fafa1
 @app.command()
 def rescore(out:Annotated[Path, typer.Argument(help='A folder of results.')]):
-    """Score runs that are of another definition of the metrics, or keep no genes, anew, from their models, and report."""
+    """Score runs of another definition of the metrics, or that keep no genes, anew from their models, and report."""
     from perturbench.bench import rescore as room
     found = room.rescore(out)
     print(f'{next(found)} runs to score')

@@ -698,6 +698,7 @@ def _mark(
     if any(one.st_ctime > time.time() - _SETTLED for one in there.values()): return None
     return digest({name: [one.st_size, one.st_mtime_ns, one.st_ctime_ns] for name, one in there.items()})
 
+# %% ../../nbs/71_bench.batch.ipynb #138cc412
 def _found_whole(
     out, # The folder of results
 ) -> dict: # Run -> its mark; empty where nothing can be read, or another version wrote it
@@ -713,6 +714,7 @@ def _write_whole(out, seen):
         with atomic_path(Path(out)/_SEEN) as part: part.write_text(json.dumps(dict(version=__version__, runs=seen)))
     except InputError: pass
 
+# %% ../../nbs/71_bench.batch.ipynb #b18985d1
 class States(NamedTuple):
     "What there is of some runs."
     states:list # One a run, from `state_of`
@@ -732,6 +734,7 @@ def states_of(
         if mark and states[-1] == 'done' and not is_as_before: new[name] = mark
     return States(states, seen | new if new else {})
 
+# %% ../../nbs/71_bench.batch.ipynb #ea425755
 def to_do(
     specs:list, # RunSpecs
     out, # The folder of results

@@ -888,6 +888,7 @@ def condition_scores(
         means[HEADLINES[metric].key] = values.reindex(index=models, columns=named.place).to_numpy(float)
     return Conditions(_titles(named, keys), means)
 
+# %% ../../nbs/74_bench.leaderboard.ipynb #2fa76db9
 def _known_strata(
     known, # From `conditions_of`, or None
     names, # Of conditions
@@ -900,6 +901,7 @@ def _known_strata(
     found = table[columns].reindex(names)
     return {name: found[name].tolist() for name in columns if found[name].notna().any()}
 
+# %% ../../nbs/74_bench.leaderboard.ipynb #97741a2f
 def behind(
     rows, # A score table of one task
     part, # Its rows of the leaderboard
@@ -1055,6 +1057,7 @@ def _run_homes(runs, out):
         found.setdefault(run.task, {}).setdefault(run.model, []).append((int(run.seed), at))
     return found
 
+# %% ../../nbs/74_bench.leaderboard.ipynb #01ed1f29
 _BEHIND = dict(split='split.csv', picture='split.png', leaks='leaks.csv', task='task.json') # Files of a task
 
 def _links(task, home, out):
@@ -1065,6 +1068,7 @@ def _links(task, home, out):
     return links + [(f'{name} ({file})', quote(f'{at}/{file}')) for name, file in _BEHIND.items()
                     if (Path(home)/file).exists()]
 
+# %% ../../nbs/74_bench.leaderboard.ipynb #e4656c93
 def _published_rows(table, task):
     "Published numbers of a task beside ours, as text."
     if table is None or not len(table): return []

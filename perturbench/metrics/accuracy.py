@@ -100,6 +100,7 @@ class Sums(NamedTuple):
     product_centred:np.ndarray
     n:int # Genes
 
+# %% ../../nbs/51_metrics.accuracy.ipynb #47a140c7
 @njit(cache=True, nogil=True, fastmath=FAST)
 def _raw_sums(p, t):
     "Of one row: the sums of (p - t)^2, |p - t|, p^2, t^2, p t, p and t."
@@ -115,6 +116,7 @@ def _raw_sums(p, t):
         of_t += t[g]
     return error, distance, pp, tt, pt, of_p, of_t
 
+# %% ../../nbs/51_metrics.accuracy.ipynb #10ebd2e0
 @njit(cache=True, nogil=True, fastmath=FAST)
 def _centred_sums(p, t, mean_p, mean_t):
     "Of one row: the sums of p^2, t^2 and p t, less their means."

@@ -186,6 +186,7 @@ def _added(one, others, factor, root, kernel):
             kernels += total/5
     return roots, kernels
 
+# %% ../../nbs/53_metrics.distributions.ipynb #1567e32b
 @njit(cache=True, nogil=True)
 def _added_before(cells, factor, root, kernel):
     "Twice the sums over pairs of each point and those before it: functions x points."
@@ -195,6 +196,7 @@ def _added_before(cells, factor, root, kernel):
         sums[0, i], sums[1, i] = 2*roots, 2*kernels
     return sums
 
+# %% ../../nbs/53_metrics.distributions.ipynb #44202c82
 @njit(cache=True, nogil=True)
 def _added_to_each(x, y, ends, factor, root, kernel):
     "The sums for each of the points `x` over samples, side by side in `y` up to `ends`: samples x functions x points."

@@ -13,6 +13,7 @@ from math import factorial
 from typing import NamedTuple
 import numpy as np
 import torch
+from fastcore.basics import patch
 from numba import njit, prange
 from scipy import sparse
 from ..core import InputError
@@ -284,8 +285,6 @@ def _finite(table):
     return finite[table.at] if isinstance(table, Shared) else finite
 
 # %% ../../nbs/50_metrics.effects.ipynb #70a7c8eb
-SMALL = 2**21 # Numbers of a table up to which what is made of it is kept: 16 MB in float64
-
 @dataclass
 class Profiles:
     "What one side knows of each condition, in rows that belong together."
@@ -309,57 +308,66 @@ class Profiles:
         for name in ('control', 'control_linear', 'centre', 'own', 'own_linear'):
             setattr(self, name, _as_shared(getattr(self, name), len(self.mean)))
 
-    def levels(self,
-        name:str, # A table
-        i=slice(None), # Which conditions
-        genes=slice(None), # Which genes
-        scale:float=1., more:float=.1, # As in `_level`, always the same for a table
-    ) -> np.ndarray: # Conditions x genes
-        "The logarithms of a table; made once where it is small."
-        table = getattr(self, name)
-        if table.size > SMALL: return _level(table[i][:, genes], scale, more)
-        key = 'level', name
-        if key not in self.kept: self.kept[key] = _level(table, scale, more)
-        return self.kept[key][i][:, genes]
+# %% ../../nbs/50_metrics.effects.ipynb #091986c9
+SMALL = 2**21 # Numbers of a table up to which what is made of it is kept: 16 MB in float64
 
-    def beside(self,
-        control:Shared, # Means of other controls
-    ) -> 'Profiles':
-        "The same means beside other controls."
-        other, level = Profiles(self.mean, control, own=control), ('level', 'mean')
-        if self.mean.size <= SMALL: other.kept[level] = self.levels('mean')
-        return other
+@patch
+def levels(self:Profiles,
+    name:str, # A table
+    i=slice(None), # Which conditions
+    genes=slice(None), # Which genes
+    scale:float=1., more:float=.1, # As in `_level`, always the same for a table
+) -> np.ndarray: # Conditions x genes
+    "The logarithms of a table; made once where it is small."
+    table = getattr(self, name)
+    if table.size > SMALL: return _level(table[i][:, genes], scale, more)
+    key = 'level', name
+    if key not in self.kept: self.kept[key] = _level(table, scale, more)
+    return self.kept[key][i][:, genes]
 
-    def rows(self,
-        space:str, # A key of `SPACES` whose numbers are profiles
-        i=slice(None), # Which conditions
-        genes=slice(None), # Which genes, or gene sets
-    ) -> np.ndarray: # Conditions x genes (or gene sets), float64
-        "The conditions in `space`."
-        def change(table, reference): return table[i][:, genes] - reference.of(lambda rows: rows, i, genes)
-        if space in _GIVEN: return getattr(self, _GIVEN[space])[i][:, genes]
-        if space == 'centred': return change(self.mean, self.centre)
-        own = '_own' if space.endswith('_own') else ''
-        space, control = space.removesuffix('_own'), self.own if own else self.control
-        if space == 'logfc': return self.levels('mean', i, genes) - control.of(_level, i, genes)
-        if space == 'foldchange':
-            control, how = self.own_linear if own else self.control_linear, (self.scale, 1)
-            return self.levels('linear', i, genes, *how) - control.of(lambda rows: _level(rows, *how), i, genes)
-        if space == 'sets': return (self.sets @ self.rows('delta' + own, i).T).T[:, genes]
-        effect = change(self.mean, control)
-        return effect - self.parts[i][:, genes] if space == 'interaction' else effect
+@patch
+def beside(self:Profiles,
+    control:Shared, # Means of other controls
+) -> 'Profiles':
+    "The same means beside other controls."
+    other, level = Profiles(self.mean, control, own=control), ('level', 'mean')
+    if self.mean.size <= SMALL: other.kept[level] = self.levels('mean')
+    return other
 
-    def known(self,
-        spaces, # Keys of `SPACES` whose numbers are profiles
-    ) -> dict: # space -> a truth value a condition; raises InputError where a table that a space needs was not given
-        "Whether all numbers of a condition are there."
-        made_of, finite = {space: _MADE_OF.get(space, _EFFECT) for space in spaces}, {}
-        for space, names in made_of.items():
-            for name in names:
-                if (table := getattr(self, name)) is None:
-                    raise InputError(f"profiles have no '{name}', which the space '{space}' needs; give it")
-                if name not in finite: finite[name] = _finite(table)
-        return {space: np.logical_and.reduce([finite[name] for name in names]) for space, names in made_of.items()}
+# %% ../../nbs/50_metrics.effects.ipynb #94782219
+@patch
+def rows(self:Profiles,
+    space:str, # A key of `SPACES` whose numbers are profiles
+    i=slice(None), # Which conditions
+    genes=slice(None), # Which genes, or gene sets
+) -> np.ndarray: # Conditions x genes (or gene sets), float64
+    "The conditions in `space`."
+    def change(table, reference): return table[i][:, genes] - reference.of(lambda rows: rows, i, genes)
+    if space in _GIVEN: return getattr(self, _GIVEN[space])[i][:, genes]
+    if space == 'centred': return change(self.mean, self.centre)
+    own = '_own' if space.endswith('_own') else ''
+    space, control = space.removesuffix('_own'), self.own if own else self.control
+    if space == 'logfc': return self.levels('mean', i, genes) - control.of(_level, i, genes)
+    if space == 'foldchange':
+        control, how = self.own_linear if own else self.control_linear, (self.scale, 1)
+        return self.levels('linear', i, genes, *how) - control.of(lambda rows: _level(rows, *how), i, genes)
+    if space == 'sets': return (self.sets @ self.rows('delta' + own, i).T).T[:, genes]
+    effect = change(self.mean, control)
+    return effect - self.parts[i][:, genes] if space == 'interaction' else effect
+
+# %% ../../nbs/50_metrics.effects.ipynb #f3e057a6
+@patch
+def known(self:Profiles,
+    spaces, # Keys of `SPACES` whose numbers are profiles
+) -> dict: # space -> a truth value a condition; raises InputError where a table that a space needs was not given
+    "Whether all numbers of a condition are there."
+    made_of, finite = {space: _MADE_OF.get(space, _EFFECT) for space in spaces}, {}
+    for space, names in made_of.items():
+        for name in names:
+            if (table := getattr(self, name)) is None:
+                raise InputError(f"profiles have no '{name}', which the space '{space}' needs; give it")
+            if name not in finite: finite[name] = _finite(table)
+    return {space: np.logical_and.reduce([finite[name] for name in names]) for space, names in made_of.items()}
 
 # %% ../../nbs/50_metrics.effects.ipynb #cfa5a3ef
 def _named_sets(path) -> dict:
