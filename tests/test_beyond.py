@@ -54,7 +54,7 @@ def test_a_small_screen_stays_as_it_is(page):
     small = page['thinned'](screen)
     assert list(small.adata.obs_names) == list(screen.adata.obs_names)
 
-def test_the_page_runs_small(tmp_path):
+def test_the_page_runs_small(tmp_path, quick_here, undrawn):
     small = {'n_genes': 50, 'n_states': 2, 'n_perturbations': 20, 'cells': 12, 'controls': 120, 'n_programmes': 6}
     screens = [{'name': 'one', 'simulate': small, 'seed': 1, 'split': {'kind': 'transfer', 'fraction': .4, 'seed': 1}},
                {'name': 'two', 'simulate': small, 'seed': 2, 'split': {'kind': 'transfer', 'folds': 4, 'seed': 1}}]

@@ -41,7 +41,7 @@ def scaling(tmp_path_factory, quick, undrawn_here):
         seeds=[3],
         budget=dict(max_epochs=1, batch_size=512),
         trials=1,
-        searched=['shared', 'new'])
+        searched=['new'])
     return folder
 
 def test_training_sets_are_nested_and_the_test_stays(scaling):
@@ -63,9 +63,10 @@ def test_an_average_over_more_states_is_better_where_they_are_alike(scaling):
     additive = error['shared', 'additive'].groupby('added').mean()
     assert additive[5] < .9*additive[1]  # noise of as many cells in truth and average: the root of (1 + 1/5)/2 is .77
     assert np.ptp(error['shared', 'control_mean'].unstack('added').to_numpy(), axis=1).max() < 1e-7
-    by_model = found.set_index(['screen', 'held', 'metric', 'added', 'condition', 'model']).value.unstack()
+    searched = found[found.screen == 'new']
+    by_model = searched.set_index(['held', 'metric', 'added', 'condition', 'model']).value.unstack()
     pd.testing.assert_series_equal(by_model.linear, by_model['linear-tuned'], check_names=False)
-    assert len(by_model) == len(found)/4
+    assert len(by_model) == len(searched)/4
 
 @pytest.fixture(scope='module')
 def imbalance(tmp_path_factory, undrawn_here):
@@ -78,7 +79,7 @@ def imbalance(tmp_path_factory, undrawn_here):
         entropies=[.7, .9, 1.],
         models=['control_mean', 'additive', 'covariate_only'],
         own=['control_mean', 'additive'],
-        seeds=[5, 6],
+        seeds=[5],
         budget=dict(max_epochs=1, batch_size=512))
     return folder
 
@@ -90,18 +91,17 @@ def trained(task):
 def test_levels_of_imbalance_by_hand(imbalance):
     "Entropies are near what was asked for; a twin has as many perturbations, the same in each state; one test for all."
     tasks = opened(imbalance)
-    for seed in (5, 6):
-        level = {e: trained(tasks[f'small-uneven-{e:g}-{seed}']) for e in (.7, .9, 1.)}
-        for e, n in level.items():
-            p = (n + 1)/(n + 1).sum()  # control counted
-            assert -(p*np.log(p)).sum()/np.log(3) == pytest.approx(e, abs=.05)
-        for e in (.7, .9):
-            even = trained(tasks[f'small-even-{e:g}-{seed}'])
-            assert even.sum() == level[e].sum() and np.ptp(even) <= 1
-        shared = [parts_of(task) for name, task in tasks.items() if name.endswith(f'-{seed}') and 'own' not in name]
-        assert len(shared) == 5 and all(o.test == shared[0].test and o.val == shared[0].val for o in shared)
-        own = [parts_of(tasks[f'small-own-test-{e:g}-{seed}']).test for e in (.7, 1.)]
-        assert own[0] != own[1]
+    level = {e: trained(tasks[f'small-uneven-{e:g}-5']) for e in (.7, .9, 1.)}
+    for e, n in level.items():
+        p = (n + 1)/(n + 1).sum()  # control counted
+        assert -(p*np.log(p)).sum()/np.log(3) == pytest.approx(e, abs=.05)
+    for e in (.7, .9):
+        even = trained(tasks[f'small-even-{e:g}-5'])
+        assert even.sum() == level[e].sum() and np.ptp(even) <= 1
+    shared = [parts_of(task) for name, task in tasks.items() if name.endswith('-5') and 'own' not in name]
+    assert len(shared) == 5 and all(o.test == shared[0].test and o.val == shared[0].val for o in shared)
+    own = [parts_of(tasks[f'small-own-test-{e:g}-5']).test for e in (.7, 1.)]
+    assert own[0] != own[1]
 
 def test_what_is_tested_trains_in_the_largest_state_at_every_level(imbalance):
     "So a level differs from another in what trains beside it, and in nothing else."
@@ -118,7 +118,7 @@ def test_a_model_without_perturbations_ranks_by_chance_at_every_level(imbalance)
     "And the control mean has one error for all levels that share a test, and another for those that do not."
     found = pd.read_csv(imbalance/'results'/'imbalance.csv')
     ranks = found[(found.metric == 'rmse_rank_average') & found.model.isin(['control_mean', 'covariate_only'])]
-    assert (ranks.value.dropna() == .5).all() and len(ranks.value.dropna()) > 100  # one test alone has no rank
+    assert (ranks.value.dropna() == .5).all() and len(ranks.value.dropna()) > 50  # one test alone has no rank
     control = found[(found.metric == 'rmse_average') & (found.model == 'control_mean')]
     shared = control[control.design != 'own test'].groupby('condition').value.agg(np.ptp)
     assert shared.max() < 1e-7
