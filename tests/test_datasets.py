@@ -301,6 +301,16 @@ def test_a_checksum_is_recorded_at_first_use_and_checked_ever_after(server, site
     with pytest.raises(InputError, match='not the published one'):
         download.fetch_file(f'{server}/x.bin', home, 'y.bin', known='0'*64)
 
+def test_what_a_finished_download_left_goes_unless_another_is_at_it(server, site, home):
+    "A kill may come when the file is in its place and the folder in which it grew is still there."
+    (site/'x.bin').write_bytes(b'whole')
+    path = download.fetch_file(f'{server}/x.bin', home, 'x.bin')
+    work = home/'.x.bin'
+    work.mkdir()
+    (work/'part').write_bytes(b'who')
+    with Lock(work): assert download.fetch_file(f'{server}/x.bin', home, 'x.bin') == path and (work/'part').exists()
+    assert download.fetch_file(f'{server}/x.bin', home, 'x.bin') == path and not work.exists()
+
 def test_a_full_disk_keeps_what_has_arrived(server, site, home, monkeypatch):
     (site/'x.bin').write_bytes(os.urandom(3*download.BLOCK))
     real, n = open, []

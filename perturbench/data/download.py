@@ -7,6 +7,7 @@ __all__ = ['BLOCK', 'data_folder', 'sha256', 'Resuming', 'fetch_file', 'unpack']
 
 # %% ../../nbs/05_data.download.ipynb #78ff0fc6
 import errno, gzip, hashlib, json, os, shutil, tarfile, warnings, zlib
+from contextlib import suppress
 from pathlib import Path
 from ..core import InputError, Lock, atomic_path, progress, remove
 
@@ -178,6 +179,11 @@ def _retrieve(url, folder, work, expected, which):
                      'name another folder in PERTURBENCH_DATA') from None
 
 # %% ../../nbs/05_data.download.ipynb #825cb7b5
+def _remove_left(work):
+    "Remove what a download that was killed at its end left in the folder `work`, unless another one is at it."
+    if not work.exists(): return
+    with suppress(InputError), Lock(work): remove(work)
+
 def fetch_file(
     url:str, # Where it is
     folder, # Where it goes to; `checksums.json` is there too
@@ -189,7 +195,9 @@ def fetch_file(
     path, work = folder/name, folder/f'.{name}'
     expected = known or entry.get('sha256')
     which = 'the published one' if known else 'that of the first download'
-    if path.exists(): found = _checked(path, url, expected)
+    if path.exists():
+        found = _checked(path, url, expected)
+        _remove_left(work)
     else:
         with Lock(work):
             whole = _retrieve(url, folder, work, expected, which)
