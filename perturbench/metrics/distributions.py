@@ -175,7 +175,7 @@ def _added(one, others, factor, root, kernel):
     for j in range(len(others)):
         squared = 0.
         for k in range(len(one)): squared += (one[k] - others[j, k])**2
-        if squared == math.inf: squared = math.nan
+        if squared == math.inf: squared = math.nan # A value that is not finite makes its pairs missing
         if root: roots += math.sqrt(squared)
         if kernel:
             gauss = math.exp(factor*squared)
