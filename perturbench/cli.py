@@ -334,6 +334,7 @@ def _name_files(files):
     home = min((file.parent for file in files), key=lambda folder: len(folder.parts))
     for place in dict.fromkeys(file if file.parent == home else file.parent for file in files): print(place)
 
+# %% ../nbs/80_cli.ipynb #182ea2de
 def _report(out, only=None, goal=None, long=False):
     "Write the report of `out`, print its tables and name its files."
     from perturbench.bench.leaderboard import print_tables, write_report
@@ -344,6 +345,7 @@ def _report(out, only=None, goal=None, long=False):
     _print_published(board)
     _name_files(files)
 
+# %% ../nbs/80_cli.ipynb #08e126fa
 def _summary(outcome):
     "What became of a batch, in a sentence."
     counts = [f'{outcome.done} runs done', f'{outcome.skipped} were done before', f'{len(outcome.failed)} failed']

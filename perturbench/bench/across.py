@@ -156,6 +156,7 @@ def ranks_by_screen(
     by_task = pd.DataFrame(mean_ranks(games)).groupby(list(screen_of.values()), sort=False).mean()
     return by_task.rank(axis=1).to_numpy()
 
+# %% ../../nbs/73c_bench.across.ipynb #68a26535
 def friedman(
     ranks, # Screens x models
 ) -> float: # p value
@@ -165,6 +166,7 @@ def friedman(
     apart = np.square(ranks.sum(0) - n*(k + 1)/2).sum()
     return float(chdtrc(k - 1, (k - 1)*apart/spread)) if spread > 0 else 1.
 
+# %% ../../nbs/73c_bench.across.ipynb #67b8e161
 def critical_difference(
     n_models:int,
     n_screens:int,
@@ -174,6 +176,7 @@ def critical_difference(
     q = studentized_range.ppf(.95, n_models, np.inf)/2**.5
     return float(q*np.sqrt(n_models*(n_models + 1)/(6*n_screens)))
 
+# %% ../../nbs/73c_bench.across.ipynb #ea3a8919
 def groups_of(
     mean, # Mean ranks, ascending
     apart:float, # The critical difference

@@ -91,6 +91,7 @@ def _beside(
     worst = int(np.argmax(apart)) # a value that is missing on one side alone counts as the largest
     return float(apart[worst]), f'{before.metric[worst]} of {before.perturbation[worst]}'
 
+# %% ../../nbs/73_bench.kept.ipynb #8fa4eb8e
 def repeat(
     run_dir, # OUT/runs/<task>/<label>/<run_id>
 ) -> Repeated: # Raises InputError where the run, or its task, is not whole

@@ -62,6 +62,7 @@ def _executor(cluster, folder):
     executor.update_parameters(**{key: value for key, value in asked.items() if value})
     return executor
 
+# %% ../../nbs/70c_bench.slurm.ipynb #ca30d67c
 class Jobs(NamedTuple):
     "Jobs that were submitted."
     jobs:list # Of submitit
@@ -84,6 +85,7 @@ class Jobs(NamedTuple):
             return f'a job ended with: {last[-1] if last else "no word"} (see {job.paths.stderr})'
         return ''
 
+# %% ../../nbs/70c_bench.slurm.ipynb #b08da2ea
 def submit(
     do, # A function of the number of a job
     n:int, # Jobs

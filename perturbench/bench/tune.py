@@ -410,6 +410,7 @@ def _read(path):
         print(f'{path} is cut or was altered; it is made again', file=sys.stderr, flush=True)
         return None
 
+# %% ../../nbs/70b_bench.tune.ipynb #5ce7c3ec
 def read_trial(
     path, # Of a file
 ) -> Trial: # None where there is none that can be read
@@ -418,6 +419,7 @@ def read_trial(
     try: return Trial(**about)
     except TypeError: return None
 
+# %% ../../nbs/70b_bench.tune.ipynb #3a2b0777
 def described(search:Search) -> dict:
     "What is kept of a search."
     asked = asdict(search) | dict(ranges=space_of(search.model, search.options), version=__version__)
@@ -629,6 +631,7 @@ def _kept(beside):
     "Why the defaults are kept, said of the best of those that were refused."
     return str(max(beside, key=lambda one: one.gain)) if beside else 'no other trial was trained to the end'
 
+# %% ../../nbs/70b_bench.tune.ipynb #495e797e
 def chosen(
     trials:list, # All of them
     repeats:dict, # Number of a trial -> its repeats
@@ -659,6 +662,7 @@ def found_before(
     trials = [read_trial(home/'trials'/f'{number:03}.json') for number in range(n_trials)]
     return None if None in trials else Tuned(trials=trials, **{key: kept[key] for key in keys})
 
+# %% ../../nbs/70b_bench.tune.ipynb #aa56dcd1
 def _objective_and_note(search):
     judge = judge_of(search)
     return judge.objective, judge.note
@@ -669,6 +673,7 @@ def _measured(search, workers): # What the process of a judge says of it
     if isinstance(found, Killed): raise SearchFailed(f'what validates could not be measured: {found.fault}')
     return found
 
+# %% ../../nbs/70b_bench.tune.ipynb #2f7559a2
 def tune(
     search:Search,
     out, # The folder of results

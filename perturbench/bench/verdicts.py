@@ -306,6 +306,7 @@ def score_text(
     if np.isfinite(row.mean): return f'({row.mean:.3g})'
     return '-'
 
+# %% ../../nbs/73b_bench.verdicts.ipynb #ab1e67a9
 def _column(rows, labels):
     "The column of a question, with its two headings."
     found = {row.model: row for row in rows.itertuples()}
@@ -317,6 +318,7 @@ def _column(rows, labels):
     second = ' rank  score' if judged else 'not judged'
     return [f' {title}{weak}', second, *(cell(found.get(label)) for label in labels)]
 
+# %% ../../nbs/73b_bench.verdicts.ipynb #b83963ca
 _SAID = ('rank: the ranks that cannot be ruled out, for all models of a question together; score: 0 a mean that knows '
          'nothing of the\nperturbation, 1 a replicate of the measured cells; (in brackets: the metric itself, where '
          'there is no such scale)')

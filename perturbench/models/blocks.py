@@ -313,6 +313,7 @@ class NegativeBinomial(nn.Module):
         if zero is not None: x = x*(torch.rand_like(x) > torch.sigmoid(zero))
         return torch.log1p(x*self.target/library)
 
+# %% ../../nbs/31_models.blocks.ipynb #4d2b0717
 @LIKELIHOODS.register('zinb')
 class ZeroInflated(NegativeBinomial):
     "Negative binomials with additional zeros."

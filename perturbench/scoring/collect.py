@@ -151,6 +151,7 @@ def covariance(self:PredictedCells, space, project):
     if len(self) < 2: return None
     return self.kept.once(('covariance', space), lambda: covariance_of(self.projected(space, project)))
 
+# %% ../../nbs/61_scoring.collect.ipynb #111e9bf0
 @patch
 def in_space(self:PredictedCells,
     space:str,

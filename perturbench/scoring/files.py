@@ -531,6 +531,7 @@ def judged_cells(
     if not kept.all(): X = some_rows(X, kept) if isinstance(X, Blocks) else X[kept]
     return Predicted(X, codes[kept], own[kept], rows, notes=notes + said)
 
+# %% ../../nbs/68_scoring.files.ipynb #26ee0db9
 def look(
     source, # An h5ad file, or an AnnData, of predicted cells
     asked:Asked,

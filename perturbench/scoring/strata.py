@@ -470,6 +470,7 @@ def _asked(
         if name not in there: raise InputError(f"there are no scores of the metric '{name}'{nearest(name, there)}")
     return asked
 
+# %% ../../nbs/66_scoring.strata.ipynb #5b442dfc
 def _of_task(
     scores, # Of one task, numbered
     strata, # Of its conditions; the columns that are cut
@@ -481,6 +482,7 @@ def _of_task(
         tables += _of_stratum(cube, name, values)
     return tables
 
+# %% ../../nbs/66_scoring.strata.ipynb #9b679550
 def by_stratum(
     scores, # From `Evaluation.table`; with `model`, `seed` and `task` where there are several
     strata, # From `strata`; with a column `task` where there are several
