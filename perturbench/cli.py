@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
-from .core import InputError, Lock, atomic_path, nearest, os_fault, place_of
+from .core import InputError, Lock, atomic_path, nearest, os_fault, place_of, release_memory
 
 # %% ../nbs/80_cli.ipynb #62a3296b
 app = typer.Typer(name='perturbench', add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -562,14 +562,13 @@ def _genes_of(found):
     by_model = {label: rows.drop(columns='model') for label, rows in found.genes.groupby('model')}
     return lambda task, label: [by_model[label]] if label in by_model else []
 
-def _write_evaluation(found, out):
+def _write_evaluation(found, conditions, out):
     "Write what an evaluation of files found, and print its tables."
-    from perturbench.bench.leaderboard import conditions_of, print_tables, write_board
-    name = found.evaluation.task.name
+    from perturbench.bench.leaderboard import print_tables, write_board
+    (name,) = conditions
     with atomic_path(out/'scores.parquet') as part: found.scores.to_parquet(part, index=False)
     with atomic_path(out/'genes.parquet') as part: found.genes.to_parquet(part, index=False)
     with atomic_path(out/'controls.csv') as part: found.controls.to_csv(part, index=False)
-    conditions = {name: conditions_of(found.evaluation.measured)}
     board, files = write_board(found.scores, found.runs, out, {name: found.references}, conditions,
                                genes=_genes_of(found))
     files += _write_challenge(found.challenge, out/'challenge.csv')
@@ -613,6 +612,7 @@ def evaluate(
     Predict from the controls that OUT/controls.csv calls half A: true effects are taken against half B, and a model
     that was given half B carries its noise.
     """
+    from perturbench.bench.leaderboard import conditions_of
     from perturbench.scoring.files import evaluate_files
     _keep_runs(out)
     keys = dict(dose_key=dose_key, batch_key=batch_key, replicate_key=replicate_key,
@@ -623,5 +623,9 @@ def evaluate(
         found = evaluate_files(truth, predictions, perturbation_key, covariate_keys, control, values, train=train,
                                protocol=protocol, profile=profile, intersection=intersection, gene_sets=gene_sets,
                                predicted=predicted, **keys)
-        _write_evaluation(found, out)
+        measured, found = found.evaluation.measured, found._replace(evaluation=None)
+        conditions = {measured.task.name: conditions_of(measured)}
+        del measured
+        release_memory() # No cells are held beside the report
+        _write_evaluation(found, conditions, out)
     if found.refused: raise InputError('these predictions are refused, the others are scored:' + _listed(found.refused))

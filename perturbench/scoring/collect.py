@@ -538,6 +538,7 @@ def collect(
                 if p.variance is not None: put_variance(out, measured, i, p)
                 workers.do(take, out, true, i, pred, state.own)
             state.last = pred
+    release_memory()
     need_all(measured, out.n_pred, partial)
     return out
 
