@@ -1,10 +1,13 @@
 "Profiles of an evaluation of files, through the command line: the quick metrics, all of them, and the challenge."
+import weakref
 import anndata as ad, numpy as np, pandas as pd, pytest
 from scipy import sparse
+from perturbench.bench import leaderboard
 from perturbench.cli import main
 from perturbench.core import rng
 from perturbench.metrics.challenge import (
     MEASURES, as_counts, challenge_scores, challenge_total, combined, counts_of, mean_response, replicate_scores)
+from perturbench.scoring import files as of_files
 from perturbench.scoring.profiles import PROFILES
 
 GENES, GUIDES = 60, [f'G{i}' for i in range(1, 7)]
@@ -60,6 +63,22 @@ def test_an_unknown_profile_is_one_sentence_with_the_nearest_name(at, capsys):
     said = evaluate(capsys, '--values', 'counts', '--profile', 'quik', status=2)
     assert said == "perturbench: the profile 'quik' is not known; did you mean 'quick'?\n"
     assert not (at/'out'/'scores.parquet').exists()
+
+def test_no_cells_are_held_while_the_report_is_written(at, capsys, monkeypatch):
+    write(truth=screen(0), mine=screen(1))
+    stores, alive = [], []
+    class Watched(of_files.Evaluation):
+        def __init__(self, task, *args):
+            super().__init__(task, *args)
+            stores.append(weakref.ref(task.store))
+    write_board = leaderboard.write_board
+    def looked(*args, **how):
+        alive.extend(store() is not None for store in stores)
+        return write_board(*args, **how)
+    monkeypatch.setattr(of_files, 'Evaluation', Watched)
+    monkeypatch.setattr(leaderboard, 'write_board', looked)
+    evaluate(capsys, '--values', 'counts', '--profile', 'quick')
+    assert alive == [False]
 
 # The challenge
 
