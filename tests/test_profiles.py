@@ -1,7 +1,9 @@
 "Profiles of an evaluation of files, through the command line: the quick metrics, all of them, and the challenge."
-import weakref
+import mmap, os, tempfile, weakref
+from types import SimpleNamespace
 import anndata as ad, numpy as np, pandas as pd, pytest
 from scipy import sparse
+from perturbench import core
 from perturbench.bench import leaderboard
 from perturbench.cli import main
 from perturbench.core import rng
@@ -79,6 +81,24 @@ def test_no_cells_are_held_while_the_report_is_written(at, capsys, monkeypatch):
     monkeypatch.setattr(leaderboard, 'write_board', looked)
     evaluate(capsys, '--values', 'counts', '--profile', 'quick')
     assert alive == [False]
+
+def test_cells_that_lie_in_files_have_the_scores_of_those_in_memory(at, capsys, monkeypatch):
+    write(truth=screen(0), mine=screen(1), train=screen(2, guides=['G7', 'G8', 'G9']))
+    options = '--values', 'counts', '--train', 'train.h5ad', '--profile', 'quick'
+    evaluate(capsys, *options)
+    in_memory, rooms, place = pd.read_parquet('out/scores.parquet'), [], at/'temporary'
+    place.mkdir()
+    def room(*args):
+        rooms.append(mmap.mmap(*args))
+        return rooms[-1]
+    monkeypatch.setattr(core, 'LARGE', 1)
+    monkeypatch.setattr(core, 'mmap', SimpleNamespace(mmap=room, MADV_DONTNEED=mmap.MADV_DONTNEED))
+    monkeypatch.setattr(tempfile, 'tempdir', str(place))
+    evaluate(capsys, *options)
+    pd.testing.assert_frame_equal(pd.read_parquet('out/scores.parquet'), in_memory, check_exact=True)
+    there = hasattr(os, 'posix_fallocate')  # where there are such files
+    assert len(rooms) == 3*3*there  # Columns, counts and values of the truth, of the training cells, and of both
+    assert list(place.iterdir()) == []
 
 # The challenge
 

@@ -146,6 +146,7 @@ def _alone(led, of):
         if not others: best.setdefault(first, []).append(key)
     return [f'{_named(model, of)} is best at {nouns(keys)}' for model, keys in best.items()]
 
+# %% ../../nbs/73b_bench.verdicts.ipynb #e4880be5
 def _first_baseline(some, of):
     "The first of some labels that is a baseline; None where none is."
     return next((label for label in some if label in of and of[label].kind == 'baseline'), None)
@@ -164,6 +165,7 @@ def _shared(led, of):
         said.append(f'at {nouns(keys)} {who} shown to be better than the baseline {baseline}')
     return said
 
+# %% ../../nbs/73b_bench.verdicts.ipynb #f20fd8c3
 def _sentence(parts):
     "Parts of a sentence as one; empty where there are none."
     text = '; '.join(parts)
@@ -222,6 +224,7 @@ def what_cannot_be_judged(
     if absent: said.append(f'has no scores on {nouns(absent)}')
     return f"This screen {'; it '.join(said)}." if said else ''
 
+# %% ../../nbs/73b_bench.verdicts.ipynb #784ea829
 def verdict(
     answers, # Of one task, from `answers_of`
     of=None, # From `entries`

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['VALUES', 'ESTIMATED', 'SUMS', 'AT_ONCE', 'NO_MEAN', 'BINS', 'MIN_CELLS', 'MIN_GENES', 'CELLS', 'Scaled', 'normalise',
-           'Pass', 'Checked', 'Bare', 'Looked', 'first_pass', 'Normalised', 'Made', 'screen_notes', 'prepare', 'Sums',
-           'Moments', 'group_moments', 'welch_t', 'changed_genes', 'variable_genes', 'select_genes']
+           'Pass', 'Checked', 'Bare', 'Looked', 'first_pass', 'end_to_end', 'Normalised', 'Made', 'screen_notes',
+           'prepare', 'Sums', 'Moments', 'group_moments', 'welch_t', 'changed_genes', 'variable_genes', 'select_genes']
 
 # %% ../../nbs/11_data.preprocess.ipynb #71725a45
 from contextlib import nullcontext
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from numba import njit
 from scipy import sparse
-from ..core import InputError, nearest, progress
+from ..core import InputError, nearest, progress, release_memory, room_for
 from .labels import (covariate_notes, label_notes, merge_controls, merged_note, sep_faults, unnamed,
                                      unnamed_note)
 from .blocks import Blocks, to_csr
@@ -182,22 +182,41 @@ def _least(n_cells, min_cells):
     return min(min_cells, per_cent)
 
 # %% ../../nbs/11_data.preprocess.ipynb #1dc4933a
-class _Kept:
-    "Takes blocks as `RowWriter` does, and keeps them in memory."
-    def __init__(self, like=None): self.blocks, self.like = [], like
+def end_to_end(
+    parts:list, # Arrays of one type, at least one; empty afterwards
+) -> np.ndarray:
+    "Some arrays as one; each is let go as soon as it is copied."
+    out, end = room_for(sum(map(len, parts)), parts[0].dtype), 0
+    while parts:
+        part = parts.pop(0)
+        out[end:end + len(part)] = part
+        end += len(part)
+        del part
+        release_memory()
+    return out
 
-    def add(self, block): self.blocks.append(block)
+# %% ../../nbs/11_data.preprocess.ipynb #6a04fc3a
+class _Kept:
+    "Takes blocks as `RowWriter` does, and keeps them."
+    def __init__(self, n_genes, like=None):
+        self.n_genes, self.like, self.n = n_genes, like, 0
+        self.values, self.columns, self.ends = [], [], [np.zeros(1, np.int64)]
+
+    def add(self, block):
+        self.values.append(block.data)
+        if self.like is not None: return
+        self.columns.append(block.indices)
+        self.ends.append(self.n + block.indptr[1:].astype(np.int64))
+        self.n += block.nnz
 
     def close(self):
-        if self.like is None: self.X = sparse.vstack(self.blocks, 'csr')
-        else:
-            values, X = np.concatenate([block.data for block in self.blocks]), self.like.X
-            self.X = sparse.csr_matrix((values, X.indices, X.indptr), shape=X.shape)
-        del self.blocks
+        if self.like is None: columns, ends = end_to_end(self.columns), np.concatenate(self.ends)
+        else: columns, ends = self.like.X.indices, self.like.X.indptr
+        self.X = sparse.csr_matrix((end_to_end(self.values), columns, ends), shape=(len(ends) - 1, self.n_genes))
 
 def _taker(f, n_genes, name, like=None):
     "What takes the blocks of the matrix `name`: a writer of the open file `f`, or memory where there is none."
-    return _Kept(like) if f is None else RowWriter(f, name, n_genes, like)
+    return _Kept(n_genes, like) if f is None else RowWriter(f, name, n_genes, like)
 
 # %% ../../nbs/11_data.preprocess.ipynb #ae82b6c8
 class Normalised(NamedTuple):

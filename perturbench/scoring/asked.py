@@ -19,7 +19,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 from scipy import sparse
-from ..core import InputError
+from ..core import InputError, release_memory, room_for
 from ..data.blocks import canonical, place_rows
 from ..data.copies import copies, keys_of, repeated
 from ..data.h5ad import CARD, read_card, read_h5ad
@@ -415,8 +415,10 @@ def rows_in_order(
     totals = np.concatenate([np.asarray(layers[-1].sum(1, dtype=np.float64)).ravel() for layers in parts])
     out = {'indptr': np.r_[0, ends]}
     for name, arrays in arrays_of(parts).items():
-        out[name] = np.empty(ends[-1], np.int32 if name == 'indices' else np.float32)
-        for before, at in zip(indptr, starts): place_rows(before, arrays.pop(0), at, out[name])
+        out[name] = room_for(ends[-1], np.int32 if name == 'indices' else np.float32)
+        for before, at in zip(indptr, starts):
+            release_memory()
+            place_rows(before, arrays.pop(0), at, out[name])
     return out | (dict(library=totals[order]) if 'counts' in out else {})
 
 # %% ../../nbs/67_scoring.asked.ipynb #a723e7b9
@@ -494,6 +496,7 @@ def ask(
     screen = read_truth(truth, terms)
     originals, codes = Originals(screen.adata.X), np.where(screen.design.is_control[screen.codes], -1, screen.codes)
     some = sample(screen.adata.X, codes)
+    release_memory()
     names = {**screen.controls, **terms.card.get('controls', {})} or [screen.control]
     patterns = control_patterns(terms.keys['control'], names)
     screens = [screen]
