@@ -6,12 +6,14 @@
 __all__ = ['LISTED', 'NO_ROOM', 'LONGEST', 'NO_LOCKS', 'LARGE', 'InputError', 'nearest', 'Registry', 'digest', 'seed_of', 'rng',
            'file_sha256', 'os_fault', 'file_name_fault', 'this_machine', 'part_name', 'is_part', 'has_ended',
            'writing_to', 'remove', 'sweep_parts', 'place_of', 'atomic_path', 'Lock', 'release_memory', 'room_for',
-           'device', 'seed_torch', 'keep_kernels', 'progress']
+           'device', 'seed_torch', 'keep_kernels', 'one_caller', 'progress']
 
 # %% ../nbs/00_core.ipynb #5bcc8b13
 import ctypes, difflib, errno, hashlib, json, mmap, os, re, shutil, socket, stat, sys, tempfile, time, uuid, weakref
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
+from threading import Lock as ThreadLock
 import numpy as np
 
 # %% ../nbs/00_core.ipynb #be5ba07d
@@ -418,6 +420,18 @@ def keep_kernels(
     if 'numba' in sys.modules: sys.modules['numba'].config.CACHE_DIR = os.environ['NUMBA_CACHE_DIR']
 
 keep_kernels(Path(__file__).parent if '__file__' in globals() else '.')
+
+# %% ../nbs/00_core.ipynb #81a2c4f6
+_CALLERS = ThreadLock()
+
+def one_caller(
+    kernel, # Compiled with `parallel=True`
+): # Called as it is
+    "Let one thread at a time call kernels that start threads."
+    @wraps(kernel.py_func)
+    def call(*args):
+        with _CALLERS: return kernel(*args)
+    return call
 
 # %% ../nbs/00_core.ipynb #400f3c7a
 def _time_left(

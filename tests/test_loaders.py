@@ -1,8 +1,13 @@
 "A store holds what scipy holds, and batches visit it fairly: any matrix, any sizes, from memory or from disk."
+import os, subprocess, sys
 from copy import copy
+from importlib import import_module
+from pkgutil import walk_packages
 import anndata as ad, numpy as np, pandas as pd, pytest, torch
 from hypothesis import HealthCheck, given, settings, strategies as st
+from numba.core.dispatcher import Dispatcher
 from scipy import sparse, stats
+import perturbench
 from perturbench.core import InputError
 from perturbench.data.screen import Screen
 from perturbench.data.simulate import Parameters, simulate
@@ -277,3 +282,32 @@ def test_an_embedding_is_that_of_the_cell_that_a_model_reads(strategy, kind, tmp
         np.testing.assert_allclose(batch.cell_features, of(read.numpy()), rtol=1e-4)
     with pytest.raises(InputError, match="the cells have no embedding 'X_sum'; did you mean 'X_sums'"):
         kind(cells, features='X_sum')
+
+# Kernels
+
+def test_no_kernel_that_starts_threads_can_be_reached_by_two_callers():
+    "Numba's plain pool of threads ends the process where there are two."
+    rooms = [found.name for found in walk_packages(perturbench.__path__, 'perturbench.') if '__main__' not in found.name]
+    assert 'perturbench.loaders.store' in rooms
+    kernels = [(room, name) for room in rooms for name, thing in vars(import_module(room)).items()
+               if isinstance(thing, Dispatcher) and thing.targetoptions.get('parallel')]
+    assert kernels == []
+
+AT_ONCE = """
+import numba, numpy as np
+from concurrent.futures import ThreadPoolExecutor
+from perturbench.loaders.store import densify
+X = np.random.default_rng(0).random((200, 500), np.float32)
+parts = np.arange(0, X.size + 1, 500), np.tile(np.arange(500, dtype=np.int32), 200), X.ravel(), np.arange(200)
+def dense(_):
+    out = np.empty_like(X)
+    densify(*parts, out)
+    return np.array_equal(out, X)
+with ThreadPoolExecutor(4) as pool: assert all(pool.map(dense, range(200)))
+print(numba.threading_layer())
+"""
+
+def test_threads_may_call_kernels_whatever_numba_starts_its_threads_with():
+    env = os.environ | dict(NUMBA_THREADING_LAYER='workqueue', NUMBA_NUM_THREADS='2')
+    done = subprocess.run([sys.executable, '-c', AT_ONCE], env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, 'workqueue'), done.stderr

@@ -23,7 +23,7 @@ from llvmlite import ir
 from numba import get_num_threads, njit, prange, types
 from numba.extending import intrinsic
 from scipy import sparse
-from ..core import InputError, atomic_path, nearest, progress
+from ..core import InputError, atomic_path, nearest, one_caller, progress
 from ..data.features import cell_embeddings
 from ..data.blocks import canonical, place_rows, reserve
 from ..data.screen import Design, Screen
@@ -69,6 +69,7 @@ def _put(
         row[np.uint32(gene[k])] = value[k]
 
 # %% ../../nbs/20_loaders.store.ipynb #6754c182
+@one_caller
 @njit(parallel=True, cache=True, nogil=True)
 def _fill_near(
     indptr, # int64, cells + 1: where the non-zeros of each cell start
@@ -120,6 +121,7 @@ def _fence(context):
     "Wait until all that was written can be seen by other threads."
     return types.void(), lambda target, builder, signature, args: builder.fence('seq_cst') and None
 
+@one_caller
 @njit(parallel=True, cache=True, nogil=True)
 def _fill_past(indptr, indices, values, rows, out,
     before, # Numbers of `out` before the first that is at a multiple of 32 bytes
@@ -155,6 +157,7 @@ def densify(
     _fill_past(indptr, indices, values, rows, out, before, get_num_threads())
 
 # %% ../../nbs/20_loaders.store.ipynb #2e8ea896
+@one_caller
 @njit(parallel=True, cache=True, nogil=True)
 def group_sums(
     indptr, # int64, cells + 1: where the non-zeros of each cell start
@@ -535,6 +538,7 @@ def aligned(
     return torch.empty(n_rows, stride, dtype=dtype, device=device)[:, :n_columns]
 
 # %% ../../nbs/20_loaders.store.ipynb #59907ee6
+@one_caller
 @njit(parallel=True, cache=True, nogil=True)
 def take_rows(
     indptr, # int64, cells + 1: where the numbers of each cell start in `source`

@@ -16,7 +16,7 @@ import torch
 from fastcore.basics import patch
 from numba import njit, prange
 from scipy import sparse
-from ..core import InputError
+from ..core import InputError, one_caller
 from ..data.texts import read_text
 from ..loaders.store import prefetch
 
@@ -85,12 +85,14 @@ def _add_sparse(
         for k in range(start, stop): linear[np.uint32(indices[k])] += raised[k - start]
 
 # %% ../../nbs/50_metrics.effects.ipynb #75dec22a
+@one_caller
 @njit(parallel=True, cache=True, nogil=True)
 def _all_dense(cells, rows, ptr, mean, square, seen, linear):
     "The sums of all groups of a dense matrix; those of group g are over `rows[ptr[g]:ptr[g + 1]]`."
     for g in prange(len(ptr) - 1):
         _add_dense(cells, rows[ptr[g]:ptr[g + 1]], mean[g], square[g], seen[g], linear[g])
 
+@one_caller
 @njit(parallel=True, cache=True, nogil=True)
 def _all_sparse(indptr, indices, values, rows, ptr, mean, square, seen, linear):
     "The sums of all groups of compressed rows."

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numba import njit, prange
-from ..core import InputError, device
+from ..core import InputError, device, one_caller
 from .accuracy import FAST, OWN, RESOLUTION, metric
 
 # %% ../../nbs/52_metrics.ranks.ipynb #7543931a
@@ -212,6 +212,7 @@ class Absolute(NamedTuple):
     true:np.ndarray # P: of each truth
     pred:np.ndarray # P: of each prediction
 
+@one_caller
 @njit(parallel=True, cache=True, nogil=True, fastmath=FAST)
 def _absolute_between(true, pred):
     "Sums of absolute differences of all pairs, P x P."
