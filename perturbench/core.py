@@ -424,13 +424,22 @@ keep_kernels(Path(__file__).parent if '__file__' in globals() else '.')
 # %% ../nbs/00_core.ipynb #81a2c4f6
 _CALLERS = ThreadLock()
 
+@contextmanager
+def _same_threads():
+    "Leave PyTorch the number of threads that it has in this thread, where it is imported."
+    torch = sys.modules.get('torch')
+    n = torch and torch.get_num_threads()
+    try: yield
+    finally:
+        if torch and torch.get_num_threads() != n: torch.set_num_threads(n)
+
 def one_caller(
     kernel, # Compiled with `parallel=True`
 ): # Called as it is
     "Let one thread at a time call kernels that start threads."
     @wraps(kernel.py_func)
     def call(*args):
-        with _CALLERS: return kernel(*args)
+        with _CALLERS, _same_threads(): return kernel(*args)
     return call
 
 # %% ../nbs/00_core.ipynb #400f3c7a

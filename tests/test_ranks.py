@@ -155,3 +155,30 @@ def test_threads_change_no_bit_of_sums_of_absolute_differences_and_of_ranks():
         run = [sys.executable, '-c', HASHED]
         found.add(subprocess.run(run, env=os.environ | threads, capture_output=True, text=True, check=True).stdout)
     assert len(found) == 1
+
+MULTIPLIED = """
+import hashlib, numpy as np, torch
+from types import SimpleNamespace
+from perturbench.loaders.batches import principal_axes
+from perturbench.scoring.collect import Workers, one_thread
+from perturbench.metrics.effects import pseudobulk
+r, found = np.random.default_rng(0), {}
+X = r.random((300, 4000), np.float32)
+axes = torch.from_numpy(r.normal(size=(4000, 50)).astype(np.float32))
+def multiply(n):
+    pseudobulk(X[:3], [0, 0, 1], 2) # Its kernel starts threads
+    found[n] = (torch.from_numpy(X[:n]) @ axes).numpy()
+store = SimpleNamespace(dense=lambda rows: torch.from_numpy(X[rows]))
+with one_thread() as n_threads, Workers(n_threads) as workers:
+    for n in (1, 25, 64, 128, 300): workers.do(multiply, n)
+    workers.do(lambda: found.update(axes=principal_axes(SimpleNamespace(store=store, rows=np.arange(300)), 100).numpy()))
+print(hashlib.sha256(b''.join(found[key].tobytes() for key in (1, 25, 64, 128, 300, 'axes'))).hexdigest())
+"""
+
+def test_threads_change_no_bit_of_what_cells_are_multiplied_with():
+    found = set()
+    for n in ('1', '2', '3'):
+        threads = dict(NUMBA_NUM_THREADS=n, OMP_NUM_THREADS=n, OPENBLAS_NUM_THREADS=n, MKL_NUM_THREADS=n)
+        run = [sys.executable, '-c', MULTIPLIED]
+        found.add(subprocess.run(run, env=os.environ | threads, capture_output=True, text=True, check=True).stdout)
+    assert len(found) == 1

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch, store_attr
 from scipy.linalg import eigh
+from threadpoolctl import ThreadpoolController
 from ..core import InputError, Registry, nearest, rng, seed_of
 from .store import LINE, Cells
 
@@ -216,6 +217,7 @@ def entropic_plan(
 
 # %% ../../nbs/21_loaders.batches.ipynb #d80e92f9
 LEAST_VARIANCE = 1e-9 # Of an axis, as a share of the first one's; what is below is rounding
+_THREADS = ThreadpoolController() # Of scipy's linear algebra: with one the axes are the same bits on every machine of a kind
 
 def principal_axes(
     cells:Cells, # Where the axes are fitted
@@ -227,7 +229,8 @@ def principal_axes(
     x = cells.store.dense(rows).double()
     x = x - x.mean(0)
     products = (x @ x.T).cpu().numpy()
-    found = eigh(products, subset_by_index=[max(0, len(x) - n), len(x) - 1])  # ascending
+    last = [max(0, len(x) - n), len(x) - 1]
+    with _THREADS.limit(limits=1, user_api='blas'): found = eigh(products, subset_by_index=last)  # ascending
     value, vector = (torch.from_numpy(o).to(x.device) for o in found)
     keep = value > LEAST_VARIANCE * value[-1]
     axes = x.T @ vector[:, keep] / value[keep].sqrt()

@@ -39,12 +39,12 @@ def one_thread():
     finally: torch.set_num_threads(n)
 
 class Workers:
-    "Runs jobs on some threads; a job that fails raises its error here."
+    "Runs jobs on some threads, each of which multiplies alone; a job that fails raises its error here."
     def __init__(self,
         n:int, # Threads; with one, a job is done at once
     ):
         self.n, self.waiting = n, deque()
-        self.pool = ThreadPoolExecutor(n) if n > 1 else None
+        self.pool = ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(1,)) if n > 1 else None
 
     def do(self, job, *args):
         "Do `job(*args)`, now or soon; waits where twice as many jobs as threads are waiting."
