@@ -13,7 +13,7 @@ import torch
 from fastcore.basics import patch
 from numba import njit
 from scipy import sparse
-from ..core import InputError
+from ..core import InputError, release_memory
 from .base import MODELS, ModelInfo, PerturbationModel
 
 # %% ../../nbs/32_models.baselines.ipynb #d52b9cd2
@@ -181,6 +181,8 @@ def _add_squares(
         for k in range(indptr[rows[i]], indptr[rows[i] + 1]): total[np.uint32(indices[k])] += np.float64(values[k])**2
 
 # %% ../../nbs/32_models.baselines.ipynb #7d93c3c8
+_PASSED = 2**14 # Cells after which memory that they were read into is handed back
+
 def within_variance(
     cells, # `Cells`
     means, # Their means, conditions x G
@@ -189,7 +191,10 @@ def within_variance(
 ) -> np.ndarray: # n_groups x G; missing where no condition has two cells
     "The variance of cells within a condition, pooled over the conditions of each group."
     store, sums, there = cells.store, np.zeros((n_groups, means.shape[1])), np.flatnonzero(cells.n)
-    _add_squares(store.indptr, store.indices, store.values, cells.rows, groups[cells.codes], sums)
+    for first in range(0, len(cells.rows), _PASSED):
+        some = slice(first, first + _PASSED)
+        _add_squares(store.indptr, store.indices, store.values, cells.rows[some], groups[cells.codes[some]], sums)
+        release_memory()
     for c in there: sums[groups[c]] -= cells.n[c]*means[c]**2
     free = np.bincount(groups[there], cells.n[there] - 1, n_groups)
     return pooled(np.maximum(sums, 0), free)
