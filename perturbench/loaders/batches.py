@@ -217,7 +217,7 @@ def entropic_plan(
 
 # %% ../../nbs/21_loaders.batches.ipynb #d80e92f9
 LEAST_VARIANCE = 1e-9 # Of an axis, as a share of the first one's; what is below is rounding
-_THREADS = ThreadpoolController() # Of scipy's linear algebra: with one the axes are the same bits on every machine of a kind
+_THREADS = ThreadpoolController() # Of scipy's linear algebra; with one, axes have the same bits on any number
 
 def principal_axes(
     cells:Cells, # Where the axes are fitted
