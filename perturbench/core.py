@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LISTED', 'NO_ROOM', 'LONGEST', 'NO_LOCKS', 'LARGE', 'InputError', 'nearest', 'Registry', 'digest', 'seed_of', 'rng',
            'file_sha256', 'os_fault', 'file_name_fault', 'this_machine', 'part_name', 'is_part', 'has_ended',
-           'writing_to', 'remove', 'sweep_parts', 'place_of', 'atomic_path', 'Lock', 'release_memory', 'room_for',
-           'device', 'seed_torch', 'keep_kernels', 'one_caller', 'progress']
+           'writing_to', 'remove', 'sweep_parts', 'place_of', 'atomic_path', 'Lock', 'leave_files', 'release_memory',
+           'room_for', 'device', 'seed_torch', 'keep_kernels', 'one_caller', 'progress']
 
 # %% ../nbs/00_core.ipynb #5bcc8b13
 import ctypes, difflib, errno, hashlib, json, mmap, os, re, shutil, socket, stat, sys, tempfile, time, uuid, weakref
@@ -350,11 +350,15 @@ class Lock:
 # %% ../nbs/00_core.ipynb #e7fc6179
 _ROOMS = weakref.WeakSet() # Files that arrays lie in
 
+def leave_files():
+    "Hand back the memory that arrays in files (`room_for`) were read into; it is read again where it is needed."
+    for room in list(_ROOMS): room.madvise(mmap.MADV_DONTNEED)
+
 def release_memory():
-    "Hand memory that is free back to the system, where the C library can be asked to, and what lies in files too."
+    "Hand memory that is free back to the system, where the C library can be asked to, and leave files."
     trim = getattr(ctypes.CDLL(None), 'malloc_trim', None) if sys.platform == 'linux' else None
     if trim: trim(0)
-    for room in list(_ROOMS): room.madvise(mmap.MADV_DONTNEED)
+    leave_files()
 
 # %% ../nbs/00_core.ipynb #1aa4f619
 LARGE = 2**28 # Bytes of an array that is worth a file

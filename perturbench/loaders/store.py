@@ -23,7 +23,7 @@ from llvmlite import ir
 from numba import get_num_threads, njit, prange, types
 from numba.extending import intrinsic
 from scipy import sparse
-from ..core import InputError, atomic_path, nearest, one_caller, progress, release_memory
+from ..core import InputError, atomic_path, leave_files, nearest, one_caller, progress
 from ..data.features import cell_embeddings
 from ..data.blocks import canonical, place_rows, reserve
 from ..data.screen import Design, Screen
@@ -180,7 +180,7 @@ def group_sums(
     for first in range(0, len(out), PASSED):
         end = first + PASSED
         _group_sums(indptr, indices, values, rows, ptr[first:end + 1], out[first:end])
-        release_memory()
+        leave_files()
 
 # %% ../../nbs/20_loaders.store.ipynb #7b416271
 _TYPES = dict(indptr=np.int64, indices=np.int32, values=np.float32, codes=np.int32, order=np.int64, cells=None,

@@ -16,7 +16,7 @@ import torch
 from fastcore.basics import patch
 from numba import njit, prange
 from scipy import sparse
-from ..core import InputError, one_caller, release_memory
+from ..core import InputError, leave_files, one_caller
 from ..data.texts import read_text
 from ..loaders.store import prefetch
 
@@ -151,7 +151,7 @@ def _sums(matrix, codes, n_groups, want, rows=None, parallel=True):
     one, all_of_them = (_add_dense, _all_dense) if packed is None else (_add_sparse, _all_sparse)
     if parallel:
         all_of_them(*cells, groups.rows, groups.ptr, *sums)
-        release_memory() # What was passed through
+        leave_files() # What was passed through
     else:
         for g in range(n_groups): one(*cells, groups.rows[groups.ptr[g]:groups.ptr[g + 1]], *(s[g] for s in sums))
     return sums, groups.n

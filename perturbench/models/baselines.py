@@ -13,7 +13,7 @@ import torch
 from fastcore.basics import patch
 from numba import njit
 from scipy import sparse
-from ..core import InputError, release_memory
+from ..core import InputError, leave_files
 from .base import MODELS, ModelInfo, PerturbationModel
 
 # %% ../../nbs/32_models.baselines.ipynb #d52b9cd2
@@ -194,7 +194,7 @@ def within_variance(
     for first in range(0, len(cells.rows), _PASSED):
         some = slice(first, first + _PASSED)
         _add_squares(store.indptr, store.indices, store.values, cells.rows[some], groups[cells.codes[some]], sums)
-        release_memory()
+        leave_files()
     for c in there: sums[groups[c]] -= cells.n[c]*means[c]**2
     free = np.bincount(groups[there], cells.n[there] - 1, n_groups)
     return pooled(np.maximum(sums, 0), free)
