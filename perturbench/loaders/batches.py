@@ -12,6 +12,7 @@ import inspect, weakref
 from collections import deque
 from dataclasses import dataclass
 from functools import partial
+from threading import Lock
 from typing import NamedTuple
 import numpy as np
 import torch
@@ -217,6 +218,7 @@ def entropic_plan(
 
 # %% ../../nbs/21_loaders.batches.ipynb #d80e92f9
 LEAST_VARIANCE = 1e-9 # Of an axis, as a share of the first one's; what is below is rounding
+_ALONE = Lock() # The number of threads below is that of the process, so one caller at a time sets it
 _THREADS = ThreadpoolController() # Of scipy's linear algebra; with one, axes have the same bits on any number
 
 def principal_axes(
@@ -230,7 +232,7 @@ def principal_axes(
     x = x - x.mean(0)
     products = (x @ x.T).cpu().numpy()
     last = [max(0, len(x) - n), len(x) - 1]
-    with _THREADS.limit(limits=1, user_api='blas'): found = eigh(products, subset_by_index=last)  # ascending
+    with _ALONE, _THREADS.limit(limits=1, user_api='blas'): found = eigh(products, subset_by_index=last)  # ascending
     value, vector = (torch.from_numpy(o).to(x.device) for o in found)
     keep = value > LEAST_VARIANCE * value[-1]
     axes = x.T @ vector[:, keep] / value[keep].sqrt()
