@@ -103,10 +103,11 @@ def unreferenced():
     "Files are scored without references, a quarter of the work; what was there before, by name."
     import pandas as pd, perturbench.scoring.files as files
     from perturbench.scoring.references import halved_in_words
-    def nothing(evaluation): return pd.DataFrame(dict(halves=[halved_in_words(evaluation.measured)]))
+    def nothing(evaluation, tables): return pd.DataFrame(dict(halves=[halved_in_words(evaluation.measured)]))
     with pytest.MonkeyPatch.context() as m:
-        before = dict(references=files.references)
-        m.setattr(files, 'references', nothing)
+        before = dict(reference_jobs=files.reference_jobs, named_references=files.named_references)
+        m.setattr(files, 'reference_jobs', lambda evaluation: {})
+        m.setattr(files, 'named_references', nothing)
         yield before
 
 @pytest.fixture(scope='module')

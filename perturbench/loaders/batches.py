@@ -12,14 +12,12 @@ import inspect, weakref
 from collections import deque
 from dataclasses import dataclass
 from functools import partial
-from threading import Lock
 from typing import NamedTuple
 import numpy as np
 import torch
 from fastcore.basics import patch, store_attr
 from scipy.linalg import eigh
-from threadpoolctl import ThreadpoolController
-from ..core import InputError, Registry, nearest, rng, seed_of
+from ..core import InputError, Registry, nearest, one_blas_thread, rng, seed_of
 from .store import LINE, Cells
 
 # %% ../../nbs/21_loaders.batches.ipynb #0a2821db
@@ -218,8 +216,6 @@ def entropic_plan(
 
 # %% ../../nbs/21_loaders.batches.ipynb #d80e92f9
 LEAST_VARIANCE = 1e-9 # Of an axis, as a share of the first one's; what is below is rounding
-_ALONE = Lock() # The number of threads below is that of the process, so one caller at a time sets it
-_THREADS = ThreadpoolController() # Of scipy's linear algebra; with one, axes have the same bits on any number
 
 def principal_axes(
     cells:Cells, # Where the axes are fitted
@@ -232,7 +228,7 @@ def principal_axes(
     x = x - x.mean(0)
     products = (x @ x.T).cpu().numpy()
     last = [max(0, len(x) - n), len(x) - 1]
-    with _ALONE, _THREADS.limit(limits=1, user_api='blas'): found = eigh(products, subset_by_index=last)  # ascending
+    with one_blas_thread: found = eigh(products, subset_by_index=last) # Ascending; the same bits on any number of threads
     value, vector = (torch.from_numpy(o).to(x.device) for o in found)
     keep = value > LEAST_VARIANCE * value[-1]
     axes = x.T @ vector[:, keep] / value[keep].sqrt()

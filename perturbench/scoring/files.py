@@ -9,12 +9,14 @@ __all__ = ['BASELINES', 'DOSE', 'IN_MEMORY', 'SURE', 'SHARE', 'LIKE', 'SAME', 'A
            'Judged', 'judge_copies', 'judge_below', 'some_rows', 'judge', 'Controls', 'see_controls', 'control_means',
            'is_their_mean', 'Used', 'judge_controls', 'Placed', 'place', 'Predicted', 'judged_cells', 'look',
            'look_at_all', 'read_again', 'pieces', 'by_condition', 'stream', 'tested_codes', 'with_controls', 'of_cells',
-           'without_cells', 'task_id_of', 'Scored', 'scored', 'unscored', 'predicted_baselines', 'shared_task',
-           'FileScores', 'given_halves', 'score_all', 'challenge_on', 'metrics_asked', 'score_files', 'evaluate_files']
+           'without_cells', 'task_id_of', 'Scored', 'scored', 'unscored', 'fitted_and_predicted', 'predicted_baselines',
+           'shared_task', 'FileScores', 'given_halves', 'Subjects', 'score_all', 'challenge_on', 'metrics_asked',
+           'score_files', 'evaluate_files']
 
 # %% ../../nbs/68_scoring.files.ipynb #0e9a167e
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 import anndata as ad
@@ -35,12 +37,12 @@ from ..models.baselines import Additive, ConditionMean, ControlMean, PerturbedMe
 from ..predict import Prediction, predict_task
 from .asked import Asked, ask, hint_for, listed, read_cells, some, terms_of
 from .challenge import Challenge, absent, said_of, scores_of, to_counts
-from .collect import hash_of
+from .collect import hash_of, side_by_side
 from .evaluation import Evaluation
 from .genes import gene_table, of_models
 from .measured import label_columns, state_names
 from .profiles import metrics_of
-from .references import collapsed, references
+from .references import collapsed, named_references, reference_jobs
 from ..splits.parts import UNUSED
 from ..tasks import PROTOCOLS
 
@@ -713,13 +715,17 @@ def unscored(
     return Scored(table, other.run | nothing | about | dict(collapsed=False), 0)
 
 # %% ../../nbs/68_scoring.files.ipynb #1c70fcea
-def predicted_baselines(task): # Yields (name, `Prediction`s)
-    "What the baselines predict for a task."
+def fitted_and_predicted(task, Model): # Yields `Prediction`s
+    "What a baseline predicts for a task; it is fitted when the first is asked for."
     train = task.cells('train')
-    for name, Model in BASELINES.items() if len(train) else [('control_mean', ControlMean)]:
-        model = Model(ModelInfo(task.genes, task.design, train.n, task.protocol))
-        if len(train): model.fit(train)
-        yield name, predict_task(model, task, controls=True)
+    model = Model(ModelInfo(task.genes, task.design, train.n, task.protocol))
+    if len(train): model.fit(train)
+    yield from predict_task(model, task, controls=True)
+
+def predicted_baselines(task) -> list: # Pairs of a name and `Prediction`s
+    "What the baselines predict for a task."
+    known = BASELINES if len(task.cells('train')) else dict(control_mean=ControlMean)
+    return [(name, fitted_and_predicted(task, Model)) for name, Model in known.items()]
 
 # %% ../../nbs/68_scoring.files.ipynb #7a5334c6
 def shared_task(
@@ -770,6 +776,25 @@ def _in_challenge(challenge, files, notes):
     for name, table in tables.items(): notes += absent(challenge, name, table)
     return pd.concat([scores_of(challenge, *o) for o in tables.items()], ignore_index=True)
 
+# %% ../../nbs/68_scoring.files.ipynb #83ab9063
+class Subjects(NamedTuple):
+    "The scores of all that is scored."
+    files:dict # Name -> `Scored`
+    baselines:dict # Name -> `Scored`
+    references:pd.DataFrame
+
+def _score_subjects(evaluation, task_id, files, in_memory):
+    "The scores of files, baselines and references; `files` are functions by name."
+    jobs = {('file', name): files[name] for name in in_memory}
+    jobs |= {('reference', name): job for name, job in reference_jobs(evaluation).items()}
+    for name, predictions in predicted_baselines(evaluation.task):
+        jobs['baseline', name] = partial(scored, evaluation, task_id, name, predictions)
+    found = dict(zip(jobs, side_by_side(list(jobs.values()))))
+    def of(kind): return {name: o for (which, name), o in found.items() if which == kind}
+    scored_files = {name: found['file', name] if name in in_memory else files[name]() for name in files}
+    return Subjects(scored_files, of('baseline'), named_references(evaluation, of('reference')))
+
+# %% ../../nbs/68_scoring.files.ipynb #b6767979
 def score_all(
     evaluation:Evaluation,
     sources:dict, # Label -> file or AnnData
@@ -780,17 +805,17 @@ def score_all(
     "The scores of all files and baselines."
     task, task_id, notes = evaluation.task, task_id_of(evaluation), asked.terms.notes
     refused = {name: p.refused for name, p in looked.items() if p.refused}
-    files = {name: _score_file(evaluation, task_id, name, sources[name], p, asked, challenge)
-             for name, p in looked.items() if name not in refused} # First, since their cells are in memory
-    baselines = {name: scored(evaluation, task_id, name, o) for name, o in predicted_baselines(task)}
+    todo = {name: partial(_score_file, evaluation, task_id, name, sources[name], p, asked, challenge)
+            for name, p in looked.items() if name not in refused}
+    files, baselines, known = _score_subjects(evaluation, task_id, todo, [k for k in todo if looked[k].X is not None])
     for name, o in {**baselines, **files}.items():
         if o.absent: notes.append(f'{name}: {o.absent:,} conditions of the truth have no prediction')
     files |= {name: unscored(baselines['control_mean'], name) for name in refused}
     each = [*(files[name] for name in looked), *baselines.values()]
     genes = of_models({o.run['model']: o.genes for o in each if o.genes is not None})
     return FileScores(pd.concat([o.table for o in each], ignore_index=True), pd.DataFrame([o.run for o in each]),
-                      references(evaluation), evaluation, notes, given_halves(task), refused,
-                      _in_challenge(challenge, files, notes), genes)
+                      known, evaluation, notes, given_halves(task), refused, _in_challenge(challenge, files, notes),
+                      genes)
 
 # %% ../../nbs/68_scoring.files.ipynb #9e88a6d1
 def _task_of(asked, looked):

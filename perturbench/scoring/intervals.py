@@ -18,8 +18,7 @@ import pandas as pd
 from fastcore.basics import patch
 from scipy import sparse
 from scipy.special import ndtri, stdtr, stdtrit
-from threadpoolctl import ThreadpoolController
-from ..core import InputError, rng
+from ..core import InputError, one_blas_thread, rng
 from ..metrics.accuracy import RESOLUTION
 
 # %% ../../nbs/64_scoring.intervals.ipynb #c158acd6
@@ -753,13 +752,11 @@ def squared_trace(
     return pairs/(n*(n - 1)) - 2*chains/(n*(n - 1)*(n - 2)) + apart/(n*(n - 1)*(n - 2)*(n - 3))
 
 # %% ../../nbs/64_scoring.intervals.ipynb #b91d5323
-_THREADS = ThreadpoolController() # Of numpy's products
-
 def _centred(x): return x - x.mean(0)
 
 def _products(a, b): # Both conditions x genes
     "Products of the rows of `a` with those of `b`, conditions x conditions."
-    with _THREADS.limit(limits=1, user_api='blas'): return a @ b.T
+    with one_blas_thread: return a @ b.T
 
 def _directions(
     products, # Of centred rows

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['NULLS', 'WIDE', 'ONE_SIDED', 'NOT_JUDGED', 'Values', 'halves_as_distributions', 'halves_as_tests', 'halves_as_stated',
            'reference_table', 'duplicate', 'surely_different', 'followed', 'interpolated', 'seen_in_training',
-           'null_of_state', 'null_predictions', 'dense_or_nothing', 'halved_in_words', 'references', 'task_references',
-           'Scale', 'scores_of', 'is_correlation', 'better_null', 'calibrate', 'without_range', 'wilson_lower', 'wins',
-           'fitness', 'collapsed', 'systematic_share']
+           'null_of_state', 'null_predictions', 'dense_or_nothing', 'halved_in_words', 'reference_jobs',
+           'named_references', 'references', 'task_references', 'Scale', 'scores_of', 'is_correlation', 'better_null',
+           'calibrate', 'without_range', 'wilson_lower', 'wins', 'fitness', 'collapsed', 'systematic_share']
 
 # %% ../../nbs/65_scoring.references.ipynb #b1d60db7
 from functools import lru_cache, partial
@@ -23,7 +23,7 @@ from ..models.base import ModelInfo
 from ..models.baselines import PerturbedMean
 from ..predict import Prediction, effect_variance, predict_cells, tested_by_state
 from .cells import TrueCells, compressed
-from .collect import Comparison, extras_for
+from .collect import Comparison, extras_for, side_by_side
 from .evaluation import Evaluation, labelled
 from .intervals import Calibrated, calibrated, collapse, limit, mean_over
 from .measured import HALVES, Measured
@@ -108,8 +108,10 @@ def duplicate(
     def replicate(part):
         known = measured.true(part)
         return measured.side(0, Moments(measured.n, *(getattr(known, name) for name in MOMENTS)), part)
-    cells = [halves_as_distributions(true, i) for i in range(len(measured))]
-    if measured.wants('de'): cells = [scores | halves_as_tests(true, i) for i, scores in enumerate(cells)]
+    def halves(i):
+        scores = halves_as_distributions(true, i)
+        return scores | halves_as_tests(true, i) if measured.wants('de') else scores
+    cells = side_by_side([partial(halves, i) for i in range(len(measured))])
     cells = [scores | stated for scores, stated in zip(cells, halves_as_stated(measured))]
     return reference_table(evaluation, score_rounds(measured, evaluation.metrics, replicate, halves=True), cells)
 
@@ -212,18 +214,34 @@ def halved_in_words(measured):
     what, n = 'batches' if measured.task.replicate is None else 'replicates', measured.by_replicates.sum()
     return f'whole {what} in {n} of {len(measured)} conditions' if n else 'cells at random'
 
+# %% ../../nbs/65_scoring.references.ipynb #cc3eb830
+def reference_jobs(
+    evaluation:Evaluation,
+) -> dict: # Name -> a function that gives its scores, as `Evaluation.table`
+    "What there is to be done for the references of a task."
+    task = evaluation.task
+    trained = all(len(task.cells('train', fold)) for fold in range(task.n_folds))
+    names = [name for name in NULLS if trained or name == 'null_control']
+    nulls = {name: lambda name=name: evaluation.score(null_predictions(task, name)) for name in names}
+    return nulls | dict(duplicate=partial(duplicate, evaluation), interpolated=partial(interpolated, evaluation))
+
+def named_references(
+    evaluation:Evaluation,
+    tables:dict, # Name -> scores
+) -> pd.DataFrame: # As `references`
+    "The scores of references in one table."
+    halves = halved_in_words(evaluation.measured)
+    return pd.concat([table.assign(model=name, halves=halves) for name, table in tables.items()], ignore_index=True)
+
 def references(
     evaluation:Evaluation,
 ) -> pd.DataFrame: # As `Evaluation.table`, with `model` and `halves`
     """The scores of all references: `model` is one of `NULLS`, duplicate or interpolated,
     `halves` what the duplicate is made of."""
-    task = evaluation.task
-    trained = all(len(task.cells('train', fold)) for fold in range(task.n_folds))
-    tables = {k: evaluation.score(null_predictions(task, k)) for k in NULLS if trained or k == 'null_control'}
-    tables |= dict(duplicate=duplicate(evaluation), interpolated=interpolated(evaluation))
-    halves = halved_in_words(evaluation.measured)
-    return pd.concat([table.assign(model=name, halves=halves) for name, table in tables.items()], ignore_index=True)
+    jobs = reference_jobs(evaluation)
+    return named_references(evaluation, dict(zip(jobs, side_by_side(list(jobs.values())))))
 
+# %% ../../nbs/65_scoring.references.ipynb #ba702d6f
 def task_references(
     task, # A `Task`
 ) -> pd.DataFrame: # As `references`

@@ -10,8 +10,7 @@ __all__ = ['STRATA', 'BLOCK', 'FEWEST', 'PSEUDOCOUNT', 'CHUNK', 'TERCILES', 'Qua
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
-from threadpoolctl import ThreadpoolController
-from ..core import InputError, nearest, rng
+from ..core import InputError, nearest, one_blas_thread, rng
 from ..loaders.store import fixed, group_sums
 from ..metrics.accuracy import centred_ranks
 from .evaluation import METRICS # with the metrics of all rooms
@@ -125,14 +124,12 @@ def _control_rows(
     return [rows[task.half[rows] == half] for half in (0, 1)]
 
 # %% ../../nbs/66_scoring.strata.ipynb #6ef84430
-_THREADS = ThreadpoolController() # Of numpy's products
-
 def _apart(
     x, # Conditions x genes
     y, # Others x genes
 ) -> np.ndarray: # Conditions x others
     "Squared distances of the rows of `x` to those of `y`, less what depends on `x` alone."
-    with _THREADS.limit(limits=1, user_api='blas'): products = x @ y.T
+    with one_blas_thread: products = x @ y.T
     return (y**2).sum(1) - 2*products
 
 # %% ../../nbs/66_scoring.strata.ipynb #2b8fa113
