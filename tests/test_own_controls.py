@@ -2,7 +2,7 @@
 
 Control cells that are copies of measured ones, or their mean, are no prediction and are not used."""
 from functools import cache
-import anndata as ad, numpy as np, pandas as pd, pytest
+import anndata as ad, numpy as np, pandas as pd, pytest, torch
 import perturbench.scoring.files as files
 from scipy import sparse
 from perturbench.bench.runs import set_threads
@@ -323,6 +323,20 @@ def test_the_mean_of_measured_controls_is_no_prediction(part, kind):
 def test_the_mean_of_other_controls_is_a_prediction():
     others = log(counts(dict(control=3000), 5))
     assert noted(scored(joined(means(others), means(MINE)), predicted='means'), USED)
+
+# Threads
+
+def test_files_baselines_and_references_have_the_same_bits_one_by_one_and_side_by_side(beside_all):
+    sources, train = dict(mine=joined(MINE, OWN_CELLS), other=MINE), log(counts(TRUTH, 3))
+    n, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(evaluate_files(TRUE, sources, train=train, **KEYS))
+            assert torch.get_num_threads() == threads
+    finally: torch.set_num_threads(n)
+    assert list(found[0].scores.model.unique()) == ['mine', 'other', *files.BASELINES]
+    for tables in zip(*((o.scores, o.references, o.runs, o.genes) for o in found)): same(*tables)
 
 # Large files
 
