@@ -562,6 +562,7 @@ def _genes_of(found):
     by_model = {label: rows.drop(columns='model') for label, rows in found.genes.groupby('model')}
     return lambda task, label: [by_model[label]] if label in by_model else []
 
+# %% ../nbs/80_cli.ipynb #44732557
 def _write_evaluation(found, conditions, out):
     "Write what an evaluation of files found, and print its tables."
     from perturbench.bench.leaderboard import print_tables, write_board

@@ -864,6 +864,7 @@ def _at_work(workers):
     if len(names) > _SHOWN: names[_SHOWN:] = [f'{len(names) - _SHOWN} more']
     return f"at work: {', '.join(names)}" if names else ''
 
+# %% ../../nbs/71_bench.batch.ipynb #a2d2d213
 class _Left(NamedTuple):
     "What a pass over runs leaves."
     killed:list # (RunSpec, why its process ended) each

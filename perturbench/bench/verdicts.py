@@ -29,6 +29,7 @@ class Entry(NamedTuple):
     parent:str='' # The label that it stands under
     text:str='' # What it does
 
+# %% ../../nbs/73b_bench.verdicts.ipynb #a3daddfa
 def _class(name):
     "The class of a registered model; None for one from elsewhere, which is not imported for this."
     return MODELS[name] if name in MODELS else None
@@ -43,6 +44,7 @@ def _parent_of(label, name, options, known):
             if _class(of) is base and not given: return other
     return ''
 
+# %% ../../nbs/73b_bench.verdicts.ipynb #8198c325
 def _suffix_of(label):
     "What a search or a preset has added to a label, with the kind of row that it makes."
     kinds = {TUNED: 'tuned', PUBLISHED: 'preset'}

@@ -723,6 +723,7 @@ def _from_table(path, targets):
 def _from_annotations(path, targets):
     return _of_genes(annotation_features(read_annotations(path), _names_and_genes(targets)), targets)
 
+# %% ../../nbs/15_data.features.ipynb #31666fbc
 _WEIGHTS = ('weight', 'score', 'combined_score') # Columns that hold the weights of interactions
 
 def _gene_columns(table, names, path):
@@ -745,6 +746,7 @@ def _from_smiles(path, targets):
     if table.shape[1] < 2: raise InputError(f'{path} has one column; give one of names and one of SMILES')
     return fingerprints(list(targets), read_smiles(table[table[0].isin(list(targets))]))
 
+# %% ../../nbs/15_data.features.ipynb #61c82442
 _PREPARED = ('.h5ad', '.zarr') # How prepared screens end
 
 @lru_cache(maxsize=4)

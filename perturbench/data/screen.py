@@ -354,6 +354,7 @@ def _told_apart(screen):
     if screen.dose_key: table[screen.dose_key] = np.where(table.is_treated, obs[screen.columns[screen.dose_key]], 0.)
     return table
 
+# %% ../../nbs/10_data.screen.ipynb #f2a811d8
 @patch
 def _index(self:Screen):
     "Build the tables of conditions and states, the code of each cell, and the design."

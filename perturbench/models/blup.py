@@ -488,6 +488,7 @@ def left_out(self:BLUP) -> np.ndarray: # Trained conditions x G
     by_sum, gamma = additive_without(measured, present), float(self.gamma)
     return by_blup + np.where(by_sum.known[:, None], (1 - gamma)*(by_sum.effects - by_blup), 0)
 
+# %% ../../nbs/38b_models.blup.ipynb #90c1076d
 def start_at_zero(
     model, # A PerturbationModel
     n_genes:int,

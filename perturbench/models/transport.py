@@ -61,6 +61,7 @@ class Plan(NamedTuple):
     error: torch.Tensor # ...: the Euclidean distance of the sums of rows from their weights
     n_turns: int # That were taken
 
+# %% ../../nbs/31a_models.transport.ipynb #9ab4a790
 def _weights(given, cost, axis):
     "The weights along an axis of `cost`, standing along it; equal ones where none are given."
     n = cost.shape[axis]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'MANY_DOSES', 'POOLED', 'card_of', 'listed', 'fits', 'meaning', 'dose_columns', 'find_dose', 'Terms',
-           'terms_of', 'read_cells', 'location', 'hint_for', 'some', 'screen_in', 'read_truth', 'control_patterns',
+           'read_cells', 'terms_of', 'location', 'hint_for', 'some', 'screen_in', 'read_truth', 'control_patterns',
            'Originals', 'in_genes', 'aligned_codes', 'check_training', 'read_training', 'both', 'taken_out',
            'arrays_of', 'rows_in_order', 'store_of', 'file_task', 'StoredCells', 'Asked', 'ask']
 
@@ -153,6 +153,18 @@ class Terms:
     intersection:bool=False # Whether only conditions that all predictions have are scored
     notes:list=field(default_factory=list) # Sentences
 
+# %% ../../nbs/67_scoring.asked.ipynb #78ef692c
+def read_cells(
+    source, # An h5ad file, or an AnnData
+    keys, # Columns of obs that are needed
+    notes:list, # Gets a sentence for each thing that cannot be read
+) -> ad.AnnData: # Raises InputError where it cannot be read
+    "The cells in `source`, their matrix left in the file."
+    needed = [k for k in keys if k]
+    if not isinstance(source, ad.AnnData): return read_h5ad(source, backed=True, keys=needed, notes=notes)
+    if source.X is None: raise InputError('there is no X; put the expression values there')
+    return source.to_memory() if source.isbacked else source
+
 # %% ../../nbs/67_scoring.asked.ipynb #e7745380
 def terms_of(
     truth, # An h5ad file, or an AnnData
@@ -173,18 +185,6 @@ def terms_of(
         obs = read_cells(truth, needed, []).obs
         terms.keys['dose_key'] = find_dose(obs, terms.keys, pooled, terms.notes)
     return terms
-
-# %% ../../nbs/67_scoring.asked.ipynb #78ef692c
-def read_cells(
-    source, # An h5ad file, or an AnnData
-    keys, # Columns of obs that are needed
-    notes:list, # Gets a sentence for each thing that cannot be read
-) -> ad.AnnData: # Raises InputError where it cannot be read
-    "The cells in `source`, their matrix left in the file."
-    needed = [k for k in keys if k]
-    if not isinstance(source, ad.AnnData): return read_h5ad(source, backed=True, keys=needed, notes=notes)
-    if source.X is None: raise InputError('there is no X; put the expression values there')
-    return source.to_memory() if source.isbacked else source
 
 # %% ../../nbs/67_scoring.asked.ipynb #f807c7ca
 def location(source) -> str:

@@ -7,7 +7,7 @@ __all__ = ['NULLS', 'WIDE', 'ONE_SIDED', 'NOT_JUDGED', 'Values', 'halves_as_dist
            'reference_table', 'duplicate', 'surely_different', 'followed', 'interpolated', 'seen_in_training',
            'null_of_state', 'null_predictions', 'dense_or_nothing', 'halved_in_words', 'reference_jobs',
            'named_references', 'references', 'task_references', 'Scale', 'scores_of', 'is_correlation', 'better_null',
-           'calibrate', 'without_range', 'wilson_lower', 'wins', 'fitness', 'collapsed', 'systematic_share']
+           'without_range', 'calibrate', 'wilson_lower', 'wins', 'fitness', 'collapsed', 'systematic_share']
 
 # %% ../../nbs/65_scoring.references.ipynb #b1d60db7
 from functools import lru_cache, partial
@@ -293,6 +293,12 @@ def better_null(
         mean.append(column[k] if known.any() else np.nan)
     return best, np.array(mean)
 
+# %% ../../nbs/65_scoring.references.ipynb #a0db0d55
+def without_range(found, better):
+    "What was found where the duplicate does better than the null; `no_range` elsewhere."
+    numbers = [np.where(better, v, np.nan) for v in (found.value, found.lo, found.hi)]
+    return Calibrated(*numbers, np.where(better, found.status, 'no_range'))
+
 # %% ../../nbs/65_scoring.references.ipynb #c1e4312c
 def calibrate(
     halves, # Scores of models against halves: conditions x seeds x models x metrics
@@ -311,11 +317,6 @@ def calibrate(
     found = calibrated(null[:, None, None], halves, replicate[:, None, None], resamples)
     ends = [limit(v) if is_correlation(METRICS[m]) else np.nan for m, v in zip(metrics, top)]
     return without_range(found, sign*(top - mean) > 0), Scale(best, mean, top, np.array(ends), sign*(replicate - null))
-
-def without_range(found, better):
-    "What was found where the duplicate does better than the null; `no_range` elsewhere."
-    numbers = [np.where(better, v, np.nan) for v in (found.value, found.lo, found.hi)]
-    return Calibrated(*numbers, np.where(better, found.status, 'no_range'))
 
 # %% ../../nbs/65_scoring.references.ipynb #0346b0f6
 WIDE = 3 # Smallest differences that have room in the range of a metric which is fit
