@@ -395,7 +395,7 @@ def test_a_file_with_conditions_in_another_order_has_the_same_scores_to_the_bit(
 
 def test_the_command_gives_the_scores_of_the_function(files, unreferenced, undrawn, tmp_path, monkeypatch, capsys):
     "Two models in one command, with rows shuffled and controls that are far off, against one model alone."
-    monkeypatch.setattr('perturbench.scoring.files.references', unreferenced['references'])
+    for name, f in unreferenced.items(): monkeypatch.setattr(f'perturbench.scoring.files.{name}', f)
     monkeypatch.chdir(tmp_path)
     wild = ad.concat([files.mine, predicted_file(dict(control=7), 6, lambda x: x + np.float32(2))])
     wild.obs_names_make_unique()

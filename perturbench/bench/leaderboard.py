@@ -247,7 +247,8 @@ def status_notes(
     for name, rows in scores[scores.status != 'ok'].groupby('status'):
         models = sorted(map(str, rows.model.unique()))
         who = 'all models' if len(models) == scores.model.nunique() else ', '.join(models)
-        which = ', '.join(metric for metric in METRICS if metric in set(rows.metric))
+        theirs = set(rows.metric)
+        which = ', '.join(metric for metric in METRICS if metric in theirs)
         found = f'{len(rows)} scores, {rows.value.isna().sum()} of them undefined; {which}; {who}'
         notes.append((name, f"{STATUSES.get(name, 'not explained')} ({found})"))
     return notes
@@ -1029,7 +1030,8 @@ def page(
     compared, known, beside = compared or {}, known or {}, beside or {}
     tasks = [page_task(board, task, compared.get(task, {}), known.get(task), beside.get(task))
              for task in board.task.unique()]
-    metrics = [METRICS[metric] for metric in METRICS if metric in set(board.metric)]
+    shown = set(board.metric)
+    metrics = [metric for name, metric in METRICS.items() if name in shown]
     rows = [row for task in tasks for row in task['table']['models'] + task['table']['baselines']]
     present = [kind for kind in KINDS if kind in {row['kind'] for row in rows}]
     models = {row['label']: row['text'] for row in rows if row['text']}

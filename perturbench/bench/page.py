@@ -11,6 +11,7 @@ __all__ = ['AXIS', 'MANY_CALLS', 'UNITS', 'LOADER', 'GENES', 'MOST_CONDITIONS', 
 # %% ../../nbs/73d_bench.page.ipynb #d6df7ea8
 import json
 from importlib.resources import files
+from math import isfinite
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
@@ -236,10 +237,10 @@ LOADER, GENES = 'perturbenchTask', 'perturbenchGenes' # The functions of the pag
 
 def _plain(value):
     "A value as JSON holds it: numbers with four digits, None for what is missing."
+    if isinstance(value, (float, np.floating)): return float(f'{value:.4g}') if isfinite(value) else None
     if isinstance(value, dict): return {str(key): _plain(v) for key, v in value.items()}
     if isinstance(value, (list, tuple)): return [_plain(v) for v in value]
     if isinstance(value, (np.ndarray, pd.Series)): return _plain(value.tolist())
-    if isinstance(value, (float, np.floating)): return float(f'{value:.4g}') if np.isfinite(value) else None
     if isinstance(value, np.bool_): return bool(value)
     return int(value) if isinstance(value, np.integer) else value
 
