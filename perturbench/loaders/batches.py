@@ -228,7 +228,7 @@ def principal_axes(
     x = x - x.mean(0)
     products = (x @ x.T).cpu().numpy()
     last = [max(0, len(x) - n), len(x) - 1]
-    with one_blas_thread: found = eigh(products, subset_by_index=last) # Ascending; the same bits on any number of threads
+    with one_blas_thread: found = eigh(products, subset_by_index=last) # Ascending; the same on any number of threads
     value, vector = (torch.from_numpy(o).to(x.device) for o in found)
     keep = value > LEAST_VARIANCE * value[-1]
     axes = x.T @ vector[:, keep] / value[keep].sqrt()
