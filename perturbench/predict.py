@@ -114,6 +114,7 @@ class Prediction:
     fold:int=0 # The split whose model made it
     status:str='ok' # 'unseen_part' where the model had to fall back
     variance:np.ndarray=None # genes: that of the predicted mean effect, where the model states one; not kept in files
+    again:bool=False # Whether the array of cells is that of the prediction before, of the same state
 
 def predict_task(
     model, # A model trained on `fold`
@@ -126,11 +127,15 @@ def predict_task(
     design = task.design
     for rows, codes in tested_by_state(task, fold, controls):
         cells, known = known_of(model, task.store, rows)
+        before = None
         for code in codes:
-            asked = design.perturbation[code], design.covariate[code]
-            predicted, variance = predict_cells(model, cells, *asked, seed, code, **known), None
+            asked, variance = (design.perturbation[code], design.covariate[code]), None
+            decided = model.decided_by(*asked) if hasattr(model, 'decided_by') else None
+            again = decided is not None and decided == before
+            if not again: predicted = predict_cells(model, cells, *asked, seed, code, **known)
             if not design.is_control[code]: variance = effect_variance(model, cells, *asked, seed, code, **known)
-            yield Prediction(code, predicted, fold, model.status(*asked), variance)
+            yield Prediction(code, predicted, fold, model.status(*asked), variance, again)
+            before = decided
 
 # %% ../nbs/41_predict.ipynb #6db72ecf
 def _holds_nothing(header, rows, column):

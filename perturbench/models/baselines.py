@@ -136,6 +136,17 @@ def status(self:Baseline,
     present = (one_row(perturbation) != 0).float()
     return 'ok' if self.measured(present, self.state_of(one_row(covariates))).item() else 'unseen_part'
 
+@patch
+def decided_by(self:Baseline,
+    perturbation, # The vector of a condition [P]
+    covariates, # Its covariate vector [K]
+) -> bytes: # None where more than a shift decides
+    "What decides about the prediction from given controls of a state: conditions that have the same are predicted alike."
+    if type(self).predict is not Baseline.predict: return None
+    present, covariates = (torch.as_tensor(o, device=self.states.device)[None] for o in (perturbation, covariates))
+    present = (present != 0).float()
+    return (self.shift(present, self.state_of(covariates))*present.any()).cpu().numpy().tobytes()
+
 # %% ../../nbs/32_models.baselines.ipynb #7f728ff9
 @MODELS.register('control_mean')
 class ControlMean(Baseline):

@@ -429,9 +429,10 @@ def titled(measured, code): return titles(measured.task.conditions, [code])[0]
 def checked_cells(
     measured, # A `Measured`
     prediction, # A `Prediction`
-    last=None, # Those before, of the same state; they are these where each cell lies at the same place along the wave
+    last=None, # Those before, of the same state: these are they where each cell lies at the same place along the wave
 ) -> PredictedCells:
     "The predicted cells. Raises InputError for another number of genes, no cells, and values that are not finite."
+    if prediction.again and last is not None and prediction.cells is last.given: return last
     cells, n_genes = np.asarray(prediction.cells), measured.task.store.n_genes
     if cells.ndim != 2 or not len(cells) or cells.shape[1] != n_genes:
         raise InputError(f'the prediction for {titled(measured, prediction.condition)} has the shape {cells.shape}; '

@@ -185,14 +185,15 @@ def null_of_state(
     "The predictions of a null for a state, whose cells are made dense once."
     design, given, by_control = task.design, task.store.dense(rows), name == 'null_control'
     def seen(control): return seen_in_training(task, fold, design.state[codes[0]], control)
-    cells = {control: dense_or_nothing(task, seen(control)) for control in {True, by_control}}
+    cells, before = {control: dense_or_nothing(task, seen(control)) for control in {True, by_control}}, None
     for code in codes:
         asked, is_control = (design.perturbation[code], design.covariate[code]), bool(design.is_control[code])
         states_variance = not by_control and not is_control
         variance = effect_variance(model, given, *asked, code) if states_variance else None
         seen_cells = cells[by_control or is_control]
-        if seen_cells is not None: yield Prediction(code, seen_cells, fold, 'ok', variance)
+        if seen_cells is not None: yield Prediction(code, seen_cells, fold, 'ok', variance, seen_cells is before)
         else: yield Prediction(code, predict_cells(model, given, *asked, code), fold, model.status(*asked), variance)
+        before = seen_cells
 
 def null_predictions(
     task, # A `Task`
