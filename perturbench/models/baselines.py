@@ -141,7 +141,7 @@ def decided_by(self:Baseline,
     perturbation, # The vector of a condition [P]
     covariates, # Its covariate vector [K]
 ) -> bytes: # None where more than a shift decides
-    "What decides about the prediction from given controls of a state: conditions that have the same are predicted alike."
+    "What decides about a prediction beside the controls: conditions of a state that have the same are predicted alike."
     if type(self).predict is not Baseline.predict: return None
     present, covariates = (torch.as_tensor(o, device=self.states.device)[None] for o in (perturbation, covariates))
     present = (present != 0).float()

@@ -25,7 +25,8 @@ from numba import njit
 from ..core import InputError, one_blas_thread, release_memory, rng
 from ..metrics.accuracy import FAST
 from ..metrics.de import ENOUGH, Ordered, Reference, control_off, down_sample, enough_variance
-from ..metrics.distributions import CLUMPED, FUNCTIONS, Points, covariance_of, dispersion, pair_sums, points_of
+from ..metrics.distributions import (
+    CLUMPED, FUNCTIONS, Points, covariance_of, dispersion, pair_sums, points_of)
 from ..metrics.effects import MOMENTS, Moments, Profiles, Shared, moments
 from .cells import TrueCells, compressed, equal_numbers, n_compared
 from .measured import HALVES, Kept, state_names, titles
