@@ -38,6 +38,28 @@ def model(task):
     fit(made, task)
     return made
 
+# What is predicted once
+
+SHIFTED = 'control_mean', 'perturbed_mean', 'condition_mean', 'additive', 'kernel_ridge', 'knn', 'blup'
+
+@pytest.mark.parametrize('name', SHIFTED)
+def test_what_is_predicted_once_for_several_conditions_is_what_each_would_get(task, name):
+    model, design = build_model(name, model_info(task)), task.design
+    fit(model, task)
+    found = list(predict.predict_task(model, task, controls=True))
+    given = task.given()
+    for p in found:
+        controls = task.store.dense(given.where(design.state == design.state[p.condition]).rows)
+        asked = design.perturbation[p.condition], design.covariate[p.condition]
+        assert np.array_equal(p.cells, predict.predict_cells(model, controls, *asked, 0, p.condition))
+    assert [p.cells is before.cells for before, p in zip(found, found[1:])] == [p.again for p in found[1:]]
+    assert any(p.again for p in found) == (name != 'blup') # Doses of a perturbation are shifted alike; BLUP moves cells
+
+def test_a_model_that_adapts_itself_is_asked_for_each_condition(task, model):
+    model.adapt = lambda batch: None
+    try: assert not any(p.again for p in predict.predict_task(model, task))
+    finally: del model.adapt
+
 @pytest.fixture
 def table(task):
     keys = ['perturbation', *task.covariate_keys, 'uM']

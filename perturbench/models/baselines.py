@@ -142,7 +142,7 @@ def decided_by(self:Baseline,
     covariates, # Its covariate vector [K]
 ) -> bytes: # None where more than a shift decides
     "What decides about a prediction beside the controls: conditions of a state that have the same are predicted alike."
-    if type(self).predict is not Baseline.predict: return None
+    if type(self).predict is not Baseline.predict or hasattr(self, 'adapt'): return None
     present, covariates = (torch.as_tensor(o, device=self.states.device)[None] for o in (perturbation, covariates))
     present = (present != 0).float()
     return (self.shift(present, self.state_of(covariates))*present.any()).cpu().numpy().tobytes()
