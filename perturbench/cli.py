@@ -367,6 +367,7 @@ def _known_backend(backend):
     "Raise InputError where `backend` is none."
     from perturbench.bench.workers import BACKENDS
     if backend not in BACKENDS: raise InputError(f"the backend '{backend}' is not known{nearest(backend, BACKENDS)}")
+
 def _resources(jobs, threads, backend, address, gpus, runs_per_gpu, time_limit, memory_limit):
     "What runs are done with and what each may take; raises InputError for what does not fit together."
     from perturbench.bench.workers import read_amounts, read_limits

@@ -1350,6 +1350,7 @@ def as_folders(
     "Folders, however they are given."
     return [Path(one) for one in ([out] if isinstance(out, (str, Path)) else out)]
 
+# %% ../../nbs/74_bench.leaderboard.ipynb #c2d83ff8
 def _placed_runs(folders, only):
     "The runs to report of each folder, and what is left out."
     placed, notes = [], []

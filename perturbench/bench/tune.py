@@ -253,6 +253,7 @@ def judge_of(
         _LAST[key] = Judge(load_task(search.folder, search.task), objective_of(search.objective))
     return _LAST[key]
 
+# %% ../../nbs/70b_bench.tune.ipynb #e5c939f4
 def _built(search, judge, options):
     "A new model with the options of a trial."
     return build_model(search.model, model_info(judge.views.train), **(options | search.options))
@@ -313,6 +314,7 @@ def _optuna():
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
 
+# %% ../../nbs/70b_bench.tune.ipynb #ca74d9bc
 def _as_optuna(
     optuna,
     trial:Trial, # That has ended
@@ -491,6 +493,7 @@ def importance(
             return optuna.importance.get_param_importances(study, evaluator=by_best)
     except (ValueError, RuntimeError, UserWarning): return {}
 
+# %% ../../nbs/70b_bench.tune.ipynb #87b323fb
 def plot_search(
     trials:list, # That ended
     objective:str, # As `objective_of` takes it

@@ -330,12 +330,22 @@ def levels(self:Profiles,
     return self.kept[key][i][:, genes]
 
 @patch
+def finite(self:Profiles,
+    name:str, # A table
+) -> np.ndarray: # A truth value a condition
+    "Whether all numbers of a condition in a table are finite; looked at once."
+    key = 'finite', name
+    if key not in self.kept: self.kept[key] = _finite(getattr(self, name))
+    return self.kept[key]
+
+@patch
 def beside(self:Profiles,
     control:Shared, # Means of other controls
 ) -> 'Profiles':
     "The same means beside other controls."
-    other, level = Profiles(self.mean, control, own=control), ('level', 'mean')
-    if self.mean.size <= SMALL: other.kept[level] = self.levels('mean')
+    other = Profiles(self.mean, control, own=control)
+    if self.mean.size <= SMALL: other.kept['level', 'mean'] = self.levels('mean')
+    other.kept['finite', 'mean'] = self.finite('mean')
     return other
 
 # %% ../../nbs/50_metrics.effects.ipynb #94782219
@@ -365,13 +375,12 @@ def known(self:Profiles,
     spaces, # Keys of `SPACES` whose numbers are profiles
 ) -> dict: # space -> a truth value a condition; raises InputError where a table that a space needs was not given
     "Whether all numbers of a condition are there."
-    made_of, finite = {space: _MADE_OF.get(space, _EFFECT) for space in spaces}, {}
+    made_of = {space: _MADE_OF.get(space, _EFFECT) for space in spaces}
     for space, names in made_of.items():
         for name in names:
-            if (table := getattr(self, name)) is None:
+            if getattr(self, name) is None:
                 raise InputError(f"profiles have no '{name}', which the space '{space}' needs; give it")
-            if name not in finite: finite[name] = _finite(table)
-    return {space: np.logical_and.reduce([finite[name] for name in names]) for space, names in made_of.items()}
+    return {space: np.logical_and.reduce([self.finite(name) for name in names]) for space, names in made_of.items()}
 
 # %% ../../nbs/50_metrics.effects.ipynb #cfa5a3ef
 def _named_sets(path) -> dict:

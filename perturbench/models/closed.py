@@ -45,12 +45,14 @@ class Block(NamedTuple):
     values: np.ndarray # float64, P x d; 0 where nothing is known
     known: np.ndarray # bool [P]
 
+# %% ../../nbs/32a_models.closed.ipynb #8e7d502b
 def targets_of(
     info, # A ModelInfo
 ) -> dict: # Genes by perturbation
     "The genes that each single perturbation acts on, measured or not."
     return {part: list(info.targets.get(part, [part])) for part in info.design.perturbations}
 
+# %% ../../nbs/32a_models.closed.ipynb #636f16fa
 def block_of_file(
     info, # A ModelInfo
     source:str, # KIND:FILE, as `named_features` takes it
@@ -63,6 +65,7 @@ def block_of_file(
     known = table[:, -1] > 0
     return Block(table[:, :-1]*known[:, None], known)
 
+# %% ../../nbs/32a_models.closed.ipynb #3ca18c8e
 def _of_targets(info, rows):
     "The block of the sums of `rows` of genes over the targets; `rows` are genes x d."
     place = {gene: i for i, gene in enumerate(info.genes)}

@@ -319,12 +319,14 @@ class Ends(NamedTuple):
     p: torch.Tensor # S x P: relative doses
     covariates: torch.Tensor # S x K
 
+# %% ../../nbs/38_models.flow.ipynb #722a1244
 def as_sets(
     o, # Of cells, or of cells in sets
 ): # Of cells in sets, one for each where there are none
     "What a batch holds, with an axis of sets in front."
     return o if o.ndim == 3 else o[:, None]
 
+# %% ../../nbs/38_models.flow.ipynb #30d8cde6
 def _normal(like, generator): return torch.randn(like.shape, generator=generator, device=like.device)
 
 @patch

@@ -211,6 +211,7 @@ def _trained(info):
     rows = np.flatnonzero((info.train_cells > 0) & ~info.design.is_control)
     return _Trained(info.design.perturbation[rows] != 0, info.design.state[rows])
 
+# %% ../../nbs/32b_models.neighbours.ipynb #4ec59687
 @MODELS.register('knn')
 class KNN(AddsUp, Featured):
     "Adds the mean effect of the perturbation in the nearest states, or of the perturbations with nearest features."

@@ -32,30 +32,30 @@ from .cells import TrueCells, compressed, equal_numbers, n_compared
 from .measured import HALVES, Kept, state_names, titles
 
 # %% ../../nbs/61_scoring.collect.ipynb #961be6c3
+_OF_THREAD = local() # In a thread of `Workers`: `share`, and `over`, set once nobody waits for its job any more
+
 @contextmanager
 def one_thread():
-    "Hold torch, numpy and scipy to one thread; gives the number that torch had."
+    "Hold torch, numpy and scipy to one thread; gives the number of threads that work may be shared out to."
     n = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with one_blas_thread: yield n
+        with one_blas_thread: yield getattr(_OF_THREAD, 'share', n)
     finally: torch.set_num_threads(n)
 
 # %% ../../nbs/61_scoring.collect.ipynb #d3178c99
-_OF_THREAD = local() # `over`, in a thread of `Workers`: set once nobody waits for its job any more
-
 class Workers:
     "Runs jobs on some threads; a job that fails raises its error here."
     def __init__(self,
         n:int, # Threads; with one, a job is done at once
-        each:int=1, # Threads that a job may use itself
+        share:int=1, # Threads that a job may share its own work out to
     ):
         self.n, self.waiting, self.over = n, deque(), Event()
-        self.pool = ThreadPoolExecutor(n, initializer=self._begin, initargs=(each,)) if n > 1 else None
+        self.pool = ThreadPoolExecutor(n, initializer=self._begin, initargs=(share,)) if n > 1 else None
 
-    def _begin(self, each):
-        torch.set_num_threads(each)
-        _OF_THREAD.over = self.over
+    def _begin(self, share):
+        torch.set_num_threads(1)
+        _OF_THREAD.share, _OF_THREAD.over = share, self.over
 
     def do(self, job, *args):
         "Do `job(*args)`, now or soon; waits where twice as many jobs as threads are waiting."
@@ -77,13 +77,11 @@ class Workers:
 def side_by_side(
     jobs, # Functions without arguments
 ) -> list: # What each of them gives
-    "Do several jobs at a time, which share the threads of this process."
+    "Do as many jobs at a time as there are threads."
     found = [None]*len(jobs)
     def do(k): found[k] = jobs[k]()
-    with one_thread() as n_threads:
-        at_once = max(1, min(n_threads, len(jobs)))
-        with Workers(at_once, n_threads//at_once) as workers:
-            for k in range(len(jobs)): workers.do(do, k)
+    with one_thread() as n, Workers(n, share=n) as workers:
+        for k in range(len(jobs)): workers.do(do, k)
     return found
 
 # %% ../../nbs/61_scoring.collect.ipynb #5ddc6651

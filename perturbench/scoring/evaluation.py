@@ -7,6 +7,7 @@ __all__ = ['profile_scores', 'cell_scores', 'with_own_controls', 'rests_on_contr
            'Evaluation', 'evaluate_task', 'metric_table']
 
 # %% ../../nbs/63_scoring.evaluation.ipynb #673d9da5
+from threading import Lock
 import numpy as np
 import pandas as pd
 from ..core import InputError
@@ -119,7 +120,7 @@ class Evaluation:
         self.metrics = [m for m in asked(metrics) if m.space not in ('sets', 'sets_own') or gene_sets]
         if not self.metrics: raise InputError('these metrics need gene sets; give `gene_sets`, from `read_gene_sets`')
         self.measured = Measured(task, self.metrics, gene_sets and gene_sets[1])
-        self.cells = TrueCells(self.measured)
+        self.cells, self.collecting = TrueCells(self.measured), Lock()
 
     def __repr__(self):
         return f'Evaluation of {self.task.name}: {len(self.measured):,} conditions, {len(self.metrics)} metrics'
@@ -129,7 +130,7 @@ class Evaluation:
         partial:bool=False, # Let conditions go without a prediction; by default that is an error
     ) -> Comparison: # Raises InputError for a prediction that is missing, given twice, or does not fit
         "Reduce `predictions` to profiles and to scores of cells, beside the measured ones."
-        compared = collect(self.cells, predictions, partial)
+        with self.collecting: compared = collect(self.cells, predictions, partial)
         put_uncertainty(self.measured, compared)
         return compared
 

@@ -315,12 +315,14 @@ class Measured(Tested):
     ):
         super().__init__(task)
         self.metrics, self.sets, self.kept = list(metrics), gene_sets, Kept()
+        self.wanted = {what for m in self.metrics
+                       for what in (m.space, m.space.removesuffix('_own'), m.kind, *m.needs)}
 
     def wants(self,
         what:str, # A space, a kind of metric, or an extra of `needs`
     ) -> bool:
         "Whether a metric needs this; an effect from a model's own controls is an effect."
-        return any(what in (m.space, m.space.removesuffix('_own'), m.kind) or what in m.needs for m in self.metrics)
+        return what in self.wanted
 
 # %% ../../nbs/60_scoring.measured.ipynb #207b14be
 @patch
