@@ -157,7 +157,8 @@ class Blocks:
         n, m = self.source.shape
         self.rows, self.columns, self.scale = _positions(rows), _positions(columns), scale
         if self.rows is not None and len(self.rows) == n: self.rows = None
-        self.shape = (n if self.rows is None else len(self.rows), m if columns is None else len(self.columns))
+        if np.array_equal(self.columns, np.arange(m)): self.columns = None
+        self.shape = (n if self.rows is None else len(self.rows), m if self.columns is None else len(self.columns))
         stored = self.source.data.shape[0] if isinstance(self.source, CompressedRows) else n*m
         self.size = size or max(1, BLOCK*n//max(1, stored))
 

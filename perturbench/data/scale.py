@@ -84,7 +84,7 @@ TOO_LARGE = 12 # Of log1p of whole numbers: of larger ones nothing shows whether
 def _by_row(block, values, reduce):
     "`reduce` over the stored values of each row; 0 for empty rows."
     out, some = np.zeros(block.shape[0]), np.diff(block.indptr) > 0
-    if some.any(): out[some] = reduce.reduceat(values.astype(np.float64), block.indptr[:-1][some])
+    if some.any(): out[some] = reduce.reduceat(values.astype(np.float64, copy=False), block.indptr[:-1][some])
     return out
 
 def _are_whole(block, values, tolerance):

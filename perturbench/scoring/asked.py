@@ -268,7 +268,7 @@ class Originals:
     @cached_property
     def once(self) -> np.ndarray: # bool [cells]
         "The cells that occur a single time."
-        return ~repeated(self.X)
+        return ~repeated(self.X, self.keys)
 
     def copied(self,
         block:sparse.csr_matrix, # Cells of another file, log-normalised, with the same genes

@@ -273,10 +273,12 @@ def hold(
         if check: see(blocks, check)
         return Blocks(blocks, rows, genes)
     parts = [sparse.csr_matrix((0, len(genes)), dtype=np.float32)]
+    has_all = np.array_equal(genes, np.arange(X.shape[1]))
     for first, block in blocks:
         if check: check.add(first, block)
         here = rows[first:first + block.shape[0]]
-        parts.append(canonical(block[here][:, genes]))
+        if not here.all(): block = block[here]
+        parts.append(block if has_all else canonical(block[:, genes]))
     return sparse.vstack(parts, 'csr', dtype=np.float32)
 
 # %% ../../nbs/68_scoring.files.ipynb #3e3b0000
