@@ -426,6 +426,9 @@ def keep_kernels(
 
 keep_kernels(Path(__file__).parent if '__file__' in globals() else '.')
 
+# %% ../nbs/00_core.ipynb #1e803bb9
+os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
+
 # %% ../nbs/00_core.ipynb #81a2c4f6
 _CALLERS = ThreadLock()
 

@@ -216,6 +216,7 @@ def extras_for(metric, true, i):
     known = dict(scale=true.scale, n_half=true.n_half)
     return {name: known[name](i, metric.space) for name in metric.needs if name in known}
 
+# %% ../../nbs/61_scoring.collect.ipynb #b60f7235
 def means_of_pairs(
     true:TrueCells,
     i:int, # A tested condition, by its place

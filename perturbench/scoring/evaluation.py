@@ -28,6 +28,7 @@ def _known_by(profiles):
     tables = [getattr(profiles, name) for name in _PREDICTED if getattr(profiles, name) is not None]
     return hash_of(*(a for table in tables for a in ([table.rows, table.at] if isinstance(table, Shared) else [table])))
 
+# %% ../../nbs/63_scoring.evaluation.ipynb #994e0928
 def profile_scores(
     measured:Measured,
     metrics, # `Metric`s
