@@ -43,7 +43,7 @@ class Keys(NamedTuple):
 
 @njit(cache=True, nogil=True)
 def _keys(indptr, indices, values, numbers, direction):
-    "For each row the sum of the numbers of its genes, which wraps around at 2**64, and its proportions along a direction."
+    "For each row the sum of its genes' numbers, which wraps around at 2**64, and its proportions along `direction`."
     n = len(indptr) - 1
     genes, along = np.zeros(n, np.uint64), np.zeros(n)
     for i in range(n):
