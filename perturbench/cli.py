@@ -90,6 +90,9 @@ def _status(args) -> int:
     except InputError as e: return _say(e, e.status)
     except UsageError as e: return _say(f'{e.format_message()} (perturbench --help says more)', WRONG_INPUT)
     except (KeyboardInterrupt, typer.Abort): return _say(STOPPED, INTERRUPTED)
+    except SystemError as e: # so ends a compiled kernel that returns into an interrupt
+        if not isinstance(e.__cause__, KeyboardInterrupt): raise
+        return _say(STOPPED, INTERRUPTED)
     except BrokenPipeError: return _reader_gone()
     except MemoryError: return _say(NO_MEMORY, WRONG_INPUT)
     except OSError as e: return _say(os_fault(e, e.filename or 'the output'), WRONG_INPUT)
