@@ -26,7 +26,7 @@ test slow: export OMP_NUM_THREADS = 1
 test slow: export OMP_WAIT_POLICY = PASSIVE
 test slow: export NUMBA_NUM_THREADS = 1
 test: .venv/done  ## notebooks, then pytest
-	$(BIN)/nbdev_test --n_workers 2 --path nbs --do_print
+	$(BIN)/python .ci/notebooks.py
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 slow: .venv/done  ## what takes minutes: stored outputs equal what execution gives

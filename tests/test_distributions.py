@@ -14,7 +14,7 @@ from perturbench.metrics.distributions import (
     FUNCTIONS, MeasuredPairs, cell_covariance, dispersion, energy_distance, energy_to_truth, median_distance,
     mmd_published, mmd_rbf, pair_sums)
 
-few = settings(max_examples=60, deadline=None, derandomize=True)
+few = settings(max_examples=40, deadline=None, derandomize=True)
 BANDWIDTHS = (1/4, 1/2, 1, 2, 4)
 
 @pytest.fixture(autouse=True, scope='module', params=[distributions.FEW, 0], ids=['one by one', 'by products'])

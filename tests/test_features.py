@@ -12,7 +12,7 @@ from perturbench.data.h5ad import read_h5ad
 from perturbench.data.screen import Screen
 
 few = settings(
-    max_examples=40, deadline=None, derandomize=True,
+    max_examples=25, deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 NAMES = ['TP53', 'TGF-β', 'a/b', 'c_d', 'e, f', '"q"', 'ген', '药 1', 'nan', 'NA', '0', "it's", 'x+y', 'C[N+](C)C']
 TERMS = ['t1', 't2', 't3', 't 4', 'NA']

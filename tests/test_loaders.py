@@ -16,7 +16,7 @@ from perturbench.loaders.disk import DiskBatches, FileStore
 from perturbench.loaders.store import CellStore, upload
 
 few = settings(
-    max_examples=40, deadline=None, derandomize=True,
+    max_examples=25, deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 
 def matrix(r, n, g, counts):

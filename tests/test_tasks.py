@@ -12,7 +12,7 @@ from perturbench.data.simulate import Parameters, simulate
 from perturbench.loaders.store import Cells, CellStore, check_store
 from perturbench.tasks import TASKS, load_task, open_task, read_task
 
-few = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+few = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 @pytest.fixture(scope='module')
 def asked(tmp_path_factory):

@@ -13,7 +13,7 @@ def problem(seed, n, m, d=5):
 @pytest.mark.parametrize('n, m', [(1, 4), (12, 12), (30, 17), (150, 200)])
 def test_plans_are_those_of_pot(n, m, epsilon):
     ot = pytest.importorskip('ot', reason='a development dependency that a GPU machine may lack')
-    for seed in range(3):
+    for seed in range(3 if n < 100 else 1):
         cost, a, b = problem(seed, n, m)
         how = dict(method='sinkhorn_log', numItermax=20_000, stopThr=1e-10, warn=False)
         theirs = ot.sinkhorn(a, b, cost, epsilon, **how)

@@ -17,7 +17,7 @@ from perturbench.splits.kinds import make_splits
 from perturbench.tasks import open_task
 
 pytestmark = pytest.mark.usefixtures('quick', 'undrawn')
-BUDGET = dict(max_epochs=4, min_epochs=1, batch_size=64)
+BUDGET = dict(max_epochs=2, min_epochs=1, batch_size=64)
 NARROW = {'name': 'decoder_only', 'encoder_width': 32, 'n_layers': 1} # The published widths take minutes here
 TRAINED = [k for k in MODELS if not hasattr(MODELS[k], 'fit')]
 SHOWN = ['number', 'state', 'value', 'fault']

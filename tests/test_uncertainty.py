@@ -11,7 +11,7 @@ from perturbench.metrics.uncertainty import (
     CLASSES, NOMINAL, Uncertain, area, area_random, coverage, coverage_by_noise, crps, noise_of, of_draws, reached,
     risk_coverage, risks, sharpness, uncertainty_summary, uncertainty_table)
 
-few = settings(max_examples=60, deadline=None, derandomize=True)
+few = settings(max_examples=40, deadline=None, derandomize=True)
 SCORES = (lambda *case: coverage(*case, .8), crps, risks, sharpness)
 
 def make(seed):

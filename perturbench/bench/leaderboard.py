@@ -318,29 +318,31 @@ def _whole(
     lost = np.where(np.isfinite(found.mean), found.n_undefined, found.n_conditions.max() + 1)
     return ~partial[:, None] & (lost == lost.min(0))
 
-def _place(
-    mean:float,
-    partial:bool,
-    sign:int, # From `_signs`
-    model, # Its name
-) -> tuple: # What rows are sorted by
-    "The place of a model in the table of a metric."
-    known = bool(np.isfinite(mean))
-    return not known, bool(partial), sign*mean if known else 0, str(model)
-
 # %% ../../nbs/74_bench.leaderboard.ipynb #a7c683c5
+def _by_place(
+    mean, # Models x metrics
+    sign, # From `_signs`
+    partial, # From `_partial`
+) -> np.ndarray: # Metrics x models: their numbers; of two that are as good the first comes first
+    "The models of each metric, the best first; those that left conditions out, and then those without a mean, are last."
+    known = np.isfinite(mean)
+    badness = np.where(known, sign*mean, 0)
+    from_last = [badness.T, np.broadcast_to(partial, badness.T.shape), ~known.T]
+    return np.lexsort(from_last, axis=-1)
+
+# %% ../../nbs/74_bench.leaderboard.ipynb #aeacfb8f
 def _rows(
     cube:Cube,
-    k:int, # The number of a metric
     columns:dict, # Name -> models x metrics
     partial, # From `_partial`
 ) -> pd.DataFrame:
-    "The rows of one metric, the best model first."
-    rows = pd.DataFrame({'model': cube.models} | {name: values[:, k] for name, values in columns.items()})
-    rows = rows[rows.n_conditions > 0]
-    mean, sign = columns['mean'][:, k], _signs(cube.metrics[k:k + 1])[0]
-    order = sorted(rows.index, key=lambda model: _place(mean[model], partial[model], sign, cube.models[model]))
-    return rows.loc[order].assign(metric=cube.metrics[k])
+    "The rows of all metrics, one after the other, the best model of each first."
+    order = _by_place(columns['mean'], _signs(cube.metrics), partial)
+    model, metric = order.ravel(), np.repeat(np.arange(len(cube.metrics)), len(cube.models))
+    rows = pd.DataFrame({'model': [cube.models[number] for number in model]}
+                        | {name: values[model, metric] for name, values in columns.items()})
+    rows['metric'] = [cube.metrics[number] for number in metric]
+    return rows[rows.n_conditions > 0].reset_index(drop=True)
 
 def compare(
     scores, # Of one task, from `tidy_scores`
@@ -354,9 +356,8 @@ def compare(
         undefined = ~np.isfinite(found.mean) | (found.n_conditions == found.n_undefined)
         columns |= _standing(cube, references, undefined)
     columns |= judge(cube, found.mean, _whole(found, partial), columns.get('fit', ''))._asdict()
-    tables = [_rows(cube, k, columns, partial) for k in range(len(cube.metrics))]
     whole_numbers = dict.fromkeys(['n_conditions', 'n_undefined', 'n_seeds'], int)
-    return pd.concat(tables, ignore_index=True).astype(whole_numbers)
+    return _rows(cube, columns, partial).astype(whole_numbers)
 
 # %% ../../nbs/74_bench.leaderboard.ipynb #d8c1bd2a
 class Remark(dict):

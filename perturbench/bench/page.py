@@ -269,7 +269,7 @@ def genes_script(
 # %% ../../nbs/73d_bench.page.ipynb #963b6bd2
 def _by_model(rows, columns):
     "Model -> what stands in `columns` of its row."
-    return {model: values for model, *values in rows[['model', *columns]].itertuples(index=False, name=None)}
+    return {model: values for model, *values in zip(*(rows[column] for column in ['model', *columns]))}
 
 def metric_rows(
     board, # From a leaderboard, one task

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VALUES', 'ESTIMATED', 'SUMS', 'AT_ONCE', 'NO_MEAN', 'BINS', 'MIN_CELLS', 'MIN_GENES', 'CELLS', 'Scaled', 'normalise',
-           'Pass', 'Checked', 'Bare', 'Looked', 'first_pass', 'end_to_end', 'Normalised', 'Made', 'screen_notes',
+           'end_to_end', 'Pass', 'Checked', 'Bare', 'Looked', 'first_pass', 'Normalised', 'Made', 'screen_notes',
            'prepare', 'Sums', 'Moments', 'group_moments', 'welch_t', 'changed_genes', 'variable_genes', 'select_genes']
 
 # %% ../../nbs/11_data.preprocess.ipynb #71725a45
@@ -82,105 +82,6 @@ def _mask(name, mask, n):
     if mask.dtype == bool and mask.shape == (n,): return mask
     raise InputError(f'`{name}` has to be a bool for each of {n:,}; it is {mask.dtype} of shape {mask.shape}')
 
-# %% ../../nbs/11_data.preprocess.ipynb #9fce6e03
-class Pass(NamedTuple):
-    "What a pass over the values saw."
-    check: ValueCheck
-    shown: np.ndarray # The number of cells that show each gene
-
-def _look(
-    blocks:Blocks, # The values
-    n_genes=None, # Their number, where the scale is to be measured
-) -> Pass:
-    "The first pass."
-    check, shown = ValueCheck(blocks.shape[0], n_genes), np.zeros(blocks.shape[1], np.int64)
-    for first, block in progress(blocks, 'checking values'):
-        check.add(first, block)
-        shown += np.bincount(block.indices, minlength=len(shown))
-    return Pass(check, shown)
-
-# %% ../../nbs/11_data.preprocess.ipynb #e103cf8c
-class Checked(NamedTuple):
-    "What is wrong with values and the counts beside them, and what is to be said about them."
-    faults: list
-    notes: list
-    shown: np.ndarray # The number of cells that show each gene
-
-def _checked(X, layer, values):
-    "Check the values `X` and the counts beside them, if there are any."
-    is_lognorm = values == 'lognorm'
-    check, shown = _look(X, X.shape[1] if is_lognorm else None)
-    if not is_lognorm: odd = _fraction(check.odd, 'X', ESTIMATED)
-    elif layer is None: odd = []
-    else: odd = _fraction(_look(layer).check.odd, "layers['counts']", 'put raw counts there or remove the layer')
-    faults = check.faults(values) + odd
-    notes = scale_notes(check.scale) if is_lognorm and not faults else []
-    return Checked(faults, notes, shown)
-
-# %% ../../nbs/11_data.preprocess.ipynb #7040638b
-class Bare(NamedTuple):
-    "All of an input that is no matrix."
-    adata: ad.AnnData # Without matrices, as a file can hold it
-    notes: list # What was changed
-    faults: list # What no file can hold
-
-def _bare(adata, values):
-    "The tables of `adata`."
-    with own_words():
-        uns = dict(adata.uns) if values == 'lognorm' else {}
-        whole = ad.AnnData(obs=adata.obs, var=adata.var, obsm=dict(adata.obsm), uns=uns)
-        parts = tidy_tables(whole)
-        if parts.faults: return Bare(whole, [], parts.faults)
-        return Bare(ad.AnnData(obs=parts.obs, var=parts.var, obsm=parts.obsm, uns=parts.uns), parts.notes, [])
-
-# %% ../../nbs/11_data.preprocess.ipynb #a50b7220
-def _described(table, control, options):
-    "The screen of a table without its matrices, or None, and its faults."
-    try: return Screen(table, control=control, check_values=False, **options), []
-    except InputError as e: return None, e.faults
-
-# %% ../../nbs/11_data.preprocess.ipynb #4268262f
-class Looked(NamedTuple):
-    "An input after the first pass."
-    screen: Screen # Without its matrices, of the cells that are kept
-    X: Blocks # Their values
-    layer: Blocks # The counts beside log-normalised values, or None
-    cells: np.ndarray # Which are kept, bool
-    shown: np.ndarray # The number of cells that show each gene
-    nameless: dict # What labels of other cells were -> number of cells
-    notes: list
-
-def first_pass(
-    adata, # AnnData: cells x genes
-    cells, # bool [cells]: those to keep
-    genes, # bool [genes]: those to keep
-    values:str, # What X holds, of `VALUES`
-    control, # As for `prepare`
-    keep, # Names such as `nan` that are perturbations all the same
-    hint, # What a refusal ends with, or None
-    options:dict, # What the columns mean, as for a `Screen`
-) -> Looked:
-    "What `adata` holds; raises one InputError for all faults."
-    table, notes, faults = _bare(adata, values)
-    refuse(faults, hint)
-    masks = _without_name(table.obs, cells, options['perturbation_key'], control, options['sep'], keep)
-    for mask in masks.values(): cells = cells & ~mask
-    with own_words(): table = table[cells, genes].copy()
-    X, layer = Blocks(adata.X, cells, genes), None
-    if values == 'lognorm' and 'counts' in adata.layers: layer = Blocks(adata.layers['counts'], cells, genes)
-    screen, faults = _described(table, control, options)
-    checked = _checked(X, layer, values) if 0 not in table.shape else Checked([], [], None)
-    refuse(faults + checked.faults, hint)
-    nameless = {name: int(mask.sum()) for name, mask in masks.items()}
-    said = notes + unnamed_note(nameless) + merged_note(screen.controls, screen.control) + checked.notes
-    return Looked(screen, X, layer, cells, checked.shown, nameless, said)
-
-# %% ../../nbs/11_data.preprocess.ipynb #e71ab29d
-def _least(n_cells, min_cells):
-    "The number of cells that have to show a gene."
-    per_cent = -(-n_cells//100) # rounded up
-    return min(min_cells, per_cent)
-
 # %% ../../nbs/11_data.preprocess.ipynb #1dc4933a
 def end_to_end(
     parts:list, # Arrays of one type, at least one; empty afterwards
@@ -217,6 +118,115 @@ class _Kept:
 def _taker(f, n_genes, name, like=None):
     "What takes the blocks of the matrix `name`: a writer of the open file `f`, or memory where there is none."
     return _Kept(n_genes, like) if f is None else RowWriter(f, name, n_genes, like)
+
+# %% ../../nbs/11_data.preprocess.ipynb #9fce6e03
+class Pass(NamedTuple):
+    "What a pass over the values saw."
+    check: ValueCheck
+    shown: np.ndarray # The number of cells that show each gene
+    kept: _Kept # Has all blocks; None where they are not kept, or some hold negative or missing values
+
+def _look(
+    blocks:Blocks, # The values
+    n_genes=None, # Their number, where the scale is to be measured
+    keeps:bool=False, # Whether to keep them
+) -> Pass:
+    "The first pass."
+    check, shown = ValueCheck(blocks.shape[0], n_genes), np.zeros(blocks.shape[1], np.int64)
+    kept = _Kept(blocks.shape[1]) if keeps else None
+    for first, block in progress(blocks, 'checking values'):
+        check.add(first, block)
+        shown += np.bincount(block.indices, minlength=len(shown))
+        if not check.is_sound: kept = None
+        if kept is not None: kept.add(block)
+    return Pass(check, shown, kept)
+
+# %% ../../nbs/11_data.preprocess.ipynb #e103cf8c
+class Checked(NamedTuple):
+    "What is wrong with values and the counts beside them, and what is to be said about them."
+    faults: list
+    notes: list
+    shown: np.ndarray # The number of cells that show each gene
+    kept: dict # What has the values (None) and the counts ('counts'); empty where they are to be read again
+
+def _checked(X, layer, values, keeps=False):
+    "Check the values `X` and the counts beside them, if there are any."
+    is_lognorm = values == 'lognorm'
+    seen = {None: _look(X, X.shape[1] if is_lognorm else None, keeps)}
+    if is_lognorm and layer is not None: seen['counts'] = _look(layer, keeps=keeps)
+    check, kept = seen[None].check, {name: found.kept for name, found in seen.items()}
+    if not is_lognorm: odd = _fraction(check.odd, 'X', ESTIMATED)
+    elif layer is None: odd = []
+    else: odd = _fraction(seen['counts'].check.odd, "layers['counts']", 'put raw counts there or remove the layer')
+    faults = check.faults(values) + odd
+    notes = scale_notes(check.scale) if is_lognorm and not faults else []
+    return Checked(faults, notes, seen[None].shown, {} if None in kept.values() else kept)
+
+# %% ../../nbs/11_data.preprocess.ipynb #7040638b
+class Bare(NamedTuple):
+    "All of an input that is no matrix."
+    adata: ad.AnnData # Without matrices, as a file can hold it
+    notes: list # What was changed
+    faults: list # What no file can hold
+
+def _bare(adata, values):
+    "The tables of `adata`."
+    with own_words():
+        uns = dict(adata.uns) if values == 'lognorm' else {}
+        whole = ad.AnnData(obs=adata.obs, var=adata.var, obsm=dict(adata.obsm), uns=uns)
+        parts = tidy_tables(whole)
+        if parts.faults: return Bare(whole, [], parts.faults)
+        return Bare(ad.AnnData(obs=parts.obs, var=parts.var, obsm=parts.obsm, uns=parts.uns), parts.notes, [])
+
+# %% ../../nbs/11_data.preprocess.ipynb #a50b7220
+def _described(table, control, options):
+    "The screen of a table without its matrices, or None, and its faults."
+    try: return Screen(table, control=control, check_values=False, **options), []
+    except InputError as e: return None, e.faults
+
+# %% ../../nbs/11_data.preprocess.ipynb #4268262f
+class Looked(NamedTuple):
+    "An input after the first pass."
+    screen: Screen # Without its matrices, of the cells that are kept
+    X: Blocks # Their values
+    layer: Blocks # The counts beside log-normalised values, or None
+    cells: np.ndarray # Which are kept, bool
+    shown: np.ndarray # The number of cells that show each gene
+    nameless: dict # What labels of other cells were -> number of cells
+    notes: list
+    kept: dict # What has all values (None) and counts ('counts'); empty where they are to be read again
+
+def first_pass(
+    adata, # AnnData: cells x genes
+    cells, # bool [cells]: those to keep
+    genes, # bool [genes]: those to keep
+    values:str, # What X holds, of `VALUES`
+    control, # As for `prepare`
+    keep, # Names such as `nan` that are perturbations all the same
+    hint, # What a refusal ends with, or None
+    options:dict, # What the columns mean, as for a `Screen`
+    keeps:bool=False, # Whether to keep log-normalised values in memory
+) -> Looked:
+    "What `adata` holds; raises one InputError for all faults."
+    table, notes, faults = _bare(adata, values)
+    refuse(faults, hint)
+    masks = _without_name(table.obs, cells, options['perturbation_key'], control, options['sep'], keep)
+    for mask in masks.values(): cells = cells & ~mask
+    with own_words(): table = table[cells, genes].copy()
+    X, layer = Blocks(adata.X, cells, genes), None
+    if values == 'lognorm' and 'counts' in adata.layers: layer = Blocks(adata.layers['counts'], cells, genes)
+    screen, faults = _described(table, control, options)
+    checked = _checked(X, layer, values, keeps) if 0 not in table.shape else Checked([], [], None, {})
+    refuse(faults + checked.faults, hint)
+    nameless = {name: int(mask.sum()) for name, mask in masks.items()}
+    said = notes + unnamed_note(nameless) + merged_note(screen.controls, screen.control) + checked.notes
+    return Looked(screen, X, layer, cells, checked.shown, nameless, said, checked.kept)
+
+# %% ../../nbs/11_data.preprocess.ipynb #e71ab29d
+def _least(n_cells, min_cells):
+    "The number of cells that have to show a gene."
+    per_cent = -(-n_cells//100) # rounded up
+    return min(min_cells, per_cent)
 
 # %% ../../nbs/11_data.preprocess.ipynb #ae82b6c8
 class Normalised(NamedTuple):
@@ -262,6 +272,9 @@ class Made(NamedTuple):
 def _second_pass(looked, genes, seen, values, target_sum, f):
     "Matrices of the `genes` that enough cells have `seen`, in the open file `f` or in memory."
     with own_words(): table = looked.screen.adata[:, seen].copy()
+    if looked.kept:
+        for taker in looked.kept.values(): taker.close()
+        return Made(table, looked.kept, {})
     X = looked.X if seen.all() else Blocks(looked.X, looked.cells, np.flatnonzero(genes)[seen])
     new = partial(_taker, f, table.n_vars)
     if values == 'lognorm':
@@ -348,7 +361,8 @@ def prepare(
     cells, genes = _mask('cells', cells, adata.n_obs), _mask('genes', genes, adata.n_vars)
     options |= dict(perturbation_key=perturbation_key, covariate_keys=covariate_keys, sep=sep)
     keep = [keep] if isinstance(keep, str) else list(keep)
-    looked = first_pass(adata, cells, genes, values, control, keep, hint, options)
+    keeps = out is None and values == 'lognorm'
+    looked = first_pass(adata, cells, genes, values, control, keep, hint, options, keeps)
     least = _least(looked.screen.n_cells, min_cells) if values == 'counts' else 0
     seen = looked.shown >= least
     about = _counted(looked, cells, genes, values, least, seen) | ({'keep': keep} if keep else {})

@@ -287,7 +287,10 @@ class ValueCheck:
         odd = values[np.isfinite(values) & (values != np.rint(values))] if self.odd is None else []
         if len(odd): self.odd = odd[0]
         self.seen.append(block[_rows_of(self.rows, first, block)].data)
-        if self.meter and self.finite and self.least >= 0: self.meter.add(first, block)
+        if self.meter and self.is_sound: self.meter.add(first, block)
+
+    @property
+    def is_sound(self): return self.finite and self.least >= 0
 
     @property
     def is_counts(self): return _whole_numbers(np.concatenate(self.seen)) if self.seen else False

@@ -25,7 +25,7 @@ from ..data.copies import copies, keys_of, repeated
 from ..data.h5ad import CARD, read_card, read_h5ad
 from ..data.labels import relabel
 from ..data.preprocess import prepare
-from ..data.scale import Sample, compare, measure, sample, scale_faults, scale_notes
+from ..data.scale import Sample, compare, measure, sample, scale_notes
 from ..data.screen import OPTIONS, Screen, doses, obs_key
 from ..loaders.store import CellStore, technical_batches
 from .cells import compressed
@@ -234,13 +234,7 @@ def read_truth(
 ) -> Screen: # Raises InputError where it cannot be scored against
     "The measured screen."
     screen = screen_in(truth, 'the truth', terms)
-    said = []
-    if terms.values == 'lognorm':
-        scale = measure(screen.adata.X)
-        if faults := scale_faults(scale):
-            raise InputError(f"the truth{location(truth)}: {'; '.join(faults)}{hint_for(truth)}")
-        said += scale_notes(scale)
-    if not terms.card: said += screen.card.get('notes', [])
+    said = scale_notes(measure(screen.adata.X)) if terms.card else screen.card['notes']
     terms.notes += dict.fromkeys(f'the truth: {o}' for o in said)
     return screen
 
@@ -328,7 +322,7 @@ def check_training(
     faults, notes = _leaked(originals, X), []
     if values == 'lognorm':
         verdict = _scale_of_training(screen, X, aligned_codes(screen, train))
-        faults += scale_faults(measure(X)) or verdict.faults
+        faults += verdict.faults
         notes = verdict.notes
     if faults: raise InputError('the training cells cannot be used: ' + '; '.join(faults))
     return [f'the training cells: {o}' for o in notes]
