@@ -222,7 +222,7 @@ OTHERS = ['combination', 'inverse_combination', 'unseen_perturbation', *sorted(N
 @pytest.mark.parametrize('kind', OTHERS)
 def test_each_kind_keeps_its_promise(kind):
     made = []
-    @settings(few, max_examples=25)
+    @settings(few, max_examples=40)
     @given(kinds(kind))
     def check(case):
         obs, options, screen, recipe = case
