@@ -324,7 +324,7 @@ def _by_place(
     sign, # From `_signs`
     partial, # From `_partial`
 ) -> np.ndarray: # Metrics x models: their numbers; of two that are as good the first comes first
-    "The models of each metric, the best first; those that left conditions out, and then those without a mean, are last."
+    "The models of each metric, the best first; then those that left conditions out, and then those without a mean."
     known = np.isfinite(mean)
     badness = np.where(known, sign*mean, 0)
     from_last = [badness.T, np.broadcast_to(partial, badness.T.shape), ~known.T]
