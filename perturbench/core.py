@@ -6,12 +6,13 @@
 __all__ = ['LISTED', 'NO_ROOM', 'LONGEST', 'NO_LOCKS', 'LARGE', 'one_blas_thread', 'InputError', 'nearest', 'Registry', 'digest',
            'seed_of', 'rng', 'file_sha256', 'os_fault', 'file_name_fault', 'this_machine', 'part_name', 'is_part',
            'has_ended', 'writing_to', 'remove', 'sweep_parts', 'place_of', 'atomic_path', 'Lock', 'leave_files',
-           'release_memory', 'room_for', 'device', 'seed_torch', 'keep_kernels', 'one_caller', 'BlasHold', 'progress']
+           'release_memory', 'room_for', 'device', 'seed_torch', 'keep_kernels', 'share_out', 'BlasHold', 'progress']
 
 # %% ../nbs/00_core.ipynb #5bcc8b13
 import ctypes, difflib, errno, hashlib, json, mmap, os, re, shutil, socket, stat, sys, tempfile, time, uuid, weakref
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from functools import wraps
+from functools import cache, lru_cache
 from pathlib import Path
 from threading import Lock as ThreadLock
 import numpy as np
@@ -430,34 +431,43 @@ keep_kernels(Path(__file__).parent if '__file__' in globals() else '.')
 os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
 
 # %% ../nbs/00_core.ipynb #81a2c4f6
-_CALLERS = ThreadLock()
+@cache
+def _helpers():
+    "Threads that wait for stretches."
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix='perturbench')
 
-@contextmanager
-def _same_threads():
-    "Leave PyTorch the number of threads that it has in this thread, where it is imported."
-    torch = sys.modules.get('torch')
-    n = torch and torch.get_num_threads()
-    try: yield
-    finally:
-        if torch and torch.get_num_threads() != n: torch.set_num_threads(n)
+os.register_at_fork(after_in_child=_helpers.cache_clear) # A child has none of them
 
-def one_caller(
-    kernel, # Compiled with `parallel=True`
-): # Called as it is
-    "Let one thread at a time call kernels that start threads."
-    @wraps(kernel.py_func)
-    def call(*args):
-        with _CALLERS, _same_threads(): return kernel(*args)
-    return call
+def share_out(
+    kernel, # Compiled with `nogil=True`; called with the first thing, the one past the last, and `args`
+    n:int, # Things to do
+    *args,
+    least:int=1, # As many of them are worth a thread, which takes a tenth of a millisecond to wake
+):
+    "Do `n` things, a stretch of them on each thread."
+    from numba import get_num_threads
+    n_parts = min(get_num_threads(), n//least)
+    if n_parts < 2: return kernel(0, n, *args)
+    ends = [n*k//n_parts for k in range(n_parts + 1)]
+    own, *others = zip(ends, ends[1:])
+    waiting = [_helpers().submit(kernel, *stretch, *args) for stretch in others]
+    try: kernel(*own, *args)
+    finally: wait(waiting) # They write into arrays of the caller
+    for other in waiting: other.result()
 
 # %% ../nbs/00_core.ipynb #4bef73d4
+@lru_cache(1)
+def _products(n_modules):
+    "The libraries of products that are loaded; looked for again where modules were imported, which bring them."
+    return ThreadpoolController().select(user_api='blas')
+
 class BlasHold:
     "Holds the products of numpy and scipy to one thread while somebody, on whatever thread, is inside."
     def __init__(self): self.lock, self.inside, self.limits = ThreadLock(), 0, None
 
     def __enter__(self):
         with self.lock:
-            if not self.inside: self.limits = ThreadpoolController().limit(limits=1, user_api='blas')
+            if not self.inside: self.limits = _products(len(sys.modules)).limit(limits=1)
             self.inside += 1
 
     def __exit__(self, *_):

@@ -1,6 +1,6 @@
 "Fixtures that tests share: one small simulated screen, and the real ones where they lie beside the project."
 import atexit, base64, gc, os
-# a parallel kernel of numba sets torch's threads too
+# As `make test` does
 for threads in ('OMP_NUM_THREADS', 'NUMBA_NUM_THREADS'): os.environ.setdefault(threads, '1')
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 from pathlib import Path

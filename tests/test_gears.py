@@ -1,6 +1,6 @@
 "GEARS against one cell at a time, in other company, in pieces, saved and loaded, and with a real file of annotations."
 from functools import partial
-import numba, numpy as np, pytest, torch
+import numpy as np, pytest, torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 import perturbench.models.gears as gears
@@ -14,11 +14,11 @@ from perturbench.train import batches, fit, model_info
 
 @pytest.fixture
 def one_thread():
-    "Tensors this small are slower on more; numba starts its own and resets torch's."
-    n = torch.get_num_threads(), numba.get_num_threads()
-    torch.set_num_threads(1), numba.set_num_threads(1)
+    "Tensors this small are slower on more."
+    n = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield
-    torch.set_num_threads(n[0]), numba.set_num_threads(n[1])
+    torch.set_num_threads(n)
 
 G, PARTS, COMBOS = 12, 'ABCDEF', ('', 'A', 'B', 'C', 'D', 'AB', 'CE', 'F')
 

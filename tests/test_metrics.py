@@ -117,17 +117,17 @@ def test_moments_have_the_same_bits_dense_or_sparse_and_with_any_threads():
     r = np.random.default_rng(0)
     cells = (r.gamma(.5, 3, (300, 1500))*(r.random((300, 1500)) < .3)).astype(np.float32)
     codes, rows, threads = r.integers(-1, 9, 200), r.permutation(300)[:200], get_num_threads()
-    def bits(matrix, **how):
-        found = moments(matrix, codes, 10, rows=rows, **how)
+    def bits(matrix):
+        found = moments(matrix, codes, 10, rows=rows)
         return [getattr(found, k).tobytes() for k in MOMENTS]
-    expected = bits(cells, parallel=False)
+    expected = bits(cells)
     try:
         for matrix, n in product((cells, np.asfortranarray(cells), sparse.csr_array(cells)), {1, threads}):
             set_num_threads(n)
-            assert bits(matrix) == bits(matrix, parallel=False) == expected
+            assert bits(matrix) == expected
     finally: set_num_threads(threads)
     with ThreadPoolExecutor(4) as pool:  # threads of the caller's own
-        assert list(pool.map(lambda _: bits(cells, parallel=False), range(8))) == [expected]*8
+        assert list(pool.map(lambda _: bits(cells), range(8))) == [expected]*8
 
 def ties(r, shape):
     "Numbers of either sign and of many sizes, some of them equal, some of them 0 or -0."

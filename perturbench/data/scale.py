@@ -397,8 +397,9 @@ def fitted(
 ) -> Fit: # The best one
     "How well cells on the scale `kind` explain `profile`."
     mean, do, fits = weight @ linear, DO[kind], []
+    weights = np.repeat(weight, np.diff(linear.indptr))
     for factor in factors:
-        cells = weight @ _changed(linear, lambda v: do(factor*v))
+        cells = np.bincount(linear.indices, weights*do(factor*linear.data), linear.shape[1])
         fits.append(_fit(kind, factor, profile, cells, do(factor*mean) if smooth else cells))
     return min(fits, key=lambda fit: fit.error)
 

@@ -249,7 +249,7 @@ def _checked(cells):
 # %% ../../nbs/54_metrics.de.ipynb #c432f2a5
 def _moments(cells):
     "Mean, variance and mean of expm1 of each gene over all cells."
-    m = moments(cells, np.zeros(cells.shape[0], int), 1, ('mean', 'var', 'linear'), parallel=False)
+    m = moments(cells, np.zeros(cells.shape[0], int), 1, ('mean', 'var', 'linear'))
     return Moments(m.n[0], m.mean[0], m.var[0], linear=m.linear[0])
 
 # %% ../../nbs/54_metrics.de.ipynb #d381d580

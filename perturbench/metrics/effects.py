@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from fastcore.basics import patch
-from numba import njit, prange
+from numba import njit
 from scipy import sparse
-from ..core import InputError, leave_files, one_caller
+from ..core import InputError, leave_files, share_out
 from ..data.texts import read_text
 from ..loaders.store import prefetch
 
@@ -85,18 +85,16 @@ def _add_sparse(
         for k in range(start, stop): linear[np.uint32(indices[k])] += raised[k - start]
 
 # %% ../../nbs/50_metrics.effects.ipynb #75dec22a
-@one_caller
-@njit(parallel=True, cache=True, nogil=True)
-def _all_dense(cells, rows, ptr, mean, square, seen, linear):
-    "The sums of all groups of a dense matrix; those of group g are over `rows[ptr[g]:ptr[g + 1]]`."
-    for g in prange(len(ptr) - 1):
+@njit(cache=True, nogil=True)
+def _all_dense(first, end, cells, rows, ptr, mean, square, seen, linear):
+    "The sums of groups `first` to `end` of a dense matrix; those of group g are over `rows[ptr[g]:ptr[g + 1]]`."
+    for g in range(first, end):
         _add_dense(cells, rows[ptr[g]:ptr[g + 1]], mean[g], square[g], seen[g], linear[g])
 
-@one_caller
-@njit(parallel=True, cache=True, nogil=True)
-def _all_sparse(indptr, indices, values, rows, ptr, mean, square, seen, linear):
-    "The sums of all groups of compressed rows."
-    for g in prange(len(ptr) - 1):
+@njit(cache=True, nogil=True)
+def _all_sparse(first, end, indptr, indices, values, rows, ptr, mean, square, seen, linear):
+    "The sums of some groups of compressed rows."
+    for g in range(first, end):
         _add_sparse(indptr, indices, values, rows[ptr[g]:ptr[g + 1]], mean[g], square[g], seen[g], linear[g])
 
 # %% ../../nbs/50_metrics.effects.ipynb #8f4040f7
@@ -107,16 +105,26 @@ class _Compressed(NamedTuple):
     values:np.ndarray
     shape:tuple # Cells, genes
 
+def _to_read(numbers, dtype):
+    "An array that is only read."
+    seen = np.asarray(numbers, dtype).view()
+    seen.flags.writeable = False
+    return seen
+
+def _packed(indptr, indices, values, shape):
+    "Compressed rows of one type, however they came: kernels are compiled anew for each kind of array."
+    return _Compressed(_to_read(indptr, np.int64), _to_read(indices, np.int32), _to_read(values, values.dtype), shape)
+
 def _compressed(matrix):
     "The compressed rows of `matrix`; None where it is dense."
     if hasattr(matrix, 'values') and hasattr(matrix, 'indptr'):
-        return _Compressed(matrix.indptr, matrix.indices, matrix.values, (len(matrix.indptr) - 1, matrix.n_genes))
+        return _packed(matrix.indptr, matrix.indices, matrix.values, (len(matrix.indptr) - 1, matrix.n_genes))
     if not sparse.issparse(matrix): return None
     rows = sparse.csr_array(matrix)
     if not rows.has_canonical_format:
         rows = rows.copy()
         rows.sum_duplicates()
-    return _Compressed(rows.indptr, rows.indices, rows.data, rows.shape)
+    return _packed(rows.indptr, rows.indices, rows.data, rows.shape)
 
 # %% ../../nbs/50_metrics.effects.ipynb #6980d32d
 class _Groups(NamedTuple):
@@ -139,7 +147,7 @@ class _Sums(NamedTuple):
     seen:np.ndarray # Of ones where a value is not 0
     linear:np.ndarray # Of expm1 of the values
 
-def _sums(matrix, codes, n_groups, want, rows=None, parallel=True):
+def _sums(matrix, codes, n_groups, want, rows=None):
     "The `_Sums` that `want` names, and the cells of each group."
     codes, packed = np.asarray(codes), _compressed(matrix)
     n_cells, n_genes = matrix.shape if packed is None else packed.shape
@@ -148,12 +156,9 @@ def _sums(matrix, codes, n_groups, want, rows=None, parallel=True):
     groups = _grouped(codes, rows, n_groups)
     sums = _Sums(*(np.zeros((n_groups, n_genes if name in want else 0)) for name in _Sums._fields))
     cells = (np.ascontiguousarray(matrix),) if packed is None else (packed.indptr, packed.indices, packed.values)
-    one, all_of_them = (_add_dense, _all_dense) if packed is None else (_add_sparse, _all_sparse)
-    if parallel:
-        all_of_them(*cells, groups.rows, groups.ptr, *sums)
-        leave_files() # What was passed through
-    else:
-        for g in range(n_groups): one(*cells, groups.rows[groups.ptr[g]:groups.ptr[g + 1]], *(s[g] for s in sums))
+    add = _all_dense if packed is None else _all_sparse
+    share_out(add, n_groups, *cells, groups.rows, groups.ptr, *sums)
+    if n_groups > 1: leave_files() # What was passed through
     return sums, groups.n
 
 # %% ../../nbs/50_metrics.effects.ipynb #60806a22
@@ -199,10 +204,9 @@ def moments(
     n_groups:int, # Number of groups
     want=MOMENTS, # Which moments
     rows=None, # The cells that `codes` are of, in the order in which they are added; all by default
-    parallel:bool=True, # Share groups out among threads; without it the caller may be a thread itself
 ) -> Moments: # Missing where a group is empty
     "The moments of the rows of `matrix` by group. Raises InputError where `codes` and rows differ in number."
-    sums, n = _sums(matrix, codes, n_groups, {s for name in want for s in _SUMMED[name]}, rows, parallel)
+    sums, n = _sums(matrix, codes, n_groups, {s for name in want for s in _SUMMED[name]}, rows)
     means = _Sums(*(_over(s, n) for s in sums))
     found = Moments(n)
     if 'mean' in want: found.mean = means.mean

@@ -14,8 +14,8 @@ from operator import iadd, sub
 from typing import NamedTuple
 import numpy as np
 import torch
-from numba import njit, prange
-from ..core import InputError, device, one_caller
+from numba import njit
+from ..core import InputError, device, share_out
 from .accuracy import FAST, OWN, RESOLUTION, metric
 
 # %% ../../nbs/52_metrics.ranks.ipynb #7543931a
@@ -212,17 +212,19 @@ class Absolute(NamedTuple):
     true:np.ndarray # P: of each truth
     pred:np.ndarray # P: of each prediction
 
-@one_caller
-@njit(parallel=True, cache=True, nogil=True, fastmath=FAST)
-def _absolute_between(true, pred):
-    "Sums of absolute differences of all pairs, P x P."
-    n, n_genes = true.shape
-    sums = np.empty((n, len(pred)))
-    for i in prange(n):
+@njit(cache=True, nogil=True, fastmath=FAST)
+def _absolute_from(first, end, true, pred, sums):
+    "Write the sums of absolute differences of truths `first` to `end` and all predictions."
+    for i in range(first, end):
         for j in range(len(pred)):
             total = 0.
-            for g in range(n_genes): total += abs(true[i, g] - pred[j, g])
+            for g in range(true.shape[1]): total += abs(true[i, g] - pred[j, g])
             sums[i, j] = total
+
+def _absolute_between(true, pred):
+    "Sums of absolute differences of all pairs, P x P."
+    sums = np.empty((len(true), len(pred)))
+    share_out(_absolute_from, len(true), true, pred, sums)
     return sums
 
 # %% ../../nbs/52_metrics.ranks.ipynb #829634a0

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event, local
 from typing import NamedTuple
-import numpy as np
+import numba, numpy as np
 import torch
 from fastcore.basics import patch
 from numba import njit
@@ -55,6 +55,7 @@ class Workers:
 
     def _begin(self, share):
         torch.set_num_threads(1)
+        numba.set_num_threads(1)
         _OF_THREAD.share, _OF_THREAD.over = share, self.over
 
     def do(self, job, *args):
@@ -142,7 +143,7 @@ def some(self:PredictedCells,
 @patch(as_prop=True)
 def moments(self:PredictedCells) -> Moments: # Of one group
     "The moments of the cells."
-    def of_all(): return moments(self.given, np.zeros(len(self), int), 1, self.want, self.order, parallel=False)
+    def of_all(): return moments(self.given, np.zeros(len(self), int), 1, self.want, self.order)
     return self.kept.once('moments', of_all)
 
 # %% ../../nbs/61_scoring.collect.ipynb #abad4dd7
