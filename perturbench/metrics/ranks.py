@@ -72,7 +72,8 @@ def ranks(
     n = len(between.distance)
     if n < 2: return np.full(n, np.nan)
     rounding = [_filled(side, n, float) for side in between.rounding]
-    closer, tied = _counts(between.distance, *rounding, between.relative, _filled(between.same.pred, (n, n), bool))
+    distance, same = np.ascontiguousarray(between.distance), _filled(between.same.pred, (n, n), bool)
+    closer, tied = _counts(distance, *rounding, between.relative, same)
     return (closer + TIES[ties]*tied)/(n - 1)
 
 # %% ../../nbs/52_metrics.ranks.ipynb #10b81c20
