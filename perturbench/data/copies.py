@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 from scipy import sparse
-from ..core import rng
+from ..core import leave_files, rng
 from .blocks import Blocks
 
 # %% ../../nbs/09b_data.copies.ipynb #4cc73100
@@ -69,6 +69,7 @@ def keys_of(
     for _, block in blocks:
         genes, along = _keys(block.indptr, block.indices, block.data, numbers, direction)
         found.append(Keys(np.diff(block.indptr), genes, along))
+    leave_files() # What was passed through
     return Keys(*map(np.concatenate, zip(*found)))
 
 # %% ../../nbs/09b_data.copies.ipynb #e5c0ffb9
