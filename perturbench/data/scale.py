@@ -518,7 +518,8 @@ def _exact(X):
 
 def _fallen_apart(theirs, truth, kind, shown):
     "The upper part of the cells by their sums beside the measured ones, or None."
-    middle = {c: np.median(_log_sums(truth.X[truth.codes == c], kind)) for c in np.unique(theirs.codes)}
+    measured = _log_sums(truth.X, kind)
+    middle = {c: np.median(measured[truth.codes == c]) for c in np.unique(theirs.codes)}
     beside = _log_sums(theirs.X, kind) - np.array([middle[c] for c in theirs.codes])
     part = two_parts(beside[shown])
     if part is None: return None

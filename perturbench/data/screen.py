@@ -354,18 +354,32 @@ def _told_apart(screen):
     if screen.dose_key: table[screen.dose_key] = np.where(table.is_treated, obs[screen.columns[screen.dose_key]], 0.)
     return table
 
+# %% ../../nbs/10_data.screen.ipynb #86bc4450
+class _Coded(NamedTuple):
+    "Rows of a table by what they hold."
+    codes:np.ndarray # int32: of each row; equal rows have one code, and codes are in the order of what rows hold
+    first:np.ndarray # The first row with each code
+
+def _coded(table):
+    "Codes for the rows of a table without missing values."
+    codes = np.zeros(len(table), np.int64)
+    for column in table:
+        own, levels = pd.factorize(table[column], sort=True)
+        codes, _ = pd.factorize(codes*len(levels) + own, sort=True)
+    return _Coded(codes.astype(np.int32), np.unique(codes, return_index=True)[1])
+
 # %% ../../nbs/10_data.screen.ipynb #f2a811d8
 @patch
 def _index(self:Screen):
     "Build the tables of conditions and states, the code of each cell, and the design."
     table, keys = _told_apart(self), list(self.covariate_keys)
-    groups = table.groupby(list(table), observed=True, sort=True)
-    c = groups.size().rename('n_cells').reset_index()
-    self.codes = groups.ngroup().to_numpy(np.int32)
+    self.codes, first = _coded(table)
+    c = table.iloc[first].reset_index(drop=True).assign(n_cells=np.bincount(self.codes))
     for k in [*keys, 'perturbation']: c[k] = c[k].astype(str)
     self.parts = [split_name(name, self.control, self.sep) for name in c.perturbation]
-    self.states = c[keys].drop_duplicates().reset_index(drop=True) if keys else pd.DataFrame(index=[0])
-    c['state'] = c.groupby(keys, sort=True).ngroup() if keys else 0
+    begins = ~c[keys].duplicated() if keys else c.index == 0 # Conditions of a state lie side by side
+    self.states = c.loc[begins, keys].reset_index(drop=True)
+    c['state'] = np.cumsum(begins) - 1
     c['n_perturbations'] = [len(parts) for parts in self.parts]
     c['is_control'] = ~c.is_treated
     dose = [self.dose_key] if self.dose_key else []

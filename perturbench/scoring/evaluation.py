@@ -46,16 +46,17 @@ def profile_scores(
 def cell_scores(
     compared:Comparison,
     group, # The state and fold of each condition, numbered
-) -> list: # Tables: row, metric, value, n_candidates, status, value_half
-    "The scores of cells, a table for each metric."
-    predicted, tables = compared.n_pred > 0, []
+) -> pd.DataFrame: # row, metric, value, n_candidates, status, value_half
+    "The scores of cells, metric by metric."
+    names, predicted = list(compared.found), compared.n_pred > 0
+    values = np.array([compared.found[name] for name in names]).reshape(-1, 2)
+    status = np.array([compared.why[name] for name in names], object).ravel()
     n = np.bincount(group[predicted], minlength=group.max(initial=0) + 1)[group]
-    for name, values in compared.found.items():
-        value, half = np.where(predicted[:, None], values, np.nan).T
-        status = np.where(predicted, compared.why[name], 'not_predicted')
-        columns = dict(row=np.arange(len(group)), metric=name, value=value, n_candidates=n, status=status)
-        tables.append(pd.DataFrame(columns | dict(value_half=half)))
-    return tables
+    row = np.tile(np.arange(len(group)), len(names))
+    value, half = np.where(predicted[row, None], values, np.nan).T
+    status = np.where(predicted[row], status, 'not_predicted')
+    return pd.DataFrame(dict(row=row, metric=np.repeat(np.array(names, object), len(group)), value=value,
+                             n_candidates=n[row], status=status, value_half=half))
 
 # %% ../../nbs/63_scoring.evaluation.ipynb #7404831b
 def with_own_controls(
@@ -66,6 +67,7 @@ def with_own_controls(
     of_own = scores.metric.map(lambda name: METRICS[name].space in OWN).to_numpy(bool)
     why = said[scores.row.to_numpy(int)]
     lost = of_own & (why != 'ok') & (scores.status != 'not_predicted')
+    if not lost.any(): return scores
     columns = scores.columns.intersection(['value', 'value_half', *WITHOUT])
     masked = {column: scores[column].mask(lost) for column in columns}
     return scores.assign(**masked, status=np.where(lost, why, scores.status))
@@ -95,19 +97,20 @@ def labelled(
     said, # What the model said of each prediction
 ) -> pd.DataFrame: # Names of the condition, metric, value, n_true, n_pred, n_candidates, status, value_half, state, ...
     "Scores with the names of their conditions, in the order of conditions and metrics; no interactions of singles."
-    single = [METRICS[m].space == 'interaction' and not measured.doubles[i] for m, i in zip(scores.metric, scores.row)]
-    place = {m.name: k for k, m in enumerate(metrics)}
-    scores = scores.assign(place=scores.metric.map(place))[~np.array(single, bool)]
-    scores = scores.sort_values(['row', 'place'], kind='stable', ignore_index=True)
+    of_doubles = scores.metric.isin([m.name for m in metrics if m.space == 'interaction']).to_numpy()
+    place = scores.metric.map({m.name: k for k, m in enumerate(metrics)}).to_numpy(int)
     i = scores.row.to_numpy(int)
+    kept = np.flatnonzero(measured.doubles[i] | ~of_doubles)
+    order = kept[np.lexsort((place[kept], i[kept]))]
+    scores, i = scores.iloc[order].reset_index(drop=True), i[order]
     conditions = measured.task.conditions
     names = conditions.loc[measured.condition, label_columns(conditions)].iloc[i].reset_index(drop=True)
     speaks = scores.value.notna() & (said[i] != 'ok') & (scores.status != 'few_controls')
     status = np.where(speaks, said[i], scores.status)
     known = dict(metric=scores.metric, value=scores.value.astype(float), n_true=measured.n[i], n_pred=n_pred[i])
     known |= dict(n_candidates=scores.n_candidates.astype(int), status=status)
-    return names.assign(**known, value_half=scores.value_half.astype(float), state=measured.state[i],
-                        definitions=DEFINITIONS, **{k: scores[k].astype(float) for k in WITHOUT if k in scores})
+    known |= dict(value_half=scores.value_half.astype(float), state=measured.state[i], definitions=DEFINITIONS)
+    return pd.DataFrame(dict(names) | known | {k: scores[k].astype(float) for k in WITHOUT if k in scores})
 
 # %% ../../nbs/63_scoring.evaluation.ipynb #e3580f1c
 class Evaluation:
@@ -141,8 +144,7 @@ class Evaluation:
         "The scores of a comparison."
         known, redrawn = profile_scores(self.measured, self.metrics, compared.pred)
         cells = cell_scores(compared, self.measured.group)
-        tables = [known] if len(known) or not cells else []
-        scores = pd.concat([*tables, *cells], ignore_index=True)
+        scores = pd.concat([table for table in (known, cells) if len(table)] or [known], ignore_index=True)
         scores = with_redrawn(scores, redrawn)
         scores = with_own_controls(scores, compared.control)
         scores = with_few_controls(scores, self.measured.few_controls)

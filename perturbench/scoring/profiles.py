@@ -372,6 +372,7 @@ def with_redrawn(
     redrawn, # From `score_redrawn`
 ) -> pd.DataFrame:
     "`scores` with the columns `WITHOUT`."
-    scores = scores.merge(redrawn, 'left', ['row', 'metric'])
-    others = ~scores.metric.isin(redrawn.metric)
-    return scores.assign(**{column: scores[column].astype(float).mask(others, scores.value) for column in WITHOUT})
+    concerned = scores.metric.isin(redrawn.metric.unique()).to_numpy()
+    values = np.repeat(scores.value.to_numpy(float)[:, None], GROUPS, 1)
+    values[concerned] = scores.loc[concerned, ['row', 'metric']].merge(redrawn, 'left')[WITHOUT]
+    return pd.concat([scores, pd.DataFrame(values, scores.index, WITHOUT)], axis=1)
