@@ -3,8 +3,8 @@
 `python bench/many.py [--runs N ...] [--real N]` prints the figures and writes them to results/many.txt. `--real` runs
 of a baseline on a tiny task are executed one after the other in this process. For each of `--runs` a folder is filled
 with copies of one run, whose scores are varied, 20 labels and 50 seeds a task; a dry run of the grid finds nothing to
-do, before and after a start has written down what it found whole, and `perturbench report` makes a board of all. Each is
-a process of its own.
+do, before and after a start has written down what it found whole, and `perturbench report` makes a board of all. Each
+is a process of its own.
 """
 import json, os, shutil, subprocess, sys, tempfile, time
 from pathlib import Path
@@ -88,8 +88,8 @@ def figures(asked):
             batch.to_do(batch.expand(batch.read_grid(path), out), out)
             start = command('run', path, '-o', out, '--dry-run')
             board = command('report', out)
-            yield (f'{n:6,} finished runs: looked through by a first start in {first[0]:.1f} s ({first[1]:.1f} s of CPU) '
-                   f'and by the next in {start[0]:.1f} s ({start[1]:.1f} s of CPU), '
+            yield (f'{n:6,} finished runs: looked through by a first start in {first[0]:.1f} s '
+                   f'({first[1]:.1f} s of CPU) and by the next in {start[0]:.1f} s ({start[1]:.1f} s of CPU), '
                    f'reported in {board[0]:.0f} s ({board[1]:.0f} s of CPU, peak {board[2]:.2f} GB)')
 
 def main():

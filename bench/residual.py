@@ -65,8 +65,8 @@ def main():
         'What blup_residual gains over blup; above 0 it is better:', '',
         *table(['generator', 'doubles', *METRICS], gains), '', 'Means:', '',
         *table(['generator', 'doubles', 'tested', 'model', *METRICS], rows), '',
-        'Doubles are additive, synergistic, buffering or epistatic in one generator and settle in a saturating network in',
-        'the other. Quick budget, defaults; intervals of 95 % are over tested doubles. Screens are new ones, and nothing',
-        'was chosen on them.'], o, SIZES)
+        'Doubles are additive, synergistic, buffering or epistatic in one generator and settle in a saturating network',
+        'in the other. Quick budget, defaults; intervals of 95 % are over tested doubles. Screens are new ones, and',
+        'nothing was chosen on them.'], o, SIZES)
 
 if __name__ == '__main__': main()

@@ -231,7 +231,7 @@ def test_a_repeated_cell_is_at_zero_from_itself():
         squared = distributions._squared(distributions.points_of(x), distributions.points_of(x.clone()))
         assert (squared.diagonal() == 0).all()
         others = ~torch.eye(64, dtype=torch.bool)
-        # two cells that nearly meet: their distance is a small difference of squares, and processors round these otherwise
+        # two cells that nearly meet: their distance is a small difference of squares, which processors round otherwise
         assert squared.sqrt()[others].numpy() == pytest.approx(cdist(x, x)[others], rel=1e-9, abs=1e-10)
 
 def test_published_mmd_takes_as_many_cells_of_each_side():

@@ -6,7 +6,8 @@ from perturbench.bench.batch import read_grid, run_grid
 from perturbench.bench.runs import plot_conditions, seal
 from perturbench.cli import main
 
-GRID = dict(tasks=['sim-transfer'], models=['control_mean', {'name': 'latent_additive', 'encoder_width': 16, 'latent_dim': 8}],
+NARROW = {'name': 'latent_additive', 'encoder_width': 16, 'latent_dim': 8}
+GRID = dict(tasks=['sim-transfer'], models=['control_mean', NARROW],
             seeds=[0, 1], budget=dict(max_epochs=2, min_epochs=1))
 
 @pytest.fixture(scope='module')

@@ -287,7 +287,8 @@ def test_an_embedding_is_that_of_the_cell_that_a_model_reads(strategy, kind, tmp
 
 def test_no_kernel_starts_threads_of_numba():
     "They take one caller at a time, or set the number of those of PyTorch."
-    rooms = [found.name for found in walk_packages(perturbench.__path__, 'perturbench.') if '__main__' not in found.name]
+    found = walk_packages(perturbench.__path__, 'perturbench.')
+    rooms = [room.name for room in found if '__main__' not in room.name]
     kernels = [thing for room in rooms for thing in vars(import_module(room)).values() if isinstance(thing, Dispatcher)]
     assert len(kernels) > 30
     assert not any(kernel.targetoptions.get('parallel') for kernel in kernels)

@@ -17,8 +17,8 @@ from perturbench.splits.parts import TEST, TRAIN
 from perturbench.tasks import TASKS
 
 GRIDS, SCREENS = ROOT/'grids', list(LAYOUTS)
-BEYOND = {'ridge', 'kernel_ridge', 'bilinear', 'transfer', 'knn', 'matching_mean', 'forest', 'blup', 'blup_residual', 'flow',
-          'state_transition'} # Models that the paper does not have
+BEYOND = {'ridge', 'kernel_ridge', 'bilinear', 'transfer', 'knn', 'matching_mean', 'forest', 'blup', 'blup_residual',
+          'flow', 'state_transition'} # Models that the paper does not have
 PUBLISHED = {name for name, _ in MODELS.items()} - BEYOND
 SPLITS = [(name, task) for name, o in DATASETS.items() for task in (name, *o.tasks) if f'{PREFIX}{task}' in TASKS]
 

@@ -165,7 +165,8 @@ def multiply(n):
 store = SimpleNamespace(dense=lambda rows: torch.from_numpy(X[rows]))
 with one_thread() as n_threads, Workers(n_threads) as workers:
     for n in (1, 25, 64, 128, 300): workers.do(multiply, n)
-    workers.do(lambda: found.update(axes=principal_axes(SimpleNamespace(store=store, rows=np.arange(300)), 100).numpy()))
+    cells = SimpleNamespace(store=store, rows=np.arange(300))
+    workers.do(lambda: found.update(axes=principal_axes(cells, 100).numpy()))
 print(hashlib.sha256(b''.join(found[key].tobytes() for key in (1, 25, 64, 128, 300, 'axes'))).hexdigest())
 """
 

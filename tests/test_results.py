@@ -438,7 +438,8 @@ def put(folder, place, change=lambda table: table):
 def test_scores_are_read_as_they_were_written(out, monkeypatch, dose):
     "In pieces, of tasks with other covariates, which are text in one and numbers in another: as pandas stacks them."
     first = home(out)
-    if dose is not None: put(out/'runs'/'dosed'/'linear'/('b'*12), first, lambda table: table[::2].assign(cell_type=dose))
+    if dose is not None:
+        put(out/'runs'/'dosed'/'linear'/('b'*12), first, lambda table: table[::2].assign(cell_type=dose))
     put(out/'runs'/'other'/'linear'/('a'*12), first, lambda table: table.drop(columns='cell_type').assign(line='A'))
     monkeypatch.setattr(board_room, '_AT_A_TIME', 2)
     found = read_results(out).scores

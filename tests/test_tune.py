@@ -26,7 +26,8 @@ SHOWN = ['number', 'state', 'value', 'fault']
 def small(tmp_path_factory):
     "A screen, its split as a file, and which of its cells are tested."
     folder = tmp_path_factory.mktemp('tune')
-    par = Parameters(n_genes=80, n_states=2, n_perturbations=14, n_programmes=6, cells=20, controls=80, panel=1, library=2000)
+    par = Parameters(n_genes=80, n_states=2, n_perturbations=14, n_programmes=6, cells=20, controls=80, panel=1,
+                     library=2000)
     screen = simulate(par, seed=1).screen
     split, = make_splits(screen, {'kind': 'transfer', 'seed': 1})
     pd.Series(split.parts, screen.adata.obs_names).to_csv(folder/'split.csv', header=False)

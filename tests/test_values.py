@@ -17,8 +17,8 @@ from perturbench.scoring.profiles import WITHOUT
 
 REFERENCE = Path(__file__).parent/'reference'
 TOLERANCE = 1e-9 # Relative or absolute: sums in another order stay far within it, another definition does not
-SINGLE_TOLERANCE = 1e-5 # Of products in float32, and what is made of them: two threads, or two processors, differ by 1e-6
-P_TOLERANCE = 1e-7 # Of p-values: two models that differ by roundings of float32 alone leave few digits of their difference
+SINGLE_TOLERANCE = 1e-5 # Of products in float32 and what is made of them: two threads, or processors, differ by 1e-6
+P_TOLERANCE = 1e-7 # Of p-values: models that differ by roundings of float32 alone leave few digits of a difference
 FROM_COUNTS = ('published', 'run') # Their values are logarithms in float32, whose last bits differ between processors
 SINGLE = ('energy_pca', 'energy_unbiased_pca', 'dispersion_pca', 'mmd_rbf_pca', 'mmd_published', 'cell_cov')
 
@@ -267,8 +267,10 @@ def differences(name, found, kept, least=TOLERANCE):
         return [f'{name}: {lost} are lost, {new} are new']
     lines = []
     for c in (c for c in kept if c not in keys):
-        if pd.api.types.is_float_dtype(b[c]): differ = apart(c, a[c].to_numpy(float), b[c].to_numpy(float), b.metric, least)
-        else: differ = (texts(a[c]) != texts(b[c])).to_numpy()
+        if pd.api.types.is_float_dtype(b[c]):
+            differ = apart(c, a[c].to_numpy(float), b[c].to_numpy(float), b.metric, least)
+        else:
+            differ = (texts(a[c]) != texts(b[c])).to_numpy()
         changed = zip(b.index[differ], a[c][differ], b[c][differ])
         lines += [f'{name}: {row}: {c} is {x!r} and was {y!r}' for row, x, y in changed]
     return lines
