@@ -158,7 +158,8 @@ def file_name_fault(
 ) -> list: # None or one sentence
     "Why `name` cannot be the name of a file."
     name = str(name)
-    shown, n_bytes = ascii(name[:40]), len(name.encode('utf-8', 'surrogatepass'))
+    shown = ascii(name[:40])
+    n_bytes = len(name.encode('utf-8', 'surrogatepass'))
     if not name.strip(): return [f'the {kind} has an empty name; give it one']
     if '/' in name: return [f"the {kind} {shown} holds a '/', and its name becomes that of a folder; leave it out"]
     if name.startswith('.'): return [f"the {kind} {shown} begins with a '.', as hidden files do; give it another name"]
@@ -189,6 +190,7 @@ def is_part(name:str) -> bool:
     "Whether `name` is one that `part_name` gives."
     return bool(_PART.fullmatch(name))
 
+# %% ../nbs/00_core.ipynb #5705854c
 def has_ended(
     pid:int, # Of a process on this machine
 ) -> bool:
@@ -200,6 +202,7 @@ def has_ended(
     except OSError: return False
     return state in ('Z', 'X')
 
+# %% ../nbs/00_core.ipynb #20aeca4c
 def _left(name):
     "Whether `name` is that of a part whose process has ended on this machine."
     found = _PART.fullmatch(name)
@@ -259,17 +262,19 @@ def place_of(
     return place
 
 # %% ../nbs/00_core.ipynb #602409e3
+def _put(part, place):
+    "Give `part` the name `place`, instead of what has it."
+    if part.is_dir(): remove(place)
+    os.replace(part, place)
+
+# %% ../nbs/00_core.ipynb #11b64ee4
 def _identity(path):
     "What tells the file or folder `path` from one that takes its name later; None where there is none."
     try: found = os.stat(path)
     except FileNotFoundError: return None
     return found.st_dev, found.st_ino
 
-def _put(part, place):
-    "Give `part` the name `place`, instead of what has it."
-    if part.is_dir(): remove(place)
-    os.replace(part, place)
-
+# %% ../nbs/00_core.ipynb #1782bbd2
 def _put_first(part, place, old):
     "Give the folder `part` the name `place`, unless another than `old` has it by now."
     if _identity(place) == old: remove(place)
@@ -320,6 +325,7 @@ def _new_folders(folder):
     "The folders that have to be made for `folder`, the innermost first."
     return [p for p in (folder, *folder.parents) if not p.exists()]
 
+# %% ../nbs/00_core.ipynb #b9824358
 def _is_last(file):
     "Whether nobody else holds the locked `file`."
     import fcntl
@@ -327,6 +333,7 @@ def _is_last(file):
     except OSError as e: return e.errno in NO_LOCKS
     return True
 
+# %% ../nbs/00_core.ipynb #3fa061b7
 class Lock:
     "Hold a folder for this process; raises InputError when another holds it, or when it cannot be written."
     def __init__(self,

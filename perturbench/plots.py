@@ -117,8 +117,6 @@ def legend(
     with rc_context(_THEME): return ax.legend(**kwargs)
 
 # %% ../nbs/01_plots.ipynb #6d50676d
-DASHES = dict(color=FAINT, lw=.8, ls=(0, (4, 3)), zorder=0) # A line to compare with, behind all others
-
 def _interval(ax, row, mean, low, high, colour, note):
     "One estimate with its interval, or a note where it is missing."
     if np.isfinite([low, high]).all():
@@ -128,6 +126,9 @@ def _interval(ax, row, mean, low, high, colour, note):
         return
     ax.text(.02, row, plain(note), color=FAINT, va='center', transform=ax.get_yaxis_transform(),
             bbox=dict(fc='white', ec='none', pad=1))
+
+# %% ../nbs/01_plots.ipynb #1b8b454b
+DASHES = dict(color=FAINT, lw=.8, ls=(0, (4, 3)), zorder=0) # A line to compare with, behind all others
 
 def intervals(
     ax, # Axes
@@ -176,6 +177,7 @@ def _name_tiles(ax, row_labels, col_labels):
     longest = max(map(len, map(str, col_labels)), default=0)
     ax.tick_params(axis='x', rotation=90 if longest > 2 else 0)
 
+# %% ../nbs/01_plots.ipynb #24d89f1d
 def tiles(
     ax, # Axes
     codes, # Rows x columns, index into `colours`; -1 leaves a place blank

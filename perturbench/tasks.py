@@ -7,7 +7,7 @@ __all__ = ['PROTOCOLS', 'TASKS', 'MAX_GIVEN', 'TaskSpec', 'screen_file', 'plain_
            'load_task', 'opened_before', 'open_task']
 
 # %% ../nbs/24_tasks.ipynb #a44fc8c9
-import datetime, errno, hashlib, inspect, json, math, os, re, sys
+import datetime, errno, hashlib, json, math, os, re, sys
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -549,7 +549,8 @@ def _look_at(folder, files) -> bool: # Whether something changed since files wer
     "Raise InputError where the files of a task are not those that were written."
     try:
         stamp = _stamp(folder, files)
-        is_new, faults = not _was_seen(folder, stamp), _file_faults(folder, files, stamp)
+        is_new = not _was_seen(folder, stamp)
+        faults = _file_faults(folder, files, stamp)
         if is_new and not faults:
             faults = [f'{name} was changed' for name, o in files.items() if file_sha256(folder/name) != o.sha256]
     except OSError as e: raise InputError(os_fault(e, e.filename or folder, 'read')) from None

@@ -76,7 +76,9 @@ def _row_lengths(indices, n_rows):
 
 def _by_rows(group, shape):
     "Compressed columns in a file as compressed rows in temporary files."
-    indptr, indices, data = group['indptr'][:].astype(np.int64), group['indices'], group['data']
+    indptr = group['indptr'][:].astype(np.int64)
+    indices = group['indices']
+    data = group['data']
     n = indices.shape[0]
     columns, values = _mapped(n, np.int32), _mapped(n, data.dtype)
     starts, first = np.r_[0, np.cumsum(_row_lengths(indices, shape[0]))], 0
@@ -114,7 +116,8 @@ def _source(X):
     if isinstance(X, CSCDataset): return _by_rows(X.group, X.shape)
     if isinstance(X, CSRDataset):
         group = X.group
-        starts, is_canonical = group['indptr'][:].astype(np.int64), 'canonical' in group.attrs
+        starts = group['indptr'][:].astype(np.int64)
+        is_canonical = 'canonical' in group.attrs
         return CompressedRows(starts, group['indices'], group['data'], X.shape, is_canonical)
     if isinstance(X, (np.ndarray, h5py.Dataset, zarr.Array)): return X
     X = sparse.csr_matrix(X)
@@ -155,7 +158,9 @@ class Blocks:
     ):
         self.source = X.source if isinstance(X, Blocks) else _source(X)
         n, m = self.source.shape
-        self.rows, self.columns, self.scale = _positions(rows), _positions(columns), scale
+        self.rows = _positions(rows)
+        self.columns = _positions(columns)
+        self.scale = scale
         if self.rows is not None and len(self.rows) == n: self.rows = None
         if np.array_equal(self.columns, np.arange(m)): self.columns = None
         self.shape = (n if self.rows is None else len(self.rows), m if self.columns is None else len(self.columns))

@@ -105,7 +105,9 @@ def copies(
     size:int=4096, # Pairs that are compared at a time
 ) -> np.ndarray: # For each row of `X` the row of `of` that it is a copy of; -1 where it is none
     "Which cells of `X` are cells of `of`, whatever their names."
-    found, own, theirs = np.full(X.shape[0], -1), keys_of(X), known or keys_of(of)
+    found = np.full(X.shape[0], -1)
+    own = keys_of(X)
+    theirs = known or keys_of(of)
     if not X.shape[0] or not of.shape[0]: return found
     pairs = _neighbours(own, theirs)
     for first in range(0, len(pairs), size):

@@ -565,7 +565,8 @@ def fetch(
 ) -> Screen: # Raises InputError for any fault of server, disk or file
     "Download, curate and preprocess a published screen; what is there already is not done again."
     record = dataset(name)
-    out, folder = Path(out or screen_path(name)), data_folder()/'raw'/record.name
+    out = Path(out or screen_path(name))
+    folder = data_folder()/'raw'/record.name
     if _is_there(record, out, processed): return read_screen(out)
     sources = (PROCESSED[record.name],) if processed else SOURCES[record.name]
     with Lock(folder):

@@ -50,10 +50,12 @@ def _known(names, there, source):
                      f'such as {_some(sorted(there), 3)}; give names of the same kind (symbols, identifiers), '
                      'or another table')
 
+# %% ../../nbs/15_data.features.ipynb #fb1027a9
 def _unknown(names, known):
     "Those of `names` that are not `known`."
     return [name for name, k in zip(names, known) if not k]
 
+# %% ../../nbs/15_data.features.ipynb #a24faa2f
 def _found(o):
     "How many names were found for a graph or features, and which were not."
     n, missing = len(o.names), o.missing
@@ -100,6 +102,7 @@ def _separator(line):
         if sep in line: return sep
     return r'\s+'
 
+# %% ../../nbs/15_data.features.ipynb #8834bed7
 def _check_header(line, sep, path):
     "Raise InputError where two columns have one name."
     names = line.split() if sep == r'\s+' else next(csv.reader([line], delimiter=sep), [])
@@ -634,6 +637,7 @@ def _effects_of_genes(effects, targets):
     single = [i for i, o in enumerate(genes) if len(o) == 1]
     return effects.iloc[single].groupby([genes[i][0] for i in single]).mean()
 
+# %% ../../nbs/15_data.features.ipynb #d6b0c29d
 def _row_by_name(name, genes, by_name, by_gene):
     "The numbers of a perturbation by its name, else summed over its genes; None where nothing is known."
     if name in by_name.index: return by_name.loc[name].to_numpy()
@@ -649,6 +653,7 @@ def _by_name_or_gene(targets, by_name, by_gene, source, whose):
                          f'{whose}, by its name or by a gene it acts on; that has such as {_some(by_name.index, 3)}')
     return _features(list(targets), known, np.stack([row for row in rows if row is not None]), source)
 
+# %% ../../nbs/15_data.features.ipynb #42e6da94
 def screen_features(
     screen, # A Screen, not the one that is predicted
     targets:dict, # For each perturbation that features are wanted for, the genes it acts on
@@ -703,13 +708,18 @@ def _directions_in(screen, column, source):
                      'of its own, such as GATA1_up')
 
 # %% ../../nbs/15_data.features.ipynb #224c87f2
+def _names_and_genes(targets): return list(dict.fromkeys(chain(targets, *targets.values())))
+
 def _of_genes(features, targets):
     "Features of perturbations from those of names and genes together, by name or by target."
     known = pd.DataFrame(features.values, features.names).loc[features.known]
     return _by_name_or_gene(targets, known, known, features.source, features.source)
 
-def _names_and_genes(targets): return list(dict.fromkeys(chain(targets, *targets.values())))
+# %% ../../nbs/15_data.features.ipynb #72ce0eb7
+def _from_annotations(path, targets):
+    return _of_genes(annotation_features(read_annotations(path), _names_and_genes(targets)), targets)
 
+# %% ../../nbs/15_data.features.ipynb #27847ad8
 def _scaled_columns(features):
     "Features whose columns have mean 0 and variance 1 over the known names; a constant column is 0."
     known = features.values[features.known].astype(float)
@@ -719,9 +729,6 @@ def _scaled_columns(features):
 
 def _from_table(path, targets):
     return _of_genes(_scaled_columns(table_features(path, _names_and_genes(targets))), targets)
-
-def _from_annotations(path, targets):
-    return _of_genes(annotation_features(read_annotations(path), _names_and_genes(targets)), targets)
 
 # %% ../../nbs/15_data.features.ipynb #31666fbc
 _WEIGHTS = ('weight', 'score', 'combined_score') # Columns that hold the weights of interactions
@@ -747,8 +754,6 @@ def _from_smiles(path, targets):
     return fingerprints(list(targets), read_smiles(table[table[0].isin(list(targets))]))
 
 # %% ../../nbs/15_data.features.ipynb #61c82442
-_PREPARED = ('.h5ad', '.zarr') # How prepared screens end
-
 @lru_cache(maxsize=4)
 def _kept_screen(path, size, changed): return read_screen(path)
 
@@ -759,6 +764,9 @@ def _other_screen(path):
     return _kept_screen(str(path), found.st_size, found.st_mtime_ns)
 
 def _from_screen(path, targets): return screen_features(_other_screen(path), targets, whose=Path(path).name)
+
+# %% ../../nbs/15_data.features.ipynb #4440b0cd
+_PREPARED = ('.h5ad', '.zarr') # How prepared screens end
 
 def _from_directions(path, targets):
     file, _, column = str(path).rpartition(':')

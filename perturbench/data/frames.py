@@ -63,7 +63,9 @@ FLOAT_HOLDS = 2**53 # Whole numbers up to this are floats, too
 def _numbers(column):
     "Numbers and truth values as plain arrays of numpy; as texts where those would change them."
     if isinstance(column.dtype, pd.SparseDtype): column = column.sparse.to_dense()
-    kind, size, missing = column.dtype.kind, min(column.dtype.itemsize, 8), column.isna()
+    kind = column.dtype.kind
+    size = min(column.dtype.itemsize, 8)
+    missing = column.isna()
     if kind == 'c' or (kind == 'b' and missing.any()): return _texts(column)
     if kind == 'b': return column.astype(bool)
     if kind == 'f' or not missing.any(): return column.astype(f'{kind}{size}')
@@ -133,12 +135,13 @@ def _listed(names, most=5):
     return ', '.join(f"'{as_text(o)}'" for o in names[:most]) + more
 
 # %% ../../nbs/08a_data.frames.ipynb #86e36034
-def _name_of(column): return '_'.join(map(as_text, column)) if isinstance(column, tuple) else as_text(column)
-
 def _are_alike(frame, name):
     "Whether the columns of a frame that have this name hold the same values."
     first, *others = [plain(frame.iloc[:, i]).column.astype(object) for i in np.flatnonzero(frame.columns == name)]
     return all(first.equals(other) for other in others)
+
+# %% ../../nbs/08a_data.frames.ipynb #780e6ad4
+def _name_of(column): return '_'.join(map(as_text, column)) if isinstance(column, tuple) else as_text(column)
 
 def _named_columns(frame, what):
     "`frame` with columns of distinct texts."
@@ -218,6 +221,7 @@ def _tidy_value(value, here, depth):
     if isinstance(value, tuple): value = list(value)
     return Tidied(value) if _holds(value) else None
 
+# %% ../../nbs/08a_data.frames.ipynb #29ccd21f
 def tidy_uns(
     uns, # A mapping, with mappings in it
     what:str='uns', # How notes call it
@@ -245,6 +249,7 @@ def _fits(value):
         if dtype.kind in 'biufc': return True
     return value is not None and dtype != object and _holds(value)
 
+# %% ../../nbs/08a_data.frames.ipynb #02f9c945
 def tidy_obsm(
     obsm, # A mapping from names to what has a row for each cell
     names, # The names of the cells

@@ -46,7 +46,9 @@ def name_faults(
 ) -> list: # Sentences
     "Faults of perturbation names: an empty part, or one combination under two names."
     if amiss := sep_faults(sep): return amiss
-    parts, faults, first_with = {name: split_name(name, control, sep) for name in names}, [], {}
+    parts = {name: split_name(name, control, sep) for name in names}
+    faults = []
+    first_with = {}
     empty = [name for name in names if not all(part.strip() for part in parts[name])]
     if empty:
         more = f' (and {len(empty) - 1:,} more)' if len(empty) > 1 else ''

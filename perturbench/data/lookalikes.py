@@ -136,7 +136,8 @@ def lookalike(
     "A simulated screen with the layout of a published one, and its truth."
     record = dataset(name)
     layout, top = LAYOUTS[record.name], max(LAYOUTS[record.name].doses, default=1.)
-    w, states = world(_parameters(layout, fraction, genes), seed), _state_table(layout)
+    w = world(_parameters(layout, fraction, genes), seed)
+    states = _state_table(layout)
     rows = w.conditions[_is_measured(layout, w.conditions, states)].reset_index(drop=True)
     n_cells = _n_cells(rows, round(fraction*layout.cells), layout.controls)
     w = replace(w, conditions=rows.assign(n_cells=n_cells))

@@ -101,7 +101,9 @@ class _Kept:
     "Takes blocks as `RowWriter` does, and keeps them."
     def __init__(self, n_genes, like=None):
         self.n_genes, self.like, self.n = n_genes, like, 0
-        self.values, self.columns, self.ends = [], [], [np.zeros(1, np.int64)]
+        self.values = []
+        self.columns = []
+        self.ends = [np.zeros(1, np.int64)]
 
     def add(self, block):
         self.values.append(block.data)
@@ -132,7 +134,8 @@ def _look(
     keeps:bool=False, # Whether to keep them
 ) -> Pass:
     "The first pass."
-    check, shown = ValueCheck(blocks.shape[0], n_genes), np.zeros(blocks.shape[1], np.int64)
+    check = ValueCheck(blocks.shape[0], n_genes)
+    shown = np.zeros(blocks.shape[1], np.int64)
     kept = _Kept(blocks.shape[1]) if keeps else None
     for first, block in progress(blocks, 'checking values'):
         check.add(first, block)
@@ -196,6 +199,7 @@ class Looked(NamedTuple):
     notes: list
     kept: dict # What has all values (None) and counts ('counts'); empty where they are to be read again
 
+# %% ../../nbs/11_data.preprocess.ipynb #43f3dd7c
 def first_pass(
     adata, # AnnData: cells x genes
     cells, # bool [cells]: those to keep
@@ -263,6 +267,7 @@ def _copy_blocks(layers, new):
         takers[layer].close()
     return takers
 
+# %% ../../nbs/11_data.preprocess.ipynb #77325d3a
 class Made(NamedTuple):
     "An input after the second pass."
     table: ad.AnnData # Without its matrices, of the cells and genes that are kept
@@ -382,6 +387,7 @@ def _add_rows(indptr, indices, values, groups, total, square):
             total[group, indices[k]] += values[k]
             square[group, indices[k]] += values[k]*values[k]
 
+# %% ../../nbs/11_data.preprocess.ipynb #f73a80c8
 class Sums(NamedTuple):
     "Sums over groups of cells."
     n: np.ndarray # Cells of each group
@@ -392,7 +398,8 @@ class Sums(NamedTuple):
 
 def _sums(X, codes, n_groups, change=None):
     "Sums of the values of each group, or of what `change` makes of a block and its groups."
-    blocks, codes = X if isinstance(X, Blocks) else Blocks(X), np.asarray(codes, np.int64)
+    blocks = X if isinstance(X, Blocks) else Blocks(X)
+    codes = np.asarray(codes, np.int64)
     total, square = np.zeros((2, n_groups, blocks.shape[1]))
     for first, block in progress(blocks, 'summing up cells'):
         groups = codes[first:first + block.shape[0]]
@@ -417,6 +424,7 @@ def _moments(sums):
         variance = np.maximum(sums.square/n - mean**2, 0)*np.where(n > 1, n/(n - 1), np.nan)
     return Moments(sums.n, mean, variance)
 
+# %% ../../nbs/11_data.preprocess.ipynb #7f841cba
 def group_moments(
     X, # cells x genes, a matrix or `Blocks`
     codes, # The group of each cell, from 0; -1 leaves it out

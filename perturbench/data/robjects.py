@@ -7,7 +7,6 @@ __all__ = ['RNode', 'read_r', 'SparseRows', 'sparse_rows', 'Table', 'frame', 're
 
 # %% ../../nbs/06_data.robjects.ipynb #fb4c31fb
 import warnings
-from pathlib import Path
 from typing import NamedTuple
 import anndata as ad
 import numpy as np

@@ -24,6 +24,7 @@ def _spread(n, n_rows=1000):
     "Up to `n_rows` of `n` positions, evenly spread."
     return np.unique(np.linspace(0, n - 1, min(n_rows, n)).astype(int))
 
+# %% ../../nbs/09a_data.scale.ipynb #b52fb826
 def _whole_numbers(values):
     "Whether values are plainly counts."
     return values.size > 0 and values.max() >= 3 and bool((values == np.rint(values)).all())
@@ -79,18 +80,20 @@ class Scale:
         return self.detected >= ENOUGH
 
 # %% ../../nbs/09a_data.scale.ipynb #c3e801cf
-TOO_LARGE = 12 # Of log1p of whole numbers: of larger ones nothing shows whether they are whole
-
 def _by_row(block, values, reduce):
     "`reduce` over the stored values of each row; 0 for empty rows."
     out, some = np.zeros(block.shape[0]), np.diff(block.indptr) > 0
     if some.any(): out[some] = reduce.reduceat(values.astype(np.float64, copy=False), block.indptr[:-1][some])
     return out
 
+# %% ../../nbs/09a_data.scale.ipynb #14511134
 def _are_whole(block, values, tolerance):
     "Which rows hold whole numbers only, up to a share of each that may be rounding."
     off = np.abs(values - np.rint(values)) > tolerance*np.maximum(values, 1)
     return _by_row(block, off, np.add) == 0
+
+# %% ../../nbs/09a_data.scale.ipynb #e3eb1ac1
+TOO_LARGE = 12 # Of log1p of whole numbers: of larger ones nothing shows whether they are whole
 
 def _numbers(block):
     "The fields of a `Scale` that have an entry a cell."
@@ -115,7 +118,9 @@ class Meter:
         n_genes:int,
         most:int=MEASURED, # Cells that are measured one by one
     ):
-        self.shape, self.rows, self.parts = (n_cells, n_genes), _spread(n_cells, most), []
+        self.shape = (n_cells, n_genes)
+        self.rows = _spread(n_cells, most)
+        self.parts = []
         self.maximum, self.least = 0., np.inf
 
     def add(self, first, block):
@@ -141,6 +146,7 @@ def scale(self:Meter) -> Scale:
     sums = {kind: _joined([part['sums'] for part in self.parts], kind) for kind in UNDO}
     return Scale(*self.shape, self.rows, sums, **numbers, **truths, maximum=self.maximum, least=self.least)
 
+# %% ../../nbs/09a_data.scale.ipynb #843839d7
 def measure(
     X, # cells x genes: a matrix, or `Blocks`
 ) -> Scale:
@@ -153,10 +159,6 @@ def measure(
 # %% ../../nbs/09a_data.scale.ipynb #cc0c59a6
 TIGHT, FEW = .005, .01 # Relative differences of sums that are called equal; the share of cells that is not overlooked
 
-def _width(values):
-    "How far values spread, relative to their median."
-    return np.ptp(np.quantile(values, [.02, .98]))/np.median(values)
-
 def _clusters(sums):
     "Positions of the cells whose sums follow one another closely; sums that overflowed, and 0, are left out."
     order = np.argsort(sums)
@@ -164,11 +166,17 @@ def _clusters(sums):
     gaps = np.flatnonzero(np.diff(np.log(sums[order])) > 2*TIGHT)
     return np.split(order, gaps + 1)
 
+# %% ../../nbs/09a_data.scale.ipynb #aa4d6c6e
+def _width(values):
+    "How far values spread, relative to their median."
+    return np.ptp(np.quantile(values, [.02, .98]))/np.median(values)
+
 def _is_exact(sums, beside):
     "Whether cells have one sum where another sum of theirs differs."
     width = _width(sums)
     return width <= TIGHT and _width(beside) > 10*max(width, 1e-5)
 
+# %% ../../nbs/09a_data.scale.ipynb #37e41087
 def groups_of(
     sums, # Of each cell
     beside, # Another sum of each cell, which has to differ where this one does not
@@ -340,15 +348,17 @@ def sample(
     return Sample(sparse.vstack([none, *parts], 'csr', dtype=np.float64), codes[rows])
 
 # %% ../../nbs/09a_data.scale.ipynb #c390b1a7
-def _changed(X, change):
-    "The compressed rows `X` with `change` made to their values."
-    return sparse.csr_matrix((change(X.data), X.indices, X.indptr), shape=X.shape)
-
 def _weights(codes):
     "A weight for each cell by which each condition counts once."
     _, at, n = np.unique(codes, return_inverse=True, return_counts=True)
     return 1/len(n)/n[at]
 
+# %% ../../nbs/09a_data.scale.ipynb #557d480e
+def _changed(X, change):
+    "The compressed rows `X` with `change` made to their values."
+    return sparse.csr_matrix((change(X.data), X.indices, X.indptr), shape=X.shape)
+
+# %% ../../nbs/09a_data.scale.ipynb #185fe822
 def _row_sums(X): return np.asarray(X.sum(1)).ravel()
 
 class Side(NamedTuple):
@@ -405,9 +415,11 @@ def fitted(
 
 # %% ../../nbs/09a_data.scale.ipynb #49009a94
 FAR = 1.25 # Target sums this close are not told from a change of expression
-_NEAR = np.exp(np.linspace(-1, 1, 9)*np.log(FAR))
 
 def _beyond(factors): return factors[(factors > FAR*1.001) | (factors < 1/FAR/1.001)]
+
+# %% ../../nbs/09a_data.scale.ipynb #1b179677
+_NEAR = np.exp(np.linspace(-1, 1, 9)*np.log(FAR))
 
 class Hypotheses(NamedTuple):
     "How well each scale explains a file."
@@ -468,6 +480,10 @@ def rival_scale(
 
 # %% ../../nbs/09a_data.scale.ipynb #e42f8129
 MORE_GENES, FEWER_GENES = 1.15, .7 # Genes that a cell shows, times the measured: smoothed above, values lost below
+
+def _is_smoothed(theirs, truth): return theirs.detected > MORE_GENES*truth.detected
+
+# %% ../../nbs/09a_data.scale.ipynb #e6b47e6c
 LIKELIER = dict(none=.87, root=1.15)  # The error counts so many times, among scales that explain it nearly as well
 
 class Compared(NamedTuple):
@@ -476,8 +492,6 @@ class Compared(NamedTuple):
     other:Fit # By another one, where it is plainly that; None otherwise
     closest:Fit # By another one that explains the profile better, whatever sums say; None where there is none
     rival:Fit=None # By another one that explains smoothed cells as well; None where values can tell
-
-def _is_smoothed(theirs, truth): return theirs.detected > MORE_GENES*truth.detected
 
 def other_scale(
     theirs:Side, # The file in question
@@ -512,10 +526,6 @@ def two_parts(
 # %% ../../nbs/09a_data.scale.ipynb #755f4c08
 def _log_sums(X, kind): return np.log(np.maximum(_row_sums(_changed(X, UNDO[kind])), 1e-12))
 
-def _exact(X):
-    "The exact sums of cells by expm1."
-    return groups_of(*(_row_sums(_changed(X, UNDO[kind])) for kind in ('log', 'none')))
-
 def _fallen_apart(theirs, truth, kind, shown):
     "The upper part of the cells by their sums beside the measured ones, or None."
     measured = _log_sums(truth.X, kind)
@@ -526,6 +536,11 @@ def _fallen_apart(theirs, truth, kind, shown):
     cells = np.zeros(len(shown), bool)
     cells[np.flatnonzero(shown)[part]] = True
     return cells
+
+# %% ../../nbs/09a_data.scale.ipynb #4631a67f
+def _exact(X):
+    "The exact sums of cells by expm1."
+    return groups_of(*(_row_sums(_changed(X, UNDO[kind])) for kind in ('log', 'none')))
 
 def divisions(
     theirs:Sample, # Cells of the file in question
@@ -562,6 +577,7 @@ def _off(fit):
     "By how much target sums differ, as a logarithm."
     return 0. if fit is None else abs(np.log(fit.factor))
 
+# %% ../../nbs/09a_data.scale.ipynb #f5b9e3d4
 class Judged(NamedTuple):
     "On which scale a file is."
     found:Compared
@@ -607,12 +623,14 @@ class Verdict(NamedTuple):
     faults:list # Why the file cannot be scored
     notes:list # What else differs
 
+# %% ../../nbs/09a_data.scale.ipynb #8d221646
 def _called(fit):
     "What a part of a file is."
     if fit is None: return 'are on the scale of the truth, or on none that is known'
     if fit.kind == 'log': return f'are at {_number(fit.factor)} times the target sum of the truth'
     return f'hold {WORDS[fit.kind]}'
 
+# %% ../../nbs/09a_data.scale.ipynb #0bb6e82d
 def _mend(fit, theirs, truth):
     "The line of Python that brings values to the scale of the truth."
     factor = fit.factor if _is_smoothed(theirs, truth) else theirs.total/truth.total

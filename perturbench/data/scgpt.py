@@ -253,7 +253,8 @@ def _gene_tokens(model, genes):
     special = _special_tokens(model)
     tokens = np.array([-1 if gene in special else model.vocab.get(gene, -1) for gene in genes])
     if (tokens >= 0).any(): return tokens
-    first, known = genes[0] if genes else '', [token for token in model.vocab if token not in special]
+    first = genes[0] if genes else ''
+    known = [token for token in model.vocab if token not in special]
     raise InputError('no gene is in the vocabulary of the checkpoint; give names of the kind that it has, most often '
                      f"gene symbols ('{first}' is not one of them{nearest(first, known)})")
 
@@ -374,7 +375,8 @@ def embed_cells(
     if batch_size < 1 or max_length < 2:
         raise InputError('batch_size must be at least 1, and max_length at least 2: `<cls>` and a gene')
     tokens, model = _gene_tokens(model, genes), _on(model, device)
-    found, n_known = np.empty((len(cells), model.config.embsize), np.float32), np.zeros(len(cells), int)
+    found = np.empty((len(cells), model.config.embsize), np.float32)
+    n_known = np.zeros(len(cells), int)
     blocks = X if isinstance(X, Blocks) else Blocks(X)
     batches = _batches(model, blocks, tokens, cells, batch_size, seed, max_length)
     for batch in progress(batches, 'embedding cells', _n_batches(blocks, batch_size)):

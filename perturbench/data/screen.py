@@ -7,10 +7,9 @@ __all__ = ['RESERVED', 'OPTIONS', 'IN_MEMORY', 'Design', 'Encoded', 'table_key',
            'value_faults', 'refuse', 'Doses', 'doses', 'as_csr', 'Whole', 'Screen', 'read_screen']
 
 # %% ../../nbs/10_data.screen.ipynb #a20f8461
-import json, re
+import re
 from copy import copy
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import NamedTuple
 import anndata as ad
 import h5py
@@ -21,7 +20,7 @@ from fastcore.basics import patch
 from ..core import InputError, nearest, progress
 from .blocks import Blocks, in_file, to_csr
 from .labels import control_fault, merge_controls, name_faults, sep_faults, split_name
-from .h5ad import CARD, RowWriter, opened, own_words, read_card, read_h5ad, write_frames, writing
+from .h5ad import RowWriter, opened, own_words, read_card, read_h5ad, write_frames, writing
 from .scale import ValueCheck
 
 # %% ../../nbs/10_data.screen.ipynb #fd7e7a2e
@@ -36,15 +35,16 @@ class Design:
     is_control: np.ndarray # C, bool
 
 # %% ../../nbs/10_data.screen.ipynb #0b8da9ac
-class Encoded(NamedTuple):
-    "A condition as a model sees it, float32."
-    perturbation: np.ndarray # P
-    covariate: np.ndarray # K
-
 def _position(names, name, kind):
     "The place of `name` among the names; raises InputError where it is not there."
     if name in names: return names.index(name)
     raise InputError(f"the {kind} '{name}' is not in the screen{nearest(name, names)}")
+
+# %% ../../nbs/10_data.screen.ipynb #3db71dfb
+class Encoded(NamedTuple):
+    "A condition as a model sees it, float32."
+    perturbation: np.ndarray # P
+    covariate: np.ndarray # K
 
 @patch
 def encode(self:Design,
@@ -72,7 +72,8 @@ def to_dict(self:Design) -> dict:
 @patch(cls_method=True)
 def from_dict(cls:Design, d:dict) -> Design:
     "The design that `to_dict` wrote."
-    n_conditions, n_values = len(d['state']), sum(map(len, d['covariates'].values()))
+    n_conditions = len(d['state'])
+    n_values = sum(map(len, d['covariates'].values()))
     perturbation = np.array(d['perturbation'], np.float32).reshape(n_conditions, len(d['perturbations']))
     covariate = np.array(d['covariate'], np.float32).reshape(n_conditions, n_values)
     state, is_control = np.array(d['state'], np.int64), np.array(d['is_control'], bool)
@@ -117,7 +118,8 @@ def column_faults(
 ) -> list: # A sentence each
     "Faults of the columns that are named: absent, there or named twice, or with missing values."
     keys = [obs_key(k, obs.columns) for k in (perturbation_key, *covariate_keys, *others)]
-    once, twice = dict.fromkeys(keys), set(obs.columns[obs.columns.duplicated()])
+    once = dict.fromkeys(keys)
+    twice = set(obs.columns[obs.columns.duplicated()])
     faults = [f"'{k}' is not a column of obs{nearest(k, obs.columns)}" for k in once if k not in obs]
     faults += [f"'{k}' is given for two purposes; give another column" for k in once if keys.count(k) > 1]
     faults += [f"obs has several columns called '{k}'; rename or drop all but one" for k in once if k in twice]
@@ -145,6 +147,7 @@ def table_faults(
         if twice: faults.append(f'{kind} names occur more than once ({twice}, ...); use {remedy}')
     return faults
 
+# %% ../../nbs/10_data.screen.ipynb #46f88631
 def value_faults(
     adata, # AnnData
 ) -> list: # A sentence each
@@ -170,15 +173,16 @@ def refuse(
     raise error
 
 # %% ../../nbs/10_data.screen.ipynb #831e88c5
-class Doses(NamedTuple):
-    "Doses as numbers."
-    numbers: np.ndarray # Float64, missing where it is no number
-    odd: list # The texts that are none, each once
-
 def _as_number(text):
     "`text` as a number, missing where it is none. Python would read 1_5 as 15."
     try: return np.nan if '_' in text else float(text)
     except ValueError: return np.nan
+
+# %% ../../nbs/10_data.screen.ipynb #7596071d
+class Doses(NamedTuple):
+    "Doses as numbers."
+    numbers: np.ndarray # Float64, missing where it is no number
+    odd: list # The texts that are none, each once
 
 def doses(
     values, # Of some cells: numbers, or texts
@@ -197,7 +201,8 @@ def doses(
 def _no_dose(key, odd):
     "Why texts are no doses, as a list of none or one."
     if not odd: return []
-    some, text = ', '.join(map(repr, odd[:3])) + (', ...' if len(odd) > 3 else ''), odd[0].strip()
+    some = ', '.join(map(repr, odd[:3])) + (', ...' if len(odd) > 3 else '')
+    text = odd[0].strip()
     is_not = f"the dose '{key}' is not numeric: {some}"
     has_comma = re.fullmatch(r'[-+]?\d+,\d+', text)
     has_unit = re.match(r'[-+]?[\d.,]+(e[-+]?\d+)?\s*[^\d\s.,]', text)
@@ -229,14 +234,13 @@ def as_csr(
                           layers=layers)
 
 # %% ../../nbs/10_data.screen.ipynb #29132316
-OPTIONS = ['perturbation_key', 'covariate_keys', 'control', 'sep', 'dose_key', 'batch_key', 'replicate_key', 'targets']
-
 class Whole(NamedTuple):
     "What the matrices of a screen lie in: of a part of a screen in a file, all of the file."
     adata: ad.AnnData
     rows: np.ndarray # Those that are in the screen, or None for all
     columns: np.ndarray # Those that are in the screen, or None for all
 
+# %% ../../nbs/10_data.screen.ipynb #caf90829
 class Screen:
     "`adata` with the meaning of its columns; raises one InputError that lists every fault found."
     def __init__(self,
@@ -252,7 +256,10 @@ class Screen:
         check_values:bool=True, # False where the values were checked before
     ):
         covariate_keys = (covariate_keys,) if isinstance(covariate_keys, str) else tuple(covariate_keys)
-        self.adata, self._scale, self.sep, self.targets = as_csr(adata), 1, sep, targets or {}
+        self.adata = as_csr(adata)
+        self._scale = 1
+        self.sep = sep
+        self.targets = targets or {}
         self.control, self.controls = str(control), {}
         self.rests_on = Whole(self.adata, None, None) # What `adata` is a part of
         self._name_columns(perturbation_key, covariate_keys, dose_key, batch_key, replicate_key)
@@ -271,12 +278,16 @@ def _name_columns(self:Screen, perturbation_key, covariate_keys, dose_key, batch
     in_tables = [found(k) for k in (*covariate_keys, dose_key) if k is not None]
     self.columns = {table_key(k): k for k in in_tables}
 
+# %% ../../nbs/10_data.screen.ipynb #313b9a4f
+OPTIONS = ['perturbation_key', 'covariate_keys', 'control', 'sep', 'dose_key', 'batch_key', 'replicate_key', 'targets']
+
 @patch(as_prop=True)
 def options(self:Screen) -> dict:
     "What the columns of obs mean, as a card holds it."
     own = dict(covariate_keys=[self.columns[k] for k in self.covariate_keys], dose_key=self.columns.get(self.dose_key))
     return {k: getattr(self, k) for k in OPTIONS} | own
 
+# %% ../../nbs/10_data.screen.ipynb #93d149d9
 @patch
 def _column_faults(self:Screen):
     "Faults of the columns, but for the dose."
@@ -307,6 +318,7 @@ def _one_control(self:Screen, control):
         obs[given], obs[key] = obs[key], merged.labels
     return [control_fault(name, cells, key) for name in merged.absent]
 
+# %% ../../nbs/10_data.screen.ipynb #b6688fc3
 @patch
 def _label_faults(self:Screen, control):
     "Faults of the labels: no controls, a state without controls, names that cannot be told apart."
@@ -332,7 +344,9 @@ def _dose_column_faults(obs, key, used):
 @patch
 def _dose_faults(self:Screen):
     "Faults of the column of doses, which holds numbers from here on."
-    obs, key, what = self.adata.obs, self.columns.get(self.dose_key), self.perturbation_key
+    obs = self.adata.obs
+    key = self.columns.get(self.dose_key)
+    what = self.perturbation_key
     if key is None: return []
     amiss = _dose_column_faults(obs, key, [what, *self.options['covariate_keys']])
     if amiss: return amiss
@@ -478,7 +492,8 @@ def subset(self:Screen,
     for name, values in where.items():
         key = obs_key(name, obs.columns)
         if key not in obs: raise InputError(f"'{name}' is not a column of obs{nearest(name, obs.columns)}")
-        column, values = obs[key].astype(str), [str(value) for value in np.atleast_1d(values)]
+        column = obs[key].astype(str)
+        values = [str(value) for value in np.atleast_1d(values)]
         for value in values:
             if not (column == value).any():
                 raise InputError(f"no cell has {name} '{value}'{nearest(value, column.unique())}")

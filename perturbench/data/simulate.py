@@ -329,7 +329,8 @@ class Network:
         untouched = np.setdiff1d(np.arange(par.n_genes), targets)
         self.regulators = np.concatenate([targets, random.choice(untouched, par.n_programmes, replace=False)])
         self.point = random.normal(size=par.n_genes)
-        n, size = len(self.regulators), np.concatenate([self.size, np.full(par.n_programmes, par.effect_size)])
+        n = len(self.regulators)
+        size = np.concatenate([self.size, np.full(par.n_programmes, par.effect_size)])
         common = _edges(random, size, self.regulators, self.point)
         same = random.random((par.n_genes, n)) < par.shared
         own = [_edges(random, size, self.regulators, self.point) for _ in range(par.n_states)]
@@ -640,7 +641,8 @@ def curve(self:World,
     log_phi = np.linspace(np.log(dispersion.min()) - .1, np.log(dispersion.max()) + .1, 8)
     by_depth = expected_lognorm(np.exp(log_share)[:, None], depth, np.exp(log_phi)[:, None, None], others)
     spline = RectBivariateSpline(log_phi, log_share, by_depth @ (weight/weight.sum()))
-    order, table = np.argsort(dispersion, kind='stable'), np.empty((len(dispersion), points))
+    order = np.argsort(dispersion, kind='stable')
+    table = np.empty((len(dispersion), points))
     table[order] = spline(np.log(dispersion[order]), np.linspace(Curve.low, 0, points)) # takes them in order only
     return Curve(table)
 
@@ -707,7 +709,8 @@ def drawn_cells(
 ) -> ad.AnnData: # Log-normalised, with `counts`
     "The AnnData of all cells of a world, condition by condition."
     drawn = [w.draw(c, n, rng('simulate', w.seed, 'draw', c)) for c, n in enumerate(w.conditions.n_cells)]
-    counts, obs = sparse.vstack([d.counts for d in drawn], format='csr'), _obs(w, drawn)
+    counts = sparse.vstack([d.counts for d in drawn], format='csr')
+    obs = _obs(w, drawn)
     values = lognorm(counts, obs.n_counts.to_numpy())
     return ad.AnnData(values, obs=obs, var=pd.DataFrame(index=w.genes), layers={'counts': counts})
 
@@ -838,13 +841,16 @@ def _figures(X, counts, codes, n_splits, random):
     zeros = 1 - X.nnz/(X.shape[0]*X.shape[1])
     return Fingerprint(*signal, zeros, _median(phi[(mean >= .1) & (mean < 1)]), _median(phi[mean >= 1]))
 
+# %% ../../nbs/12_data.simulate.ipynb #ddb45a3d
 def fingerprint(
     screen:Screen, # With counts
     n_splits:int=20, # Random halvings
     seed:int=0,
 ) -> pd.DataFrame: # A row for each state, without conditions of one cell; with one perturbation there is no cosine
     "The figures by which screens are compared."
-    X, counts, c = screen.adata.X.astype(float), screen.adata.layers['counts'], screen.conditions
+    X = screen.adata.X.astype(float)
+    counts = screen.adata.layers['counts']
+    c = screen.conditions
     counted, rows = np.asarray(counts.sum(1)).ravel(), []
     for state in range(len(screen.states)):
         some_cells = ((c.state == state) & (c.n_cells > 1)).to_numpy()[screen.codes]

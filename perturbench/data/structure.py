@@ -30,16 +30,6 @@ def is_group(
     return isinstance(o, (h5py.Group, zarr.Group))
 
 # %% ../../nbs/07a_data.structure.ipynb #099ac406
-class Parts(NamedTuple):
-    "The arrays of a compressed matrix, in memory or in a file; None where one is absent."
-    indptr:object # Where each row (or column) starts, and the end
-    indices:object # The column (or row) of each stored value
-    data:object # The stored values
-    shape:tuple # Cells x genes; None where it is not told
-    by_row:bool # False where columns are compressed
-
-_ARRAYS = ('indptr', 'indices', 'data')
-
 def _told(group, *names):
     "The first of the attributes `names` that `group` has."
     found = [group.attrs[name] for name in names if name in group.attrs]
@@ -54,6 +44,16 @@ def _shape(group):
     return tuple(map(int, shape))
 
 # %% ../../nbs/07a_data.structure.ipynb #afe33081
+class Parts(NamedTuple):
+    "The arrays of a compressed matrix, in memory or in a file; None where one is absent."
+    indptr:object # Where each row (or column) starts, and the end
+    indices:object # The column (or row) of each stored value
+    data:object # The stored values
+    shape:tuple # Cells x genes; None where it is not told
+    by_row:bool # False where columns are compressed
+
+_ARRAYS = ('indptr', 'indices', 'data')
+
 def parts_of(
     X, # A compressed matrix, or the group of a file that holds one
 ) -> Parts:
@@ -94,6 +94,7 @@ def _pointer_faults(parts, what):
     return [f'{what}: {name} is of the kind {dtype}; it has to hold whole numbers'
             for name, dtype in kinds.items() if dtype.kind not in 'iu']
 
+# %% ../../nbs/07a_data.structure.ipynb #f8903b3a
 def _by(shape): return ' x '.join(f'{n:,}' for n in shape)
 
 def _unlike(told, shape, what): return f'{what} is {_by(told)}, but there are {shape[0]:,} cells and {shape[1]:,} genes'
@@ -211,6 +212,12 @@ def matrix_faults(
     return [f'{what} is a {kind}; make it an array of numpy or a sparse matrix of scipy']
 
 # %% ../../nbs/07a_data.structure.ipynb #ee98b8e2
+def _scan_of(group):
+    "Look at the column numbers of the matrix in `group`."
+    parts = parts_of(group)
+    return scan(np.asarray(parts.indptr[:]).astype(np.int64), parts.indices)
+
+# %% ../../nbs/07a_data.structure.ipynb #c800552b
 _SCANNED = {} # Of a group of an h5 file that has no faults of form
 
 def _stamp(group):
@@ -218,11 +225,6 @@ def _stamp(group):
     path = group.file.filename
     about = os.stat(path)
     return os.path.realpath(path), group.name, about.st_ino, about.st_mtime_ns, about.st_size
-
-def _scan_of(group):
-    "Look at the column numbers of the matrix in `group`."
-    parts = parts_of(group)
-    return scan(np.asarray(parts.indptr[:]).astype(np.int64), parts.indices)
 
 def scanned(
     group, # Of a file; it has no faults of form
@@ -246,7 +248,8 @@ def stored_faults(
     if form[:3] not in ('csr', 'csc'):
         return [f"{what} is kept in the form '{form}', which is not known here; keep it dense or as a sparse matrix"]
     parts = parts_of(element)
-    faults, is_marked = form_faults(parts, shape, what), bool(_told(element, 'canonical'))
+    faults = form_faults(parts, shape, what)
+    is_marked = bool(_told(element, 'canonical'))
     if faults or not (whole or is_marked): return faults
     found = scanned(element)
     if beyond := range_faults(found, parts, what): return beyond
@@ -284,7 +287,8 @@ def table_layout(
 ) -> Layout:
     "The rows and columns of the table in `group`, and why they do not fit."
     if not is_group(group): return Layout(0, [], [f'{what} is no table'])
-    index, columns = _told(group, '_index'), [str(name) for name in group.attrs.get('column-order', ())]
+    index = _told(group, '_index')
+    columns = [str(name) for name in group.attrs.get('column-order', ())]
     names = group.get(index) if isinstance(index, str) else None
     if not is_array(names) and not is_group(names): return Layout(0, columns, [f'{what} has no index'])
     if is_group(names): names = names.get('values', names.get('codes'))

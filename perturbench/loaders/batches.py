@@ -155,17 +155,6 @@ class Matched(Disentangling):
         self.pool_cells = controls
         self.use(controls)
 
-@patch
-def use(self:Matched,
-    controls:Cells, # Some of each state that has cells
-):
-    "Draw from `controls`."
-    rows, group = controls.rows, self.state_of(controls.rows)
-    if self.n_batches:
-        group = np.concatenate([group, self.state_and_batch_of(rows)])
-        rows = np.tile(rows, 2)
-    self.pool = Pool(rows, group, self.n_states * (1 + self.n_batches))
-
 # %% ../../nbs/21_loaders.batches.ipynb #d87b972f
 @patch
 def state_of(self:Matched,
@@ -180,6 +169,18 @@ def state_and_batch_of(self:Matched,
 ) -> np.ndarray: # int64, of the same shape
     "The group of controls of each cell's state and batch."
     return self.n_states + self.state_of(rows) * self.n_batches + self.store.batch[rows]
+
+# %% ../../nbs/21_loaders.batches.ipynb #8661666f
+@patch
+def use(self:Matched,
+    controls:Cells, # Some of each state that has cells
+):
+    "Draw from `controls`."
+    rows, group = controls.rows, self.state_of(controls.rows)
+    if self.n_batches:
+        group = np.concatenate([group, self.state_and_batch_of(rows)])
+        rows = np.tile(rows, 2)
+    self.pool = Pool(rows, group, self.n_states * (1 + self.n_batches))
 
 # %% ../../nbs/21_loaders.batches.ipynb #6c2c9565
 @patch
@@ -247,6 +248,7 @@ class Transport(Matched):
         self.epsilon = epsilon
         self.axes = principal_axes(self.pool_cells, n_components)
 
+# %% ../../nbs/21_loaders.batches.ipynb #9d87e2d7
 @patch
 def pair(self:Transport,
     cells:torch.Tensor, # cells x genes
@@ -421,6 +423,7 @@ def _tables(store):
     tables = design.perturbation, design.covariate, design.state
     return _Tables(*(torch.as_tensor(table, device=store.device) for table in tables))
 
+# %% ../../nbs/21_loaders.batches.ipynb #0b958ced
 def _buffers(n, n_genes, tables):
     "Memory for batches of at most `n` cells."
     return dict(cells=Buffers(2*n, n_genes), counts=Buffers(n, n_genes),
@@ -484,11 +487,6 @@ def __len__(self:Batches):
     return n_pieces(len(mine), self.n)
 
 # %% ../../nbs/21_loaders.batches.ipynb #2c7b9b67
-class Plan(NamedTuple):
-    "What a process visits in an epoch, in order."
-    rows:np.ndarray # int64, cells, or sets x size: store rows of the cells
-    controls:np.ndarray # Of the same shape: store rows of their controls; None without controls
-
 @patch
 def _visits(self:Batches):
     "The cells or sets of the epoch, of all processes."
@@ -496,6 +494,12 @@ def _visits(self:Batches):
     size = self.strategy.size
     if size: return visits_of_sets(self.cells, self.sampler_name, order, size)
     return visits(self.cells, self.sampler_name, order) if self.shuffle else self.cells.rows
+
+# %% ../../nbs/21_loaders.batches.ipynb #df17821a
+class Plan(NamedTuple):
+    "What a process visits in an epoch, in order."
+    rows:np.ndarray # int64, cells, or sets x size: store rows of the cells
+    controls:np.ndarray # Of the same shape: store rows of their controls; None without controls
 
 @patch
 def plan(self:Batches) -> Plan:
@@ -549,6 +553,14 @@ def _as_sets(found, shape):
 
 # %% ../../nbs/21_loaders.batches.ipynb #7c31159a
 @patch
+def _read(self:Batches, expression, controls, cell, control):
+    "What a model reads: the control where there is one, else the cell, or its embedding."
+    if not self.features: return expression if controls is None else controls
+    rows = cell if controls is None else control
+    return self.cells.store.embedding(self.features, rows.reshape(-1)).to(self.dtype)
+
+# %% ../../nbs/21_loaders.batches.ipynb #4faf293a
+@patch
 def assemble(self:Batches,
     store, # A CellStore
     rows, # int64, cells or sets x size: its rows, on its device where its rows are there
@@ -573,13 +585,6 @@ def assemble(self:Batches,
                  cell=torch.as_tensor(cell, device=condition.device), condition=condition)
     for k in self.fields: found[k] = self._dense(store, flat, k) if k == 'counts' else store.look_up(k, flat)
     return Batch(**found) if rows.ndim == 1 else _as_sets(found, rows.shape)
-
-@patch
-def _read(self:Batches, expression, controls, cell, control):
-    "What a model reads: the control where there is one, else the cell, or its embedding."
-    if not self.features: return expression if controls is None else controls
-    rows = cell if controls is None else control
-    return self.cells.store.embedding(self.features, rows.reshape(-1)).to(self.dtype)
 
 # %% ../../nbs/21_loaders.batches.ipynb #2b06da02
 def _received(batch, event, device):
@@ -616,7 +621,8 @@ def _batch(self:Batches, plan, step):
 def __iter__(self:Batches):
     store, plan = self.cells.store, self.plan()
     if store.resident: plan = Plan(*(o if o is None else torch.from_numpy(o).to(store.device) for o in plan))
-    make, steps = partial(self._batch, plan), range(n_pieces(len(plan.rows), self.n))
+    make = partial(self._batch, plan)
+    steps = range(n_pieces(len(plan.rows), self.n))
     travels = store.device.type == 'cuda' and not store.resident
     yield from ahead(make, steps, store.device) if travels else map(make, steps)
 

@@ -41,7 +41,8 @@ class _Plain:
 
     def read(self, first, out):
         "Fill `out` with the numbers from `first` on; raises OSError where the file ends before."
-        view, at = memoryview(out).cast('B'), self.start + first * self.dtype.itemsize
+        view = memoryview(out).cast('B')
+        at = self.start + first * self.dtype.itemsize
         while len(view):
             n = os.preadv(self.file.fileno(), [view], at)
             if not n: raise OSError('the file ends early')
@@ -85,6 +86,7 @@ def _files(sources):
         for data in arrays: found |= {str(p) for p in _homes(data)}
     return sorted(found)
 
+# %% ../../nbs/22_loaders.disk.ipynb #34b7d6d9
 def _stamp(paths):
     "What tells whether `paths` are as they were."
     return [(s.st_ino, s.st_size, s.st_mtime_ns) for s in map(os.stat, paths)]
@@ -131,6 +133,7 @@ def _count_kept(indptr, indices, place, out):
         for k in range(indptr[i], indptr[i + 1]): n += place[indices[k]] >= 0
         out[i] = n
 
+# %% ../../nbs/22_loaders.disk.ipynb #4fc57fa5
 @njit(cache=True, nogil=True)
 def _keep(indptr, indices, values, place, at, out_indices, out_values):
     "Write the columns that have a place, under their new number, from `at` on."
@@ -165,6 +168,7 @@ class _Matrix:
         self.indices = _numbers(self.source.indices, np.int32)
         self.data = _numbers(self.source.data, np.float32)
 
+# %% ../../nbs/22_loaders.disk.ipynb #20c6e0fe
 def _packed_rows(matrix, first, last):
     "Stretches of compressed rows, one behind the other, as they stand in the file."
     start = matrix.source.indptr
@@ -179,6 +183,7 @@ def _packed_rows(matrix, first, last):
         at = here.stop
     return rows
 
+# %% ../../nbs/22_loaders.disk.ipynb #a2f796e7
 def _dense_rows(source, first, last):
     "Stretches of rows of a dense matrix, compressed, one behind the other."
     stretches = [sparse.csr_matrix(source[a:b], dtype=np.float32) for a, b in zip(first, last)]
@@ -380,7 +385,8 @@ def from_screen(cls:FileStore,
     genes=None, # The genes to keep, in the order wanted; None keeps all
 ) -> FileStore: # Raises InputError when a gene is not in the screen
     "The cells of `screen`, in its order, where they are."
-    columns, adata = None if genes is None else columns_of(screen, genes), screen.rests_on.adata
+    columns = None if genes is None else columns_of(screen, genes)
+    adata = screen.rests_on.adata
     told(adata.X, 'X', _TURNED)
     blocks, counts = screen.blocks(columns=columns), {}
     if 'counts' in screen.adata.layers:
@@ -599,12 +605,14 @@ def _write_rows(f, name, blocks, to, folder):
     for rows in _gathered(lengths, to, part, blocks.shape[1], folder): out.add(rows)
     out.close()
 
+# %% ../../nbs/22_loaders.disk.ipynb #abb4e678
 def _frames(screen, order):
     "What an h5ad of `screen` holds beside its matrices, with the cells in `order`."
     table = screen.adata
     return ad.AnnData(obs=table.obs.iloc[order], var=table.var, obsm={k: v[order] for k, v in table.obsm.items()},
                       uns={k: v for k, v in table.uns.items() if k != CARD})
 
+# %% ../../nbs/22_loaders.disk.ipynb #e18f0081
 def shuffle_file(
     screen:Screen, # In memory or resting on a file
     path, # The h5ad file to write, whole or not at all; not the screen's own

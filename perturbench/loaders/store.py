@@ -224,7 +224,9 @@ def _length_faults(store):
 def _row_faults(store):
     "What is wrong with where rows start and which condition they are of."
     faults = _length_faults(store)
-    starts, codes, n_known = store.indptr, store.codes, len(store.design.state)
+    starts = store.indptr
+    codes = store.codes
+    n_known = len(store.design.state)
     if len(starts) and (starts[0] or (np.diff(starts) < 0).any()): faults.append('`indptr` does not ascend from 0')
     if len(codes) and not 0 <= codes.min() <= codes.max() < n_known:
         faults.append(f'`codes` are not those of {n_known:,} conditions')
@@ -332,6 +334,7 @@ def technical_batches(
     codes, names = pd.factorize(screen.adata.obs[screen.batch_key].astype(str), sort=True)
     return Technical(codes, tuple(names))
 
+# %% ../../nbs/20_loaders.store.ipynb #68f3f10d
 def columns_of(
     screen:Screen,
     genes, # Names
@@ -593,6 +596,7 @@ def _given(store, rows, layer):
     parts = travel(store, rows, layer, store.device)
     return _Given(*parts, torch.arange(len(rows), device=store.device), longest)
 
+# %% ../../nbs/20_loaders.store.ipynb #f3a8402c
 @patch
 def _on_device(self:CellStore, rows, layer, dtype):
     "What `dense` gives with a device."

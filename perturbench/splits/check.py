@@ -90,7 +90,9 @@ class _PartsSeen(NamedTuple):
 class _Training:
     "Where single perturbations train."
     def __init__(self, screen, trained):
-        self.anywhere, self.alone, self.combinations = set(), set(), defaultdict(set)
+        self.anywhere = set()
+        self.alone = set()
+        self.combinations = defaultdict(set)
         for i, state, name in trained[['state', 'perturbation']].itertuples():
             members = screen.parts[i]
             self.anywhere |= set(members)
@@ -100,7 +102,8 @@ class _Training:
 
     def saw(self, state, name, members) -> _PartsSeen:
         "What was seen of the `members` of the perturbation `name` in a state."
-        n_alone, n_anywhere = sum((state, o) in self.alone for o in members), sum(o in self.anywhere for o in members)
+        n_alone = sum((state, o) in self.alone for o in members)
+        n_anywhere = sum(o in self.anywhere for o in members)
         sharing = set().union(*(self.combinations[state, o] for o in members)) - {name}
         return _PartsSeen(n_alone, n_anywhere, len(sharing))
 

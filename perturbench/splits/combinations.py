@@ -40,7 +40,9 @@ class _HeldOut(NamedTuple):
 
 def _all_seen(pairs, fraction, draw) -> _HeldOut:
     "Hold out combinations whose members all keep training in the state."
-    held, asked, is_combined = [], _asked(pairs, fraction), pairs.n_perturbations > 1
+    held = []
+    asked = _asked(pairs, fraction)
+    is_combined = pairs.n_perturbations > 1
     for s in np.unique(pairs.state[is_combined]):
         in_state = pairs.state == s
         order = draw.permutation(pairs.index[in_state & is_combined])
@@ -156,7 +158,8 @@ class _Alone(NamedTuple):
 
 def _hold_out_alone(members, fraction, draw):
     "Hold out perturbations of a state with these pairs, as long as each that is held out can be read off."
-    alone, wholes = {names[0] for names in members if len(names) == 1}, _wholes(members)
+    alone = {names[0] for names in members if len(names) == 1}
+    wholes = _wholes(members)
     able, held = sorted(alone & wholes.keys()), set()
     asked = share(fraction, len(able))
     for name in draw.permutation(able):

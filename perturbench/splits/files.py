@@ -56,8 +56,10 @@ def _some(found):
 
 def _table_faults(table, names):
     "What is wrong with a split table for cells called `names`."
-    strange, absent = table.cell[~table.cell.isin(names)], names[~names.isin(table.cell)]
-    twice, odd = table.cell[table.cell.duplicated()].unique(), table.part[~table.part.isin(PARTS)].unique()
+    strange = table.cell[~table.cell.isin(names)]
+    absent = names[~names.isin(table.cell)]
+    twice = table.cell[table.cell.duplicated()].unique()
+    odd = table.part[~table.part.isin(PARTS)].unique()
     other_screen = 'take them out, or use the screen that the split was made for'
     known = f"known are {', '.join(PARTS)}, or nothing for cells that are not used"
     looked_for = [

@@ -94,7 +94,8 @@ def combination_folds(
     seed:int, # Of the draw
 ) -> np.ndarray: # The fold of each (state, perturbation) pair of the screen, -1 for what always trains
     "Deal the eligible combinations out to the folds, state by state."
-    state, able = pairs_of(screen).state.to_numpy(), eligible(screen, 'combination')
+    state = pairs_of(screen).state.to_numpy()
+    able = eligible(screen, 'combination')
     shuffled = rng(seed, 'folds').permutation(able)
     by_state = shuffled[np.argsort(state[shuffled], kind='stable')]
     fold = np.full(len(state), -1)
@@ -140,7 +141,8 @@ class _Deal(NamedTuple):
 
 def _deal(groups, state, folds, draw):
     "One random deal of the pairs (positions) of each perturbation, `groups`."
-    fold, n_in_state = np.full(len(state), -1), np.zeros((state.max() + 1, folds))
+    fold = np.full(len(state), -1)
+    n_in_state = np.zeros((state.max() + 1, folds))
     for k in draw.permutation(len(groups)):
         used = []
         for i in draw.permutation(groups[k]):
@@ -197,7 +199,9 @@ def fold_splits(
     recipe:dict, # kind, folds, seed (42 where there is none); and fold, to pick one
 ) -> list: # of Splits; raises InputError for a recipe that cannot be followed
     "The splits of cross-fitted folds: one for each fold, or that which `fold` picks."
-    kind, folds, seed = recipe['kind'], recipe['folds'], recipe.get('seed', 42)
+    kind = recipe['kind']
+    folds = recipe['folds']
+    seed = recipe.get('seed', 42)
     deal = FOLDS[kind]
     check_folds(screen, kind, folds)
     check_number('fold', recipe.get('fold', 0), 0, folds - 1, whole=True)

@@ -90,7 +90,8 @@ class _SharedTest(NamedTuple):
 
 def _shared_test(pairs, first, fraction, seed):
     "Hold out in all states but `first`."
-    is_first, n = pairs.state == first, pairs[~pairs.is_control].groupby('state').size()
+    is_first = pairs.state == first
+    n = pairs[~pairs.is_control].groupby('state').size()
     able = sorted(set(pairs.perturbation[is_first & ~pairs.is_control]) & set(pairs.perturbation[~is_first]))
     chosen = rng(seed, 'imbalance test').permutation(able)[:share(fraction, n.min())] if able else []
     held = np.flatnonzero(pairs.perturbation.isin(chosen) & ~is_first)

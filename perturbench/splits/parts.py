@@ -105,7 +105,8 @@ def by_state(
 ): # Yields, for each state, its row in `screen.states` and positions of cells; a state may have none
     "The `chosen` cells of each state, in the order of their names."
     rows = np.flatnonzero(chosen)
-    state, names = of_cells(screen, 'state')[rows], screen.adata.obs_names[rows].to_numpy(str)
+    state = of_cells(screen, 'state')[rows]
+    names = screen.adata.obs_names[rows].to_numpy(str)
     for s in range(len(screen.states)):
         mine = np.flatnonzero(state == s)
         yield s, rows[mine[np.argsort(names[mine])]]
@@ -245,7 +246,8 @@ def split_of_pairs(
 ) -> Split: # Raises InputError where it is of no use
     "The split that does with each pair what `part_of_pair` says."
     part = _parts_of_cells(screen, part_of_pair, recipe['seed'], divided, shots)
-    half, names = halve_controls(screen, part, recipe['seed']), screen.adata.obs_names.to_numpy(str)
+    half = halve_controls(screen, part, recipe['seed'])
+    names = screen.adata.obs_names.to_numpy(str)
     split = Split(pd.Categorical.from_codes(part, PARTS), half, recipe, names, note)
     if faults := split_faults(screen, split): raise InputError(f'the split cannot be used: {"; ".join(faults)}')
     return split

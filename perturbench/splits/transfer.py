@@ -43,7 +43,9 @@ def transfer_pairs(
 ) -> Held: # asked: as many as the fraction allows in all states together
     "The pairs that covariate transfer holds out."
     room = _room(pairs, fraction, max_heldout)
-    left, state, where = dict(room), dict(pairs.state), pairs[~pairs.is_control].groupby('perturbation').groups
+    left = dict(room)
+    state = dict(pairs.state)
+    where = pairs[~pairs.is_control].groupby('perturbation').groups
     draw, held = rng(seed, 'transfer'), []
     for name in _order_of_visits(where, draw):
         able = [i for i in where[name] if left[state[i]] > 0]
@@ -111,7 +113,8 @@ def in_states(
     remedy = 'raise the fraction, or name states whose perturbations are in others too'
     check_held(held.pairs, 'states', screen, remedy)
     part = halve_held(pairs.state.to_numpy(), held.pairs, rng(seed, 'test'))
-    recipe, divided = recipe_of('states', states=states, fraction=fraction, seed=seed), set(pairs.state[held.pairs])
+    recipe = recipe_of('states', states=states, fraction=fraction, seed=seed)
+    divided = set(pairs.state[held.pairs])
     note = shortfall(len(held.pairs), held.asked, 'pairs')
     return split_of_pairs(screen, part, recipe, divided=divided, note=note)
 

@@ -24,7 +24,9 @@ class _NeverTrained(NamedTuple):
 
 def _never_trained(pairs, names, most, trains):
     "The first `most` of `names` that can be taken out of what `trains` with something left in each state."
-    state, trains, chosen = pairs.state.to_numpy(), trains.copy(), []
+    state = pairs.state.to_numpy()
+    trains = trains.copy()
+    chosen = []
     rows_of, left = defaultdict(list), np.bincount(state[trains])
     for i, members in enumerate(pairs.members):
         for name in members: rows_of[name].append(i)
@@ -48,7 +50,8 @@ def unseen_perturbation(
     check_number('fraction', fraction, 0, 1)
     pairs = pairs_of(screen)
     alone = sorted({members[0] for members in pairs.members if len(members) == 1})
-    asked, names = share(fraction, len(alone)), rng(seed, 'unseen perturbation').permutation(alone)
+    asked = share(fraction, len(alone))
+    names = rng(seed, 'unseen perturbation').permutation(alone)
     unseen = _never_trained(pairs, names, asked, ~pairs.is_control.to_numpy())
     remedy = f'raise the fraction ({len(alone)} perturbations were measured alone, and each state keeps one)'
     check_held(unseen.names, 'unseen_perturbation', screen, remedy)
@@ -136,6 +139,7 @@ def _is_single_in(pairs, names, states):
     "bool: the pairs of one of `names`, alone, and one of `states`."
     return (pairs.members.isin([(name,) for name in names]) & pairs.state.isin(states)).to_numpy()
 
+# %% ../../nbs/14g_splits.unseen.ipynb #d46959b8
 def unseen_both(
     screen:Screen, # The screen
     states=None, # To test: mappings of covariate values
@@ -150,7 +154,8 @@ def unseen_both(
     pairs, new = pairs_of(screen), _new_states(screen, states, n, val, seed)
     validated = new.validated or new.tested
     able = sorted(_alone_in(pairs, new.tested) & _alone_in(pairs, validated))
-    asked, names = share(fraction, len(able)), rng(seed, 'unseen perturbation').permutation(able)
+    asked = share(fraction, len(able))
+    names = rng(seed, 'unseen perturbation').permutation(able)
     old = ~(pairs.is_control | pairs.state.isin(new.all)).to_numpy()
     unseen = _never_trained(pairs, names, asked, old)
     remedy = f'raise the fraction ({len(able)} perturbations were measured alone in the new states)'
@@ -179,7 +184,8 @@ class _Shots(NamedTuple):
 
 def _cell_shots(screen, able, n, seed):
     "Of each of the pairs `able` that has more than `n` cells, `n` train."
-    pair, first = pair_of_condition(screen)[screen.codes], np.zeros(screen.n_cells, bool)
+    pair = pair_of_condition(screen)[screen.codes]
+    first = np.zeros(screen.n_cells, bool)
     for s, rows in by_state(screen, able[pair]):
         draw = rng(seed, 'shots', *screen.states.iloc[s])
         first[rows] = _ranks(pair[rows], draw.permutation(len(rows))) < n
