@@ -99,7 +99,9 @@ def tested_by_state(
     controls:bool=False, # With the control of each state, before its conditions
 ): # Yields store rows of the controls of a state that models are given, and the codes of its conditions
     "What a fold tests, state by state."
-    design, given, tested = task.design, task.given(fold), task.test_conditions(fold)
+    design = task.design
+    given = task.given(fold)
+    tested = task.test_conditions(fold)
     state_of_row = design.state[np.asarray(task.store.codes)[given.rows]]
     for state, codes in pd.Series(tested).groupby(design.state[tested]):
         own = _control_of(design, state) if controls else []
@@ -116,6 +118,7 @@ class Prediction:
     variance:np.ndarray=None # genes: that of the predicted mean effect, where the model states one; not kept in files
     again:bool=False # Whether the array of cells is that of the prediction before, of the same state
 
+# %% ../nbs/41_predict.ipynb #7cb06358
 def predict_task(
     model, # A model trained on `fold`
     task, # A Task
@@ -150,8 +153,6 @@ def _header(header, rows) -> list:
     return header[:n]
 
 # %% ../nbs/41_predict.ipynb #5afafa2b
-MOST = 20 # Faults of a table that are listed
-
 def _table_faults(header, rows):
     "What is wrong with the columns and the rows of a table; a row comes with the number of its line."
     n, faults = len(header), []
@@ -164,6 +165,9 @@ def _table_faults(header, rows):
         if len(row) < n or any(text.strip() for text in row[n:]):
             faults.append(f'line {line} has {len(row)} fields instead of {n}')
     return faults
+
+# %% ../nbs/41_predict.ipynb #e833d3d3
+MOST = 20 # Faults of a table that are listed
 
 def read_conditions_csv(
     path, # A CSV with a header, in UTF-8; parted by `,`, `;` or tabs
@@ -183,11 +187,13 @@ def _needed(task) -> list:
     dose = task.naming['dose_key']
     return ['perturbation', *task.covariate_keys, *([dose] if dose else [])]
 
+# %% ../nbs/41_predict.ipynb #d2deb216
 def _called(key, columns, needed):
     "What the column `key` is called in a table; `key` where it is not there."
     short = key.removeprefix('obs:')
     return key if key in columns or short in needed else short
 
+# %% ../nbs/41_predict.ipynb #ac2b2ec6
 def _near(name, columns):
     "What to call a column `name` that is not there."
     alike = [column for column in columns if str(column).strip().lower() == name.lower()]
@@ -228,6 +234,13 @@ def _dose(value, name, needed=True) -> float:
     return dose
 
 # %% ../nbs/41_predict.ipynb #26b08332
+def _code(task, perturbation, covariate):
+    "The code of a condition; None if no cell was measured in it."
+    is_same = (task.design.perturbation == perturbation).all(axis=1) & (task.design.covariate == covariate).all(axis=1)
+    codes = np.flatnonzero(is_same)
+    return int(codes[0]) if len(codes) else None
+
+# %% ../nbs/41_predict.ipynb #8a4a01ed
 class Asked(NamedTuple):
     "What a row of a table of conditions means to the models of a task."
     perturbation:np.ndarray # P, as `Design.encode` gives it
@@ -236,16 +249,11 @@ class Asked(NamedTuple):
     code:int # Of the condition in the task's table; None if no cell was measured in it
     dose:float # None where the task has no doses; 0 for a control whose row says none
 
-def _code(task, perturbation, covariate):
-    "The code of a condition; None if no cell was measured in it."
-    is_same = (task.design.perturbation == perturbation).all(axis=1) & (task.design.covariate == covariate).all(axis=1)
-    codes = np.flatnonzero(is_same)
-    return int(codes[0]) if len(codes) else None
-
 def _meaning(row, task, states) -> Asked:
     "What a row means; raises InputError for what is not known."
     keys, dose_key = list(task.covariate_keys), task.naming['dose_key']
-    name, values = str(row['perturbation']), {key: str(row[key]) for key in keys}
+    name = str(row['perturbation'])
+    values = {key: str(row[key]) for key in keys}
     if not name.strip(): raise InputError('the perturbation is empty; name one, or the control')
     parts = split_name(name, task.naming['control'], task.naming['sep'])
     dose = _dose(row[dose_key], dose_key, needed=bool(parts)) if dose_key else None
@@ -266,7 +274,9 @@ def read_conditions(
     task, # A Task: what is known
 ) -> list: # An `Asked` for each row; raises InputError naming every unknown
     "What the rows of `table` mean to the models of `task`."
-    rows_of, asked, states = {}, [], task.conditions.drop_duplicates('state')
+    rows_of = {}
+    asked = []
+    states = task.conditions.drop_duplicates('state')
     for i, row in enumerate(_wanted(table, task).to_dict('records'), 1):
         try: asked.append(_meaning(row, task, states))
         except InputError as e: rows_of.setdefault(str(e), []).append(i)

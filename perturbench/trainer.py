@@ -8,6 +8,7 @@ __all__ = ['Module', 'KeepLast', 'Watch', 'OneMachine', 'check_devices', 'for_wa
 # %% ../nbs/40a_trainer.ipynb #7a1d0003
 import gc, logging, os, signal, sys, time, warnings
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 import lightning.pytorch as pl
 import pandas as pd
@@ -133,7 +134,9 @@ def on_load_checkpoint(self:Module, ckpt):
 class KeepLast(Checkpoint):
     "Save the training at the end of an epoch as `path`, at most each `every` seconds."
     def __init__(self, path, every=30.):
-        self.path, self.every, self.saved = Path(path), every, time.monotonic()
+        self.path = Path(path)
+        self.every = every
+        self.saved = time.monotonic()
 
     def on_train_epoch_end(self, trainer, module):
         due = time.monotonic() - self.saved >= self.every
@@ -246,6 +249,22 @@ def _out_of_memory(may_move, budget):
     warnings.warn(f'{few} beside the cells of the screen; these stay on the host and travel batch by batch, '
                   'which is slower')
 
+# %% ../nbs/40a_trainer.ipynb #20d616c7
+def _tried(model, start, budget, seed, last, callbacks, devices, resident):
+    "The module that was trained; None where rows that were on the device left no room, and may be on the host."
+    _clear_devices()
+    module = Module(model, seed, budget)
+    trainer = _quiet_trainer(budget, callbacks, devices)
+    both = None if callable(start) else start
+    try:
+        both = both or start(trainer, resident)
+        _run(trainer, module, *both, last if last and last.exists() else None)
+        return module
+    except RuntimeError as e:
+        if not for_want_of_memory(e): raise
+        on_host = both and not both[0].cells.store.resident
+        _out_of_memory(resident and devices == 1 and callable(start) and not on_host, budget)
+
 # %% ../nbs/40a_trainer.ipynb #1a965596
 def fit_batches(
     model, # A PerturbationModel; it holds the best weights afterwards
@@ -258,21 +277,11 @@ def fit_batches(
     callbacks = [KeepLast(last, every)] if last else []
     if watch: callbacks.append(Watch(watch))
     untrained = {k: v.clone() for k, v in model.state_dict().items()}
-    for resident in (True, False):
-        _clear_devices()
-        module = Module(model, seed, budget)
-        trainer = _quiet_trainer(budget, callbacks, devices)
-        found = None if callable(start) else start
-        try:
-            found = found or start(trainer, resident)
-            _run(trainer, module, *found, last if last and last.exists() else None)
-            break
-        except RuntimeError as e:
-            if not for_want_of_memory(e): raise
-            on_host = found and not found[0].cells.store.resident
-            _out_of_memory(resident and devices == 1 and callable(start) and not on_host, budget)
-        del module, trainer, found
+    tried = partial(_tried, model, start, budget, seed, last, callbacks, devices)
+    module = tried(resident=True)
+    if module is None:
         model.load_state_dict(untrained)
+        module = tried(resident=False)
     if module.best is None:
         raise InputError(f'the validation loss of {model.name} was never finite; lower its learning rate (`lr`)')
     model.load_state_dict(module.best)

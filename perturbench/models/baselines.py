@@ -97,7 +97,9 @@ def fit(self:Baseline,
     cells, # The training Cells, controls included
 ): # itself; raises InputError when there are no controls
     "Compute the tables."
-    design, means, there = self.info.design, cells.means(), cells.n > 0
+    design = self.info.design
+    means = cells.means()
+    there = cells.n > 0
     controls = np.flatnonzero(design.is_control & there)
     if not len(controls):
         raise InputError('there are no control cells among the training cells; a baseline starts from them, so use a '
@@ -122,10 +124,12 @@ def predict(self:Baseline, batch):
     "Controls plus shift [n, G]; for a control the shift is 0."
     one_condition = _is_one_row(batch.perturbation) and _is_one_row(batch.covariates)
     n = 1 if one_condition else len(batch.controls)
-    present, state = (batch.perturbation[:n] != 0).float(), self.state_of(batch.covariates[:n])
+    present = (batch.perturbation[:n] != 0).float()
+    state = self.state_of(batch.covariates[:n])
     base = batch.controls if self.form == 'cell' else self.control[state].expand(batch.controls.shape)
     return base + self.shift(present, state) * present.any(1, keepdim=True)
 
+# %% ../../nbs/32_models.baselines.ipynb #52fcb8ca
 @patch
 def status(self:Baseline,
     perturbation, # The vector of a condition [P]
@@ -136,6 +140,7 @@ def status(self:Baseline,
     present = (one_row(perturbation) != 0).float()
     return 'ok' if self.measured(present, self.state_of(one_row(covariates))).item() else 'unseen_part'
 
+# %% ../../nbs/32_models.baselines.ipynb #d3a85588
 @patch
 def decided_by(self:Baseline,
     perturbation, # The vector of a condition [P]
@@ -201,7 +206,9 @@ def within_variance(
     n_groups:int, # Number of groups
 ) -> np.ndarray: # n_groups x G; missing where no condition has two cells
     "The variance of cells within a condition, pooled over the conditions of each group."
-    store, sums, there = cells.store, np.zeros((n_groups, means.shape[1])), np.flatnonzero(cells.n)
+    store = cells.store
+    sums = np.zeros((n_groups, means.shape[1]))
+    there = np.flatnonzero(cells.n)
     for first in range(0, len(cells.rows), _PASSED):
         some = slice(first, first + _PASSED)
         _add_squares(store.indptr, store.indices, store.values, cells.rows[some], groups[cells.codes[some]], sums)
@@ -259,7 +266,9 @@ class PerturbedMean(StateAverage):
 
     def estimate(self, cells, means, rows, effects):
         super().estimate(cells, means, rows, effects)
-        state, is_control, n_groups = self.info.design.state, self.info.design.is_control, self.n_states + 1
+        state = self.info.design.state
+        is_control = self.info.design.is_control
+        n_groups = self.n_states + 1
         n_controls = np.bincount(state[is_control], cells.n[is_control], n_groups)
         within = within_variance(cells, means, state, n_groups)
         variance = variance_of_average(effects, state[rows], cells.n[rows], within, n_controls)

@@ -179,7 +179,8 @@ def fit_codes(self:BioLord,
     if 'counts' in self.fields and batch.counts is None:
         raise InputError('the codes of controls are fitted to their counts; give these as `counts`')
     z = batch.controls.new_zeros(len(batch), self.codes.table.embedding_dim).requires_grad_()
-    adam, nothing = torch.optim.Adam([z], lr=self.codes_lr), torch.zeros_like(batch.perturbation)
+    adam = torch.optim.Adam([z], lr=self.codes_lr)
+    nothing = torch.zeros_like(batch.perturbation)
     known = replace(batch, expression=batch.controls)
     with torch.enable_grad():
         for _ in range(self.adapt_steps):
@@ -195,6 +196,7 @@ def _digest(
     "A hash of what tensors hold."
     return hashlib.blake2b(b''.join(o.cpu().contiguous().numpy().tobytes() for o in tensors)).digest()
 
+# %% ../../nbs/36_models.biolord.ipynb #e2f9ad36
 @patch
 def basal(self:BioLord, batch):
     "The codes of the controls of `batch` [n, latent_dim]."
@@ -203,13 +205,15 @@ def basal(self:BioLord, batch):
     if key not in self.fitted: self.fitted[key] = self.fit_codes(batch)
     return self.fitted[key]
 
+# %% ../../nbs/36_models.biolord.ipynb #f4dd4e67
+@patch
+def predict(self:BioLord, batch):
+    "Controls with their code and the perturbation in place of none [n, G]."
+    return self.emitted(self.decoded(self.basal(batch), batch), batch)
+
+# %% ../../nbs/36_models.biolord.ipynb #cb6c8bf3
 @patch
 def train(self:BioLord, mode=True):
     "As in any module; codes that were fitted are of another decoder then."
     self.fitted = {}
     return PerturbationModel.train(self, mode)
-
-@patch
-def predict(self:BioLord, batch):
-    "Controls with their code and the perturbation in place of none [n, G]."
-    return self.emitted(self.decoded(self.basal(batch), batch), batch)

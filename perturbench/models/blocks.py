@@ -26,6 +26,7 @@ def _refuse_sizes(widths, n_layers, dropout):
     if not 0 <= dropout < 1:
         raise InputError(f'a dropout of {dropout} is not possible; give a share from 0 to below 1')
 
+# %% ../../nbs/31_models.blocks.ipynb #f53efb95
 class MLP(nn.Sequential):
     "`n_layers` hidden layers and a linear output; raises InputError for a size that cannot be."
     def __init__(self,
@@ -128,6 +129,7 @@ class _SquaredError(torch.autograd.Function):
             d[i].mul_(weight).mul_(2*grad[i, None])
         return d.to(ctx.dtype), None, of_weight
 
+# %% ../../nbs/31_models.blocks.ipynb #4ce48052
 def squared_error(
     y, # n x G; its gradient is computed once
     x, # n x G: without a gradient
@@ -179,6 +181,7 @@ class Gaussian(nn.Module):
     def mean(self, out, batch): return out
     def draw(self, out, batch): return out + torch.randn_like(out)*self.variance().sqrt()
 
+# %% ../../nbs/31_models.blocks.ipynb #32012162
 @LIKELIHOODS.register('isotropic')
 class Isotropic(Gaussian):
     "Independent Gaussians of variance 1."
@@ -263,14 +266,15 @@ def median_library(
     return cells.store.look_up('library', cells.rows).median().cpu()
 
 # %% ../../nbs/31_models.blocks.ipynb #c7f06ff9
-TYPICAL = 1e4 # Counts of a cell, and what they are scaled to, where no cells say otherwise
-
 class CountParameters(NamedTuple):
     "What counts are drawn by."
     mu: torch.Tensor # Means [n, G]
     r: torch.Tensor # Inverse dispersions [G]
     library: torch.Tensor # Total counts [n, 1]
     zero: torch.Tensor # Log odds that a count became 0 [n, G]; None without
+
+# %% ../../nbs/31_models.blocks.ipynb #309d6d17
+TYPICAL = 1e4 # Counts of a cell, and what they are scaled to, where no cells say otherwise
 
 @LIKELIHOODS.register('nb')
 class NegativeBinomial(nn.Module):

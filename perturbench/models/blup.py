@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from torch import nn
 from ..core import InputError, rng
 from .base import MODELS, PerturbationModel, build_model
-from .baselines import Baseline, group_means, with_average, within_variance
+from .baselines import Baseline, group_means, within_variance
 from .closed import block_of_file
 from .mixed import SIGNALS, Fitted, fit_mixed, fit_shares, leave_one_out
 
@@ -32,6 +32,7 @@ class Conditions(NamedTuple):
 
     def some(self, rows): return Conditions(*(values[rows] for values in self))
 
+# %% ../../nbs/38b_models.blup.ipynb #e8ccc67a
 KERNELS = ('common', 'state', 'part', 'part in state', 'dose', 'combination', 'features')
 
 def kernel(
@@ -40,7 +41,9 @@ def kernel(
     b:Conditions, # m
 ): # n x m
     "How alike conditions are in one respect."
-    n_a, n_b, shared = a.present.sum(1)[:, None], b.present.sum(1)[None], a.present @ b.present.T
+    n_a = a.present.sum(1)[:, None]
+    n_b = b.present.sum(1)[None]
+    shared = a.present @ b.present.T
     same_state = (a.state[:, None] == b.state[None])*1.
     if name == 'common': return n_a*n_b
     if name == 'state': return n_a*n_b*same_state
@@ -80,6 +83,7 @@ def weights_of(
     weights[at] = fit_shares(list(found.values()), noise, traits)
     return weights
 
+# %% ../../nbs/38b_models.blup.ipynb #dd25813b
 def total_kernel(
     weights, # One a kernel of `KERNELS`
     a:Conditions, b:Conditions, # n, m
@@ -305,6 +309,13 @@ def _spaced(
     "At most `most` of `n`, evenly spaced."
     return np.arange(n) if n <= most else np.unique(np.linspace(0, n - 1, most).round().astype(int))
 
+# %% ../../nbs/38b_models.blup.ipynb #2340cd6d
+@patch
+def _put(self:BLUP, **values):
+    "Keep numbers in buffers."
+    for name, value in values.items(): getattr(self, name).copy_(torch.as_tensor(value))
+
+# %% ../../nbs/38b_models.blup.ipynb #2f79dc34
 @patch
 def estimate(self:BLUP, cells, means, rows, effects):
     if not np.array_equal(rows, self.rows):
@@ -320,16 +331,12 @@ def estimate(self:BLUP, cells, means, rows, effects):
     else: self._put(gamma=1., weights=torch.zeros(len(KERNELS)), posterior=torch.eye(len(SIGNALS))[:1])
     self._estimate_levels()
 
-@patch
-def _put(self:BLUP, **values):
-    "Keep numbers in buffers."
-    for name, value in values.items(): getattr(self, name).copy_(torch.as_tensor(value))
-
 # %% ../../nbs/38b_models.blup.ipynb #bdd5fffe
 @patch
 def _estimate_effects(self:BLUP, effects, n_cells, state, n_controls):
     "Weights of the kernels, what is known of all genes, and gamma."
-    traits, noise = effects/self.unit.cpu().double().numpy(), noise_of_effects(n_cells, state, n_controls)
+    traits = effects/self.unit.cpu().double().numpy()
+    noise = noise_of_effects(n_cells, state, n_controls)
     trained = Conditions(*(value.cpu().double().numpy() for value in self.trained))
     varying = np.flatnonzero((traits != 0).any(0))
     genes = varying[_spaced(len(varying), FEW_GENES)] if len(varying) else np.arange(1)
@@ -339,6 +346,7 @@ def _estimate_effects(self:BLUP, effects, n_cells, state, n_controls):
     self._put(weights=weights, **{name: getattr(fitted, name) for name in ('values', 'axes', 'z', 'posterior')})
     self._estimate_gamma(effects, trained.present, state, fitted, noise, genes)
 
+# %% ../../nbs/38b_models.blup.ipynb #5aed2778
 @patch
 def _estimate_gamma(self:BLUP, effects, present, state, fitted, noise, genes):
     "The effects of parts alone, and the share of BLUP."
@@ -352,32 +360,6 @@ def _estimate_gamma(self:BLUP, effects, present, state, fitted, noise, genes):
         by_blup, known = leave_one_out(fitted, noise, genes), by_sum.known
         gamma = best_gamma(effects[known][:, genes]/unit, by_blup[known], by_sum.effects[known], state[known])
     self._put(gamma=gamma)
-
-# %% ../../nbs/38b_models.blup.ipynb #d2f8f930
-@patch
-def fitted(self:BLUP) -> Fitted: # float64 arrays
-    "What is known of all genes."
-    kept = (getattr(self, name).cpu().double().numpy() for name in ('values', 'axes', 'z', 'posterior'))
-    return Fitted(*kept, SIGNALS)
-
-@patch
-def _control_noise(self:BLUP, state:int) -> np.ndarray: # N
-    "The covariance of the noise of a state's control mean, its sign turned, with that of the training effects."
-    return (self.of_state.cpu().numpy() == state)/max(float(self.n_controls[state]), 1.)
-
-@patch
-def _estimate_levels(self:BLUP):
-    "The mended level of each state, and its mean variance over genes."
-    unit, known = self.unit.cpu().double().numpy(), self.has_control.cpu().numpy()
-    level = self.control.cpu().double().numpy().copy()
-    variance, fitted = np.full(len(level), np.inf), self.fitted()
-    for state in np.flatnonzero(known):
-        n = float(self.n_controls[state])
-        found = fitted.predict_row(np.zeros(len(fitted.values)), 0., self._control_noise(state), 1/n)
-        level[state] += unit*found.mean
-        variance[state] = found.variance.mean()
-    self.fill_table('level', level, known)
-    self._put(level_variance=variance)
 
 # %% ../../nbs/38b_models.blup.ipynb #a3591ac2
 @patch
@@ -393,6 +375,34 @@ def _estimate_cells(self:BLUP, cells):
     usual = x[x > 0].mean() if n_positive.any() else 1.
     typical = np.where(n_positive > 0, x.sum(0)/np.maximum(n_positive, 1), usual)
     self._put(slope=zero_slope(x), typical=np.where(typical > 0, typical, 1.), factors=factors_of(centred))
+
+# %% ../../nbs/38b_models.blup.ipynb #d2f8f930
+@patch
+def fitted(self:BLUP) -> Fitted: # float64 arrays
+    "What is known of all genes."
+    kept = (getattr(self, name).cpu().double().numpy() for name in ('values', 'axes', 'z', 'posterior'))
+    return Fitted(*kept, SIGNALS)
+
+# %% ../../nbs/38b_models.blup.ipynb #8840399f
+@patch
+def _control_noise(self:BLUP, state:int) -> np.ndarray: # N
+    "The covariance of the noise of a state's control mean, its sign turned, with that of the training effects."
+    return (self.of_state.cpu().numpy() == state)/max(float(self.n_controls[state]), 1.)
+
+# %% ../../nbs/38b_models.blup.ipynb #69b8b266
+@patch
+def _estimate_levels(self:BLUP):
+    "The mended level of each state, and its mean variance over genes."
+    unit, known = self.unit.cpu().double().numpy(), self.has_control.cpu().numpy()
+    level = self.control.cpu().double().numpy().copy()
+    variance, fitted = np.full(len(level), np.inf), self.fitted()
+    for state in np.flatnonzero(known):
+        n = float(self.n_controls[state])
+        found = fitted.predict_row(np.zeros(len(fitted.values)), 0., self._control_noise(state), 1/n)
+        level[state] += unit*found.mean
+        variance[state] = found.variance.mean()
+    self.fill_table('level', level, known)
+    self._put(level_variance=variance)
 
 # %% ../../nbs/38b_models.blup.ipynb #46a4abe0
 @patch
@@ -427,6 +437,21 @@ def level_weight(self:BLUP,
     if not self.denoise: return 0.
     return float(1/(1 + n*self.level_variance[state]))
 
+# %% ../../nbs/38b_models.blup.ipynb #5131eae3
+@patch
+def moved(self:BLUP,
+    cells, # Control cells of a state, n x G
+    state:int,
+    effect, # G
+) -> torch.Tensor: # n x G
+    "Cells after an effect."
+    mean = cells.mean(0)
+    to_level = self.level_weight(state, len(cells))*(self.level[state] - mean)
+    if self.form == 'mean': return (self.level[state] + effect).expand(cells.shape)
+    if self.form == 'cell': return cells + to_level + effect
+    return quantile_head(cells, mean + to_level + effect, float(self.slope), self.typical, self.factors)
+
+# %% ../../nbs/38b_models.blup.ipynb #5e5c51ca
 @patch
 def predict(self:BLUP, batch): return self.moved_cells(batch)
 
@@ -448,26 +473,14 @@ def moved_cells(self:BLUP,
         out[mine] = self.moved(batch.controls[mine], int(distinct[i, -1]), effect)
     return out
 
-@patch
-def moved(self:BLUP,
-    cells, # Control cells of a state, n x G
-    state:int,
-    effect, # G
-) -> torch.Tensor: # n x G
-    "Cells after an effect."
-    mean = cells.mean(0)
-    to_level = self.level_weight(state, len(cells))*(self.level[state] - mean)
-    if self.form == 'mean': return (self.level[state] + effect).expand(cells.shape)
-    if self.form == 'cell': return cells + to_level + effect
-    return quantile_head(cells, mean + to_level + effect, float(self.slope), self.typical, self.factors)
-
 # %% ../../nbs/38b_models.blup.ipynb #52c4f3ec
 @patch
 def effect_variance(self:BLUP, batch):
     "The variance of the predicted mean effect [G]; None where nothing was trained or the state has no controls."
     state, n = int(self.state_of(batch.covariates[:1])), len(batch.controls)
     if not len(self.rows) or not self.has_control[state]: return None
-    w, asked = self.level_weight(state, n), self.conditions(batch.perturbation[:1], self.state_of(batch.covariates[:1]))
+    w = self.level_weight(state, n)
+    asked = self.conditions(batch.perturbation[:1], self.state_of(batch.covariates[:1]))
     cross, own = (total_kernel(self.weights, asked, other)[0].cpu().double().numpy() for other in (self.trained, asked))
     of_level = w*self._control_noise(state), w**2/float(self.n_controls[state])
     found = self.fitted().predict_row(cross, own[0], *of_level)
@@ -480,7 +493,8 @@ def effect_variance(self:BLUP, batch):
 def left_out(self:BLUP) -> np.ndarray: # Trained conditions x G
     "What is predicted of the effect of each trained condition from all others."
     present, state = (values.cpu().double().numpy() for values in (self.of_present, self.of_state))
-    n_cells, state = np.asarray(self.info.train_cells)[self.rows], state.astype(int)
+    n_cells = np.asarray(self.info.train_cells)[self.rows]
+    state = state.astype(int)
     noise = noise_of_effects(n_cells, state, self.n_controls.cpu().double().numpy())
     unit, fitted = self.unit.cpu().double().numpy(), self.fitted()
     by_blup = leave_one_out(fitted, noise)*unit
@@ -506,7 +520,8 @@ def effects_to_learn_from(
     base:BLUP, # Fitted
 ) -> torch.Tensor: # Trained conditions x G
     "What BLUP predicts of trained conditions: from the others, where these know the parts as they do of tested ones."
-    left_out, present = torch.tensor(base.left_out()), base.of_present.cpu().double().numpy()
+    left_out = torch.tensor(base.left_out())
+    present = base.of_present.cpu().double().numpy()
     known = additive_without(np.zeros((len(present), 1)), present).known
     return torch.where(torch.tensor(known)[:, None], left_out, base.effects(base.trained))
 
@@ -523,7 +538,8 @@ class BLUPResidual(PerturbationModel):
     ):
         super().__init__(info)
         self.lr, self.weight_decay = lr, weight_decay
-        self.base, self.net = BLUP(info, form, denoise=denoise), build_model(model, info)
+        self.base = BLUP(info, form, denoise=denoise)
+        self.net = build_model(model, info)
         if hasattr(self.net, 'fit') or self.net.strategy != 'matched':
             raise InputError(f"the model '{model}' is not trained on pairs of control and perturbed cells; give "
                              'linear, latent_additive or decoder_only')
@@ -539,7 +555,8 @@ class BLUPResidual(PerturbationModel):
     def at_level(self, batch):
         "The batch with the level of its state in place of each control cell."
         state = self.base.state_of(batch.covariates)
-        known, level = self.base.has_level[state][:, None], self.base.level[state].to(batch.controls.dtype)
+        known = self.base.has_level[state][:, None]
+        level = self.base.level[state].to(batch.controls.dtype)
         controls = torch.where(known, level, batch.controls)
         return replace(batch, controls=controls, cell_features=batch.cell_features if self.features else controls)
 

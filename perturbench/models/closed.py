@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OWN', 'TARGETS', 'N_SCORES', 'GRID', 'WIDTHS', 'RIDGES', 'sources_of', 'Block', 'targets_of', 'block_of_file',
-           'Examples', 'Featured', 'ProfiledSpectrum', 'profiled_spectrum', 'dual', 'leading', 'left_out', 'Solved',
+           'Featured', 'Examples', 'ProfiledSpectrum', 'profiled_spectrum', 'dual', 'leading', 'left_out', 'Solved',
            'solve', 'Ridge', 'squared_distances', 'exact_distances', 'trained_sets', 'places_of', 'KernelRidge',
            'bilinear_left_out', 'Bilinear']
 
@@ -84,13 +84,6 @@ def _on_one_scale(block, seen):
 # %% ../../nbs/32a_models.closed.ipynb #0d078d97
 N_SCORES = 10 # Principal components of genes, where the block of targets is asked for
 
-class Examples(NamedTuple):
-    "The trained conditions, N of them."
-    present: np.ndarray # bool, N x P: the parts of each
-    state: np.ndarray # int [N]
-    effect: np.ndarray # N x G
-    groups: np.ndarray # int [N]: what is left out together
-
 class Featured(StateAverage):
     "Learns effects from features of perturbations; the base of those that do."
     default, n_scores = OWN, N_SCORES
@@ -131,6 +124,14 @@ def _genes_described(means, n_scores):
     rows = principal_scores(means.T, n_scores)
     return np.pad(rows, [(0, 0), (0, n_scores - rows.shape[1])])
 
+# %% ../../nbs/32a_models.closed.ipynb #d4e94c5f
+class Examples(NamedTuple):
+    "The trained conditions, N of them."
+    present: np.ndarray # bool, N x P: the parts of each
+    state: np.ndarray # int [N]
+    effect: np.ndarray # N x G
+    groups: np.ndarray # int [N]: what is left out together
+
 @patch
 def estimate(self:Featured, cells, means, rows, effects):
     StateAverage.estimate(self, cells, means, rows, effects)
@@ -145,6 +146,7 @@ def estimate(self:Featured, cells, means, rows, effects):
     if not usable.any(): return self.known.fill_(False)
     self.learn(Examples(present[usable], self.info.design.state[rows][usable], effects[usable], groups[usable]))
 
+# %% ../../nbs/32a_models.closed.ipynb #5425de68
 @patch
 def shift(self:Featured, present, state):
     known = present*self.known
@@ -169,6 +171,7 @@ def profiled_spectrum(
     values, vectors = np.linalg.eigh(others.T @ K @ others)
     return ProfiledSpectrum(np.maximum(values, 0), others @ vectors)
 
+# %% ../../nbs/32a_models.closed.ipynb #281782a1
 def dual(
     found:ProfiledSpectrum,
     Y, # N x G
@@ -247,12 +250,14 @@ def _levels(examples, n_states):
     there = np.unique(examples.state)
     return examples.present.sum(1, keepdims=True)*(examples.state[:, None] == there), there
 
+# %% ../../nbs/32a_models.closed.ipynb #f95de079
 def _level_table(level, there, n_states):
     "The levels of all states; those without examples are missing."
     table = np.full((n_states, level.shape[1]), np.nan)
     table[there] = level
     return table
 
+# %% ../../nbs/32a_models.closed.ipynb #49e1f5a7
 @MODELS.register('ridge')
 class Ridge(Featured):
     "Adds for each perturbation what its features say, by ridge regression of effects on them."
@@ -324,7 +329,8 @@ class KernelRidge(Featured):
         self.add_table('level', self.n_states + 1)
 
     def learn(self, examples):
-        parts, sets = self.parts.cpu().numpy().astype(float), self.sets.cpu().numpy() > 0
+        parts = self.parts.cpu().numpy().astype(float)
+        sets = self.sets.cpu().numpy() > 0
         set_of = places_of(examples.present, sets)
         apart = squared_distances(sets @ parts, sets @ parts)
         unit = np.median(apart[apart > 0]) if (apart > 0).any() else 1.
@@ -345,8 +351,6 @@ class KernelRidge(Featured):
         return K @ self.dual.nan_to_num() + present.sum(1, keepdim=True)*self.level[state].nan_to_num()
 
 # %% ../../nbs/32a_models.closed.ipynb #b6be2298
-RIDGES = (100., 10., 1., .1, .01) # Penalties of the bilinear model; its features are not scaled
-
 class _Halves(NamedTuple):
     "What both solves of the bilinear model need."
     X: np.ndarray # N x d: features of conditions
@@ -359,6 +363,7 @@ def _sides(h, ridge):
     over = X @ np.linalg.solve(X.T @ X + ridge*np.eye(X.shape[1]), X.T)
     return over, np.linalg.solve(G.T @ G + ridge*np.eye(G.shape[1]), G.T @ h.D.T).T
 
+# %% ../../nbs/32a_models.closed.ipynb #2add34f0
 def bilinear_left_out(h, groups, ridge) -> float:
     "The mean square error of conditions that were left out, all of a group together."
     over, codes = _sides(h, ridge)
@@ -369,6 +374,8 @@ def bilinear_left_out(h, groups, ridge) -> float:
     return ((h.D - fitted @ h.G.T)**2).sum(1).mean()
 
 # %% ../../nbs/32a_models.closed.ipynb #6ef85d9b
+RIDGES = (100., 10., 1., .1, .01) # Penalties of the bilinear model; its features are not scaled
+
 @MODELS.register('bilinear')
 class Bilinear(Featured):
     "Adds a bilinear function of principal components of genes and features of the perturbation, by two ridge solves."
@@ -397,7 +404,8 @@ class Bilinear(Featured):
         super().estimate(cells, means, rows, effects)
 
     def learn(self, examples):
-        parts, base = self.parts.cpu().numpy().astype(float), self.base.cpu().numpy()
+        parts = self.parts.cpu().numpy().astype(float)
+        base = self.base.cpu().numpy()
         h = _Halves(examples.present @ parts, examples.effect - base[examples.state], self.genes)
         ridge = min(self.ridges, key=lambda ridge: bilinear_left_out(h, examples.groups, ridge))
         _, codes = _sides(h, ridge)

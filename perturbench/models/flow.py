@@ -110,7 +110,8 @@ class ConditionEncoder(nn.Module):
         self.register_buffer('seen_covariates', torch.tensor(info.seen_covariates).float())
         self.vectors = nn.Parameter(torch.randn(info.n_perturbations, width)/width**.5)
         self.attention = Attention(width) if pool == 'attention' else None
-        self.mean, self.out = pool == 'mean', MLP(width + info.n_covariates, width, width, n_layers)
+        self.mean = pool == 'mean'
+        self.out = MLP(width + info.n_covariates, width, width, n_layers)
 
     def known(self, p):
         "Doses, with what was not seen spread over all that was [C, P]."
@@ -271,7 +272,11 @@ class Flow(Network):
         _refuse_flow(source, ode, n_steps, guidance, condition_dropout, condition_dim)
         self.source, self.epsilon, self.noise, self.mmd_weight = source, epsilon, noise, mmd_weight
         self.condition_dropout, self.control_share, self.guidance = condition_dropout, control_share, guidance
-        self.ema, self.ode, self.n_steps, self.tolerance, self.positive = ema, ode, n_steps, tolerance, positive
+        self.ema = ema
+        self.ode = ode
+        self.n_steps = n_steps
+        self.tolerance = tolerance
+        self.positive = positive
         self.strategy = {'name': 'sets', 'size': set_size}
         self.space, self.drop = Space(info, n_axes), nn.Dropout(embedding_dropout)
         encode = ConditionEncoder(info, condition_dim, pool)
@@ -353,6 +358,7 @@ def told(self:Flow, p, covariates):
         c = c*(torch.rand(len(c), 1, device=c.device) >= self.condition_dropout)
     return c[:, None]
 
+# %% ../../nbs/38_models.flow.ipynb #f248ad5e
 @patch
 def loss(self:Flow, batch, generator=None) -> dict: # loss; where there is a weight its parts `flow` and `mmd`
     "The squared error of the velocity, and the discrepancy of where it leads."
@@ -368,6 +374,7 @@ def loss(self:Flow, batch, generator=None) -> dict: # loss; where there is a wei
     mmd = mmd2(x + (1 - t)*v, end).mean()
     return {'loss': flow + self.mmd_weight*mmd, 'flow': flow, 'mmd': mmd}
 
+# %% ../../nbs/38_models.flow.ipynb #ae0fc6ad
 @patch
 def val_loss(self:Flow, batch):
     "The loss with draws that are always the same."

@@ -197,8 +197,13 @@ class GEARS(Network):
         self.register_buffer('share', torch.tensor(seen/max(seen.sum(), 1), dtype=torch.float32))
         def vectors(n): return nn.Parameter(torch.randn(n, d)/d**.5)
         def zeros(*shape): return nn.Parameter(torch.zeros(*shape))
-        self.gene, self.part, self.covariate = vectors(G), vectors(P), zeros(info.n_covariates, d)
-        self.w1, self.b1, self.w2, self.b2 = vectors(G), zeros(G), zeros(G, d + 1), zeros(G)
+        self.gene = vectors(G)
+        self.part = vectors(P)
+        self.covariate = zeros(info.n_covariates, d)
+        self.w1 = vectors(G)
+        self.b1 = zeros(G)
+        self.w2 = zeros(G, d + 1)
+        self.b2 = zeros(G)
 
     @classmethod
     def search_space(cls, trial):

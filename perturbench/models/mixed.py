@@ -29,6 +29,7 @@ def spectrum(
         raise InputError('the noise of the rows is not positive definite; each row needs cells of its own') from None
     return Spectrum(np.maximum(values, 0), axes)
 
+# %% ../../nbs/32c_models.mixed.ipynb #1e5f8447
 def log_likelihoods(
     values, # N: those of a `Spectrum`
     squares, # N x J: of the traits along its axes
@@ -56,6 +57,7 @@ def _weighed(likelihoods, prior) -> Mixture:
     total = weights.sum(1, keepdims=True)
     return Mixture(prior, weights/total, float((top + np.log(total)).sum()))
 
+# %% ../../nbs/32c_models.mixed.ipynb #4cb6d18d
 def mixture(
     likelihoods, # J x M: logarithms, from `log_likelihoods`
     n_steps:int=40, # Of expectation and maximisation
@@ -76,13 +78,12 @@ def scale_of(
     return float(np.trace(np.linalg.solve(noise, kernel)))/len(noise)
 
 # %% ../../nbs/32c_models.mixed.ipynb #98a16514
-_WIDTH = 3. # Standard deviation of the logarithms of weights before anything is seen
-
 def _shares(logits):
     "Positive numbers that sum to 1."
     weights = np.exp(logits - logits.max())
     return weights/weights.sum()
 
+# %% ../../nbs/32c_models.mixed.ipynb #5f322efc
 def _inner(values, z, posterior, signals):
     "The matrix A of the text, N x N."
     A = np.zeros((len(values), len(values)))
@@ -90,6 +91,9 @@ def _inner(values, z, posterior, signals):
         w = 1/(1 + r*values)
         A += r*((w[:, None]*z*p) @ (w[:, None]*z).T - np.diag(p.sum()*w))
     return A
+
+# %% ../../nbs/32c_models.mixed.ipynb #ac8c5708
+_WIDTH = 3. # Standard deviation of the logarithms of weights before anything is seen
 
 def loss_of_shares(
     logits, # One a kernel
@@ -146,6 +150,7 @@ def fit_mixed(
     z = axes.T @ traits
     return Fitted(values, axes, z, mixture(log_likelihoods(values, z**2, signals)).posterior, signals)
 
+# %% ../../nbs/32c_models.mixed.ipynb #cc252a1c
 @patch
 def precisions(self:Fitted) -> np.ndarray: # M x N
     "The variance of the noise over that of the trait, for each signal and axis."
@@ -165,7 +170,8 @@ def predict_row(self:Fitted,
     noise_own:float=0., # The variance of that noise
 ) -> Predicted:
     "The best prediction of a row and the variance of its error, averaged over the signals of each trait."
-    on_axes, noise_on_axes = cross @ self.axes, np.broadcast_to(noise_cross, len(cross)) @ self.axes
+    on_axes = cross @ self.axes
+    noise_on_axes = np.broadcast_to(noise_cross, len(cross)) @ self.axes
     precisions = self.precisions()
     along = self.signals[:, None]*on_axes + noise_on_axes # M x N
     means = (along*precisions) @ self.z # M x J

@@ -29,6 +29,7 @@ def row_of_set(
     match = (present @ sets.T == size) & (present.sum(1, keepdim=True) == size)
     return torch.where(match.any(1), match.int().argmax(1), len(sets))
 
+# %% ../../nbs/32b_models.neighbours.ipynb #d4ac297b
 class AddsUp:
     "Answers for a set as a whole where it `knows` it, and adds up its parts where it does not."
     def shift(self, present, state):
@@ -84,6 +85,7 @@ def _from_parts(o, found, means):
     sums[missing | single] = np.nan
     return sums[o.group] + (o.sets.sum(1)[o.group] - 1)[:, None]*means
 
+# %% ../../nbs/32b_models.neighbours.ipynb #7980ca40
 def transfer_left_out(
     o:Observed,
     means, # N x G: the mean effect of the state of each
@@ -151,7 +153,8 @@ class Transfer(AddsUp, StateAverage):
         super().estimate(cells, means, rows, effects)
         if not len(rows): return
         state, average = self.info.design.state[rows], self.average.cpu().numpy().astype(float)
-        present, sets = self.info.design.perturbation[rows] != 0, self.sets.cpu().numpy() > 0
+        present = self.info.design.perturbation[rows] != 0
+        sets = self.sets.cpu().numpy() > 0
         with np.errstate(divide='ignore'): spare = 1/(1 - 1/np.bincount(state)[state])
         plain = Observed(effects - average[state], places_of(present, sets), sets, np.ones(len(rows)), spare)
         weights = [weights_of(self.noise(cells, means, rows), between) for between in self.betweens]
@@ -172,8 +175,6 @@ class Transfer(AddsUp, StateAverage):
         return found | dict(between=trial.suggest_categorical('between', list(BETWEEN)))
 
 # %% ../../nbs/32b_models.neighbours.ipynb #7d1d2887
-NEAREST = (100, 50, 20, 10, 5, 3, 2, 1) # Numbers of neighbours, most first
-
 def nearest_means(
     apart, # n x m: distances; infinite for what does not count
     values, # m x G
@@ -186,6 +187,9 @@ def nearest_means(
     spread = torch.zeros(apart.shape, dtype=values.dtype, device=values.device).scatter_(1, at, weight)
     return spread @ values
 
+# %% ../../nbs/32b_models.neighbours.ipynb #ee3eb034
+NEAREST = (100, 50, 20, 10, 5, 3, 2, 1) # Numbers of neighbours, most first
+
 def best_nearest(
     apart, # N x N: distances between what was trained; infinite for what does not count
     special, # N x G
@@ -193,7 +197,8 @@ def best_nearest(
     grid=NEAREST, # Numbers of neighbours
 ) -> int: # The first of the grid where nothing can be left out
     "The number of neighbours that predicts best what was left out."
-    apart, special = torch.tensor(apart).fill_diagonal_(torch.inf), torch.tensor(special)
+    apart = torch.tensor(apart).fill_diagonal_(torch.inf)
+    special = torch.tensor(special)
     usable = apart.isfinite().any(1) & torch.tensor(np.isfinite(spare))
     if not usable.any(): return grid[0]
     true = (special*torch.tensor(spare)[:, None])[usable]
@@ -236,7 +241,8 @@ class KNN(AddsUp, Featured):
 
     def learn(self, examples):
         special = examples.effect - self.average.cpu().numpy()[examples.state]
-        rows, at = self.row.cpu().numpy(), self.rows_of(examples.present, examples.state)
+        rows = self.row.cpu().numpy()
+        at = self.rows_of(examples.present, examples.state)
         of = (at[:, None] == rows).all(2).argmax(1)
         table = group_means(special, of, len(rows))
         there = np.isfinite(table).all(1)
@@ -285,7 +291,8 @@ class MatchingMean(StateAverage):
     def estimate(self, cells, means, rows, effects):
         super().estimate(cells, means, rows, effects)
         trained = np.flatnonzero((self.info.train_cells > 0) & ~self.info.design.is_control)
-        table, is_there = np.zeros((len(trained), self.info.n_genes)), np.isin(trained, rows)
+        table = np.zeros((len(trained), self.info.n_genes))
+        is_there = np.isin(trained, rows)
         table[is_there] = effects
         self.fill_table('effect', table, is_there)
 

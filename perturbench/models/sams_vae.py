@@ -21,13 +21,14 @@ from .blocks import LOG_VARIANCES, MLP, Encoder, draw_mask, draw_normal, kl_bern
 from .simple import LATENT_DIMS, Generative
 
 # %% ../../nbs/35_models.sams_vae.ipynb #267207fb
-SMALL = .01 # Of its weight has the last layer of the guide at the start, so that effects start near 0
-LOG_VARIANCE = -4. # Of an effect at the start
-
 class DrawnEffects(NamedTuple):
     "Effects of all perturbations, and what they cost."
     effects: torch.Tensor # P x K, 0 where the mask is
     kl: torch.Tensor # P: the divergence that each pays, in nats
+
+# %% ../../nbs/35_models.sams_vae.ipynb #2bf94eba
+SMALL = .01 # Of its weight has the last layer of the guide at the start, so that effects start near 0
+LOG_VARIANCE = -4. # Of an effect at the start
 
 class Effects(nn.Module):
     "Prior and guide of the masks and effects of all perturbations."
@@ -40,7 +41,10 @@ class Effects(nn.Module):
         scale:float, # Standard deviation of an effect
     ):
         super().__init__()
-        self.prior, self.scale, self.K, P = prior, scale, latent_dim, len(trained)
+        self.prior = prior
+        self.scale = scale
+        self.K = latent_dim
+        P = len(trained)
         self.register_buffer('trained', torch.as_tensor(trained)[:, None])
         log_odds = np.log(prior/(1 - prior))
         self.logits = nn.Parameter(torch.full((P, latent_dim), log_odds, dtype=torch.float32))
@@ -151,7 +155,8 @@ class SAMSVAE(Generative):
         n_read = info.width(features) + info.n_covariates*inject_covariates_encoder
         n_in = n_read + latent_dim*(not mean_field_encoding)
         self.encode_cell = Encoder(n_in, hidden_dim_x, latent_dim, n_layers_encoder_x, dropout)
-        n_code, n_out = latent_dim + info.n_covariates*inject_covariates_decoder, self.likelihood.n_out
+        n_code = latent_dim + info.n_covariates*inject_covariates_decoder
+        n_out = self.likelihood.n_out
         self.decode = MLP(n_code, hidden_dim_x, n_out, n_layers_decoder, dropout, decoder_norm)
 
 # %% ../../nbs/35_models.sams_vae.ipynb #95a22381

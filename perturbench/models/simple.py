@@ -207,6 +207,7 @@ class DecoderOnly(Network):
         found = super().search_space(trial) | width_space(trial)
         return found | dict(softplus_output=trial.suggest_categorical('softplus_output', [True, False]))
 
+# %% ../../nbs/33_models.simple.ipynb #bd941c67
 @MODELS.register('covariate_only')
 class CovariateOnly(DecoderOnly):
     "Decodes the state alone: what a model that has collapsed predicts."

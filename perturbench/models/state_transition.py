@@ -116,7 +116,8 @@ def sets(self:StateTransition,
 def predict(self:StateTransition, batch):
     "The cells of each condition as one set [n, G]."
     first, row = distinct(batch)
-    p, x = self.perturbation(batch), torch.empty_like(batch.controls, dtype=torch.float32)
+    p = self.perturbation(batch)
+    x = torch.empty_like(batch.controls, dtype=torch.float32)
     for i, at in enumerate(first.tolist()):
         mine = slice(None) if len(first) == 1 else row == i
         x[mine] = self.sets(batch.controls[None, mine], batch.cell_features[None, mine], p[None, at],

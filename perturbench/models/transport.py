@@ -86,8 +86,6 @@ def _solved(cost, epsilon, a, b, n_turns, tolerance) -> Plan:
     return Plan(found.plan(), found.error(), done)
 
 # %% ../../nbs/31a_models.transport.ipynb #e1764b5c
-TOGETHER = 2**14 # Entries of a problem above which a CPU takes one at a time
-
 def _one_by_one(cost, epsilon, a, b, n_turns, tolerance) -> Plan:
     "The plans of problems that are taken one after the other."
     problems, shape = cost.shape[:-2], cost.shape[-2:]
@@ -95,6 +93,9 @@ def _one_by_one(cost, epsilon, a, b, n_turns, tolerance) -> Plan:
     each = [_solved(*one, n_turns, tolerance) for one in zip(*given)]
     plan, error = torch.stack([o.plan for o in each]), torch.stack([o.error for o in each])
     return Plan(plan.reshape(*problems, *shape), error.reshape(problems), max(o.n_turns for o in each))
+
+# %% ../../nbs/31a_models.transport.ipynb #d0c4f487
+TOGETHER = 2**14 # Entries of a problem above which a CPU takes one at a time
 
 def sinkhorn(
     cost:torch.Tensor, # ... x n x m; the axes in front are problems
