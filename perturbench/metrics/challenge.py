@@ -64,6 +64,7 @@ def _jackknife(counts, sums, profile):
         second += np.einsum('ig,ig->g', moved, moved)
     return max(0., float((n - 1)/n*(second - first**2/n).sum()))
 
+# %% ../../nbs/55_metrics.challenge.ipynb #8cd08374
 class Bulk(NamedTuple):
     "A condition as one profile; of several conditions, the same with conditions first."
     profile: np.ndarray # Log of 1 + counts per `DEPTH`, one value a gene
@@ -91,18 +92,19 @@ def _per_million(counts):
     return sparse.csr_array((counts.data*PER_MILLION/per_value, counts.indices, counts.indptr), counts.shape)
 
 # %% ../../nbs/55_metrics.challenge.ipynb #2362fd0a
+def _to_rank(per_million, tested):
+    "Values whose ranks are those of counts per million, in the tested genes."
+    values = per_million[:, np.flatnonzero(tested)].log1p()
+    values.data = values.data.round(DIGITS)
+    return values
+
+# %% ../../nbs/55_metrics.challenge.ipynb #6633bd3d
 class Controls(NamedTuple):
     "What conditions are compared with."
     bulk: Bulk # Their pseudobulk
     mean: np.ndarray # Counts per million of the mean cell
     tested: np.ndarray # Whether each gene is tested
     reference: Reference # Control cells in the tested genes
-
-def _to_rank(per_million, tested):
-    "Values whose ranks are those of counts per million, in the tested genes."
-    values = per_million[:, np.flatnonzero(tested)].log1p()
-    values.data = values.data.round(DIGITS)
-    return values
 
 def controls_of(
     cells, # Counts of measured control cells, cells x genes
@@ -220,7 +222,8 @@ def squared_error(
     per_gene = weights.max(1)
     granted = _granted(_spread(pred.profile, weights), (claim*per_gene).sum())
     def distance(a, b): return np.einsum('pg,pg,pg->p', weights, a - b, a - b)
-    noise, control_noise = (granted*claim + true.variance)*per_gene, (true.variance + control.variance)*per_gene
+    noise = (granted*claim + true.variance)*per_gene
+    control_noise = (true.variance + control.variance)*per_gene
     return SquaredError(distance(pred.profile, true.profile) - noise,
                         distance(true.profile, control.profile) - control_noise)
 
@@ -295,7 +298,9 @@ def compare(
     if len(pred) != len(true): raise InputError(f'{len(pred)} predictions, {len(true)} truths; give one for each')
     if not len(true): raise InputError('there is no perturbation to compare; give one at least')
     own = _own(targets, len(true), len(controls.tested))
-    p, t, control = _stacked([o.bulk for o in pred]), _stacked([o.bulk for o in true]), controls.bulk
+    p = _stacked([o.bulk for o in pred])
+    t = _stacked([o.bulk for o in true])
+    control = controls.bulk
     pred_control = control if pred_controls is None else pred_controls.bulk
     closer = discrimination(p.profile - pred_control.profile, t.profile - control.profile, own.any(0))
     parts = squared_error(p, t, control, own)

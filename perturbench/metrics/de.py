@@ -79,6 +79,7 @@ def _rounding(mean, ref_mean):
 
 def _spread(var, rounding): return np.where(var <= rounding**2, 0, var)
 
+# %% ../../nbs/54_metrics.de.ipynb #b936224d
 def _t_score(mean, var, n, ref_mean, ref_var):
     "T scores with the cells of the group for those of the reference too; 0 where a variance is missing."
     rounding = _rounding(mean, ref_mean)
@@ -151,14 +152,15 @@ def _columns(cells): return _sparse_columns(cells) if sparse.issparse(cells) els
 
 # %% ../../nbs/54_metrics.de.ipynb #109e321d
 @njit(cache=True, nogil=True)
-def _cubes(t): return t*t*t - t
-
-@njit(cache=True, nogil=True)
 def _alike(values, start, end):
     "How many of `values[start:end]`, which are sorted, are the same as the first."
     k = start + 1
     while k < end and values[k] == values[start]: k += 1
     return k - start
+
+# %% ../../nbs/54_metrics.de.ipynb #5d13f5f2
+@njit(cache=True, nogil=True)
+def _cubes(t): return t*t*t - t
 
 @njit(cache=True, nogil=True)
 def _ties(cells):
@@ -296,6 +298,7 @@ class Reference(Ordered):
         t = _t_score(own.mean, own.var, n, ref.mean, ref.var)
         return Tests(p, benjamini_hochberg(p), lfc, z, t, n, self.n_cells)
 
+# %% ../../nbs/54_metrics.de.ipynb #5a037459
 def as_reference(
     cells, # A `Reference`, or cells x genes
 ) -> Reference:

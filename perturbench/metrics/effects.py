@@ -115,6 +115,7 @@ def _packed(indptr, indices, values, shape):
     "Compressed rows of one type, however they came: kernels are compiled anew for each kind of array."
     return _Compressed(_to_read(indptr, np.int64), _to_read(indices, np.int32), _to_read(values, values.dtype), shape)
 
+# %% ../../nbs/50_metrics.effects.ipynb #b2bcaa9e
 def _compressed(matrix):
     "The compressed rows of `matrix`; None where it is dense."
     if hasattr(matrix, 'values') and hasattr(matrix, 'indptr'):
@@ -333,6 +334,7 @@ def levels(self:Profiles,
     if key not in self.kept: self.kept[key] = _level(table, scale, more)
     return self.kept[key][i][:, genes]
 
+# %% ../../nbs/50_metrics.effects.ipynb #f665d30f
 @patch
 def finite(self:Profiles,
     name:str, # A table
@@ -342,6 +344,7 @@ def finite(self:Profiles,
     if key not in self.kept: self.kept[key] = _finite(getattr(self, name))
     return self.kept[key]
 
+# %% ../../nbs/50_metrics.effects.ipynb #d70f43af
 @patch
 def beside(self:Profiles,
     control:Shared, # Means of other controls
@@ -364,7 +367,8 @@ def rows(self:Profiles,
     if space in _GIVEN: return getattr(self, _GIVEN[space])[i][:, genes]
     if space == 'centred': return change(self.mean, self.centre)
     own = '_own' if space.endswith('_own') else ''
-    space, control = space.removesuffix('_own'), self.own if own else self.control
+    space = space.removesuffix('_own')
+    control = self.own if own else self.control
     if space == 'logfc': return self.levels('mean', i, genes) - control.of(_level, i, genes)
     if space == 'foldchange':
         control, how = self.own_linear if own else self.control_linear, (self.scale, 1)

@@ -72,7 +72,8 @@ def ranks(
     n = len(between.distance)
     if n < 2: return np.full(n, np.nan)
     rounding = [_filled(side, n, float) for side in between.rounding]
-    distance, same = np.ascontiguousarray(between.distance), _filled(between.same.pred, (n, n), bool)
+    distance = np.ascontiguousarray(between.distance)
+    same = _filled(between.same.pred, (n, n), bool)
     closer, tied = _counts(distance, *rounding, between.relative, same)
     return (closer + TIES[ties]*tied)/(n - 1)
 
@@ -88,6 +89,7 @@ def _gene_pieces(n_rows, n_genes):
     "Slices of genes, about `BLOCK` numbers of `n_rows` rows each."
     return _pieces(n_genes, max(FEWEST, BLOCK//max(1, n_rows)))
 
+# %% ../../nbs/52_metrics.ranks.ipynb #7b5c2d86
 def _squares(rows):
     "The sum of squares of each row."
     return np.einsum('cg,cg->c', rows, rows)
@@ -207,12 +209,6 @@ def _on_line(rows, middle, line):
     return sums
 
 # %% ../../nbs/52_metrics.ranks.ipynb #3334dd9d
-class Absolute(NamedTuple):
-    "Sums of absolute values over genes."
-    between:np.ndarray # P x P: of truth i less prediction j
-    true:np.ndarray # P: of each truth
-    pred:np.ndarray # P: of each prediction
-
 @njit(cache=True, nogil=True, fastmath=FAST)
 def _absolute_from(first, end, true, pred, sums):
     "Write the sums of absolute differences of truths `first` to `end` and all predictions."
@@ -238,6 +234,13 @@ def _products(true, pred, where):
     "The products of all pairs, P x P."
     if where == 'cpu': return true @ pred.T
     return _all_pairs(lambda true, pred: true @ pred.T, true, pred, where)
+
+# %% ../../nbs/52_metrics.ranks.ipynb #4c193556
+class Absolute(NamedTuple):
+    "Sums of absolute values over genes."
+    between:np.ndarray # P x P: of truth i less prediction j
+    true:np.ndarray # P: of each truth
+    pred:np.ndarray # P: of each prediction
 
 def _absolute(true, pred, where):
     "All sums of absolute values."
@@ -379,7 +382,8 @@ DISTANCES = {kind: partial(_distances, kind) for kind in _KINDS} # Functions of 
 # %% ../../nbs/52_metrics.ranks.ipynb #075a7fa0
 def _both(name, space, text, distance, **about):
     "Register a metric over all genes, and without those that the candidates act on; effects in their `_own` form too."
-    known, forms = dict(kind='rank', limits=(0, 1), **about), ('', '_own') if f'{space}_own' in OWN else ('',)
+    known = dict(kind='rank', limits=(0, 1), **about)
+    forms = ('', '_own') if f'{space}_own' in OWN else ('',)
     def register(func):
         for form in forms:
             said = text + (', from the predicted controls' if form else '')
@@ -400,6 +404,7 @@ def rmse_rank(
     "Rank of each row of `pred` by root mean squared error."
     return ranks(between or DISTANCES['l2'](pred, true), ties)
 
+# %% ../../nbs/52_metrics.ranks.ipynb #0f1a4fc5
 @_both('cosine_rank_logfc', 'logfc', 'rank of the own prediction by cosine of effects', 'cosine',
        source='Wu et al. 2024')
 def cosine_rank(
@@ -411,6 +416,7 @@ def cosine_rank(
     "Rank of each row of `pred` by cosine distance."
     return ranks(between or DISTANCES['cosine'](pred, true), ties)
 
+# %% ../../nbs/52_metrics.ranks.ipynb #68b44905
 @metric('rank_strict', 'average', 'rank of the own prediction by RMSE of means, ties in full as in the paper',
         kind='rank', limits=(0, 1), needs=('l2',), source='Wu et al. 2024')
 def rank_strict(pred, true, ties='full', between=None):
@@ -429,6 +435,7 @@ def discrimination_l1(pred, true, ties='half', between=None):
     "Discrimination by sums of absolute differences; arguments as those of `rmse_rank`."
     return _discrimination('l1', pred, true, ties, between)
 
+# %% ../../nbs/52_metrics.ranks.ipynb #ee336f88
 @_both('discrimination_l2_delta', 'delta',
        'how often the own truth is closer to a prediction than others are, by Euclidean distance',
        'l2', better='higher', best=1.)
@@ -436,6 +443,7 @@ def discrimination_l2(pred, true, ties='half', between=None):
     "Discrimination by Euclidean distance; arguments as those of `rmse_rank`."
     return _discrimination('l2', pred, true, ties, between)
 
+# %% ../../nbs/52_metrics.ranks.ipynb #f3e8055e
 @_both('discrimination_cosine_centred', 'centred',
        'how often the own truth is closer to a prediction than others are, by cosine of centred profiles',
        'cosine', better='higher', best=1.)

@@ -67,7 +67,7 @@ def _contradicts(key, value, card):
     names = [known, *card.get('controls', {})]
     return not all(any(fits(name, pattern) for name in names) for pattern in listed(value))
 
-# %% ../../nbs/67_scoring.asked.ipynb #7223dee7
+# %% ../../nbs/67_scoring.asked.ipynb #a03a5dae
 def _were_given(given):
     "The keys that have a value."
     absent = {k: ... if k == 'sep' else None for k in given}
@@ -75,12 +75,14 @@ def _were_given(given):
     if 'covariate_keys' in found: found['covariate_keys'] = listed(found['covariate_keys'])
     return found
 
+# %% ../../nbs/67_scoring.asked.ipynb #8f25d822
 def _contradictions(given, card):
     "A line for each key that contradicts the card."
     odd = [k for k, v in given.items() if _contradicts(k, v, card)]
     known = {k: card.get(k, DEFAULTS[k]) for k in odd}
     return [f"- {k} (--{k.replace('_', '-')}) is {given[k]!r}, and {known[k]!r} on the card" for k in odd]
 
+# %% ../../nbs/67_scoring.asked.ipynb #7223dee7
 def meaning(
     card:dict, # Of the truth; empty where it has none
     given:dict, # Keys as in `DEFAULTS`; None (or ...) where they were not given
@@ -421,7 +423,8 @@ def store_of(
     parts:list, # Their values, from `taken_out`; empty afterwards
 ) -> CellStore:
     "The cells of some files by condition."
-    order, (batch, batches) = np.argsort(whole.codes, kind='stable'), technical_batches(whole)
+    order = np.argsort(whole.codes, kind='stable')
+    batch, batches = technical_batches(whole)
     names = np.asarray(whole.adata.obs_names, str)
     return CellStore(**rows_in_order(parts, order), codes=whole.codes[order], order=order, cells=names[order],
                      genes=list(whole.genes), design=whole.design, batch=None if batch is None else batch[order],
@@ -437,7 +440,8 @@ def file_task(
 ) -> Task:
     "A task in which the first `n` cells test and all others train."
     part = np.where(np.arange(whole.n_cells) < n, TEST, TRAIN).astype(np.int8)
-    half, store = halve_controls(whole, part, 0), store or CellStore.from_screen(whole)
+    half = halve_controls(whole, part, 0)
+    store = store or CellStore.from_screen(whole)
     naming = {k: getattr(whole, k) for k in ('control', 'sep', 'dose_key', 'targets', 'perturbation_key')}
     key, replicate = whole.replicate_key, None
     if key: replicate = pd.factorize(whole.adata.obs[key].astype(str), sort=True)[0][store.order]
@@ -488,7 +492,8 @@ def ask(
 ) -> Asked: # Raises InputError where files cannot be used
     "Read the measured side of an evaluation of files."
     screen = read_truth(truth, terms)
-    originals, codes = Originals(screen.adata.X), np.where(screen.design.is_control[screen.codes], -1, screen.codes)
+    originals = Originals(screen.adata.X)
+    codes = np.where(screen.design.is_control[screen.codes], -1, screen.codes)
     some = sample(screen.adata.X, codes)
     release_memory()
     names = {**screen.controls, **terms.card.get('controls', {})} or [screen.control]

@@ -95,7 +95,7 @@ class TrueCells:
         needs = {name for m in self.measured.metrics if m.space == space for name in m.needs}
         return [name for name in FUNCTIONS if name == 'root' or name in needs] # The distance says who lies in a clump
 
-# %% ../../nbs/60a_scoring.cells.ipynb #e9a3a178
+# %% ../../nbs/60a_scoring.cells.ipynb #067654a9
 @patch
 def project(self:TrueCells,
     fold:int,
@@ -107,6 +107,7 @@ def project(self:TrueCells,
     if space == 'genes': return cells
     return cells @ self.kept.once(('axes', space, fold), lambda: axes_of(self.task, fold, space).to(device()))
 
+# %% ../../nbs/60a_scoring.cells.ipynb #e81d345f
 @patch
 def compared(self:TrueCells,
     i:int, # A tested condition, by its place
@@ -116,11 +117,13 @@ def compared(self:TrueCells,
     most, names = most_of(space, self.task.protocol), self.measured.names(i)
     return [down_sample(self.measured.cells(i, half), most, 'compared', *half, *names) for half in HALVES]
 
+# %% ../../nbs/60a_scoring.cells.ipynb #983a3dff
 @patch
 def places(self:TrueCells, i, space, parts) -> list: # A tensor each
     "Parts of the measured cells of a condition, in a space."
     return [self.project(self.measured.fold[i], space, self.task.store.dense(rows)) for rows in parts]
 
+# %% ../../nbs/60a_scoring.cells.ipynb #e9a3a178
 @patch
 def _where_small(self:TrueCells, space, key, made):
     "What `made` makes: kept along axes, made anew in all genes."
@@ -131,12 +134,14 @@ def halves(self:TrueCells, i, space) -> list: # Two tensors
     "The two halves of the measured cells of a condition that are compared, in a space; kept where they are small."
     return self._where_small(space, ('halves', space, i), lambda: self.places(i, space, self.compared(i, space)))
 
+# %% ../../nbs/60a_scoring.cells.ipynb #3a1036cf
 @patch
 def parts(self:TrueCells, i, space) -> list: # Three tensors
     "All measured cells of a condition that are compared, in a space, and the two halves; kept where they are small."
     def whole(): return self.places(i, space, [np.sort(np.concatenate(self.compared(i, space)))])
     return self._where_small(space, ('whole', space, i), whole) + self.halves(i, space)
 
+# %% ../../nbs/60a_scoring.cells.ipynb #eaefbb1d
 @patch
 def n_half(self:TrueCells, i, space) -> int:
     "Cells of a replicate of a condition: half of the measured ones that are compared."
@@ -155,23 +160,26 @@ def _scale(self:TrueCells, i, space):
     rows = np.sort(rng('scale', *self.measured.names(i)[:-1]).permutation(rows)[:SCALED])
     return median_distance(self.project(self.measured.fold[i], space, self.task.store.dense(rows)))
 
+# %% ../../nbs/60a_scoring.cells.ipynb #35354107
 @patch
 def kernel_scale(self:TrueCells, i, space) -> float:
     "As `scale`, where a metric of the space has kernels; missing otherwise."
     return self.scale(i, space) if 'kernel' in self.functions[space] else np.nan
 
+# %% ../../nbs/60a_scoring.cells.ipynb #12153471
 @patch
 def names(self:TrueCells, i, space) -> list:
     "The functions of distances that are summed: kernels only where they have a bandwidth."
     return [k for k in self.functions[space] if k != 'kernel' or self.kernel_scale(i, space) > 0]
 
+# %% ../../nbs/60a_scoring.cells.ipynb #e2d59938
 @patch
 def pairs(self:TrueCells, i, space) -> MeasuredPairs:
     "Sums of functions of the distances among the measured cells of a condition."
     def sums(): return MeasuredPairs.of(self.names(i, space), self.kernel_scale(i, space), self.halves(i, space))
     return self.kept.once(('pairs', space, i), sums)
 
-# %% ../../nbs/60a_scoring.cells.ipynb #1d6fddb7
+# %% ../../nbs/60a_scoring.cells.ipynb #df716879
 @patch
 def reference(self:TrueCells, i, half) -> Reference:
     "The controls of a condition's state, ready to be tested against."
@@ -180,6 +188,7 @@ def reference(self:TrueCells, i, half) -> Reference:
         return Reference(compressed(self.task.store, self.measured.control_rows(fold, state, half)))
     return self.kept.once(('reference', fold, state, half), sorted_controls)
 
+# %% ../../nbs/60a_scoring.cells.ipynb #1d6fddb7
 @patch
 def tests(self:TrueCells,
     i:int, # A tested condition, by its place
@@ -193,6 +202,7 @@ def tests(self:TrueCells,
         return self.reference(i, 1).test(compressed(self.task.store, drawn))
     return self.kept.once(('tests', i, part, n), test)
 
+# %% ../../nbs/60a_scoring.cells.ipynb #eae5a6f8
 @patch
 def tested_number(self:TrueCells, i, part) -> int:
     "Measured cells to be tested. Halves that differ by one cell count as equal: one test serves both."

@@ -101,7 +101,9 @@ class Truth:
         task, # A `Task` of one fold
         values:str, # What its files hold: 'counts' or 'lognorm'
     ): # Raises InputError for a condition of one cell
-        self.task, self.tested, self.counts = task, Tested(task), Counts(task, values)
+        self.task = task
+        self.tested = Tested(task)
+        self.counts = Counts(task, values)
         self.panels, self.kept = panels_of(self.tested), (None, None)
         few = titles(task.conditions, self.tested.condition[self.tested.n < 2])
         if few: raise InputError(f"one measured cell cannot be halved: {'; '.join(few[:5])}; leave it out of the truth")
@@ -126,7 +128,8 @@ def response_of(
     panel:Panel,
 ) -> np.ndarray: # Counts of each gene
     "The mean cell after a perturbation of the state of a panel."
-    rows, control = training_rows(truth.task, panel.state), truth.control(panel.state).mean(0)
+    rows = training_rows(truth.task, panel.state)
+    control = truth.control(panel.state).mean(0)
     if not rows: return mean_cell(truth.cells(panel), panel.targets, control)
     targets = target_genes(truth.task, list(rows))
     if targets is None: targets = np.zeros((len(rows), len(control)), bool)
@@ -157,7 +160,9 @@ def know(
     panel:Panel,
 ) -> Known:
     "What predictions for a panel are compared with, and both ends of the scale."
-    cells, control, controls = truth.cells(panel), truth.control(panel.state), truth.controls(panel.state)
+    cells = truth.cells(panel)
+    control = truth.control(panel.state)
+    controls = truth.controls(panel.state)
     true = [seen_of(o, controls) for o in progress(cells, 'challenge, measured cells')]
     numbers = progress(range(SPLITS), 'challenge, replicate')
     splits = [split_table(k, cells, control, true, panel.targets) for k in numbers]
@@ -192,10 +197,13 @@ class Challenge:
         cells, # Pairs of a condition code and the counts of its predicted cells
     ) -> pd.DataFrame: # As `compare`, a row for each condition that is predicted
         "The measures of predictions for one state."
-        controls, panel, place = self.truth.controls(state), self.panels[state], self.truth.tested.row
+        controls = self.truth.controls(state)
+        panel = self.panels[state]
+        place = self.truth.tested.row
         seen = {place[0, code]: seen_of(counts, controls) for code, counts in cells}
         there = np.flatnonzero(np.isin(panel.places, list(seen)))
-        pred, true = [seen[panel.places[k]] for k in there], [self.known[state].true[k] for k in there]
+        pred = [seen[panel.places[k]] for k in there]
+        true = [self.known[state].true[k] for k in there]
         return compare(pred, true, controls, panel.targets[there])
 
     def table(self,
@@ -214,7 +222,8 @@ def scores_of(
     table:pd.DataFrame, # From `Challenge.table`
 ) -> pd.DataFrame: # model, measure, value, baseline, replicate, score; six measures and the total
     "The scores of a model."
-    values, ends = combined(table), dict(baseline=challenge.baseline, replicate=challenge.replicate)
+    values = combined(table)
+    ends = dict(baseline=challenge.baseline, replicate=challenge.replicate)
     scores = challenge_total(values, **ends)
     if len(table) < len(challenge): scores[:] = np.nan
     found = pd.DataFrame(dict(value=values, **ends, score=scores)).reindex(ROWS)
@@ -231,7 +240,8 @@ def said_of(
     "Notes on the ends of the scale and on values."
     truth = challenge.truth
     trained = sum(bool(training_rows(truth.task, state)) for state in challenge.panels)
-    notes, n = [] if truth.counts.values == 'counts' else [_LOGGED], len(challenge.panels)
+    notes = [] if truth.counts.values == 'counts' else [_LOGGED]
+    n = len(challenge.panels)
     if trained == n: return [*notes, 'the challenge: the mean response is that of the training cells']
     if not trained: return [*notes, f'{_ITSELF}; with training cells (--train) it is theirs']
     return [*notes, f'{_ITSELF}, in {n - trained:,} of {n:,} states, in which training has no perturbation']

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['FIRST', 'DE_SPACES', 'SAME_MEAN', 'RELEASED', 'one_thread', 'Workers', 'side_by_side', 'along_wave', 'hash_of',
-           'PredictedCells', 'Scored', 'extras_for', 'means_of_pairs', 'distribution_scores', 'distribution_status',
-           'why_not_tested', 'varies', 'own_reference', 'Drawn', 'tests_of_part', 'scores_by', 'de_score_of',
-           'score_of_tests', 'de_status', 'de_scores', 'Comparison', 'nothing_collected', 'no_controls', 'place_of',
+           'PredictedCells', 'Scored', 'extras_for', 'means_of_pairs', 'distribution_status', 'distribution_scores',
+           'why_not_tested', 'varies', 'own_reference', 'Drawn', 'tests_of_part', 'score_of_tests', 'de_score_of',
+           'scores_by', 'de_status', 'de_scores', 'Comparison', 'nothing_collected', 'no_controls', 'place_of',
            'titled', 'checked_cells', 'put_variance', 'scores_once', 'take', 'put_own', 'take_control', 'State',
-           'collect', 'need_all']
+           'need_all', 'collect']
 
 # %% ../../nbs/61_scoring.collect.ipynb #15de91b4
 import hashlib
@@ -120,16 +120,21 @@ class PredictedCells:
         want=MOMENTS, # What is to be known of their mean, variance, ...
         keys=(), # What draws are keyed by
     ):
-        self.given, self.along, self.want, self.keys, self.kept = cells, along, want, keys, Kept()
+        self.given = cells
+        self.along = along
+        self.want = want
+        self.keys = keys
+        self.kept = Kept()
 
     def __len__(self): return len(self.given)
 
-# %% ../../nbs/61_scoring.collect.ipynb #175c6689
+# %% ../../nbs/61_scoring.collect.ipynb #6e1eb61b
 @patch(as_prop=True)
 def known_by(self:PredictedCells) -> str:
     "Equal cells have the same: it is made of where each of them lies along the wave."
     return hash_of(self.along)
 
+# %% ../../nbs/61_scoring.collect.ipynb #175c6689
 @patch(as_prop=True)
 def order(self:PredictedCells): return self.kept.once('order', lambda: np.argsort(self.along, kind='stable'))
 
@@ -140,6 +145,7 @@ def some(self:PredictedCells,
     "Cells by their place in their own order; all of them by default."
     return self.given[self.order[at]]
 
+# %% ../../nbs/61_scoring.collect.ipynb #1e3bb36e
 @patch(as_prop=True)
 def moments(self:PredictedCells) -> Moments: # Of one group
     "The moments of the cells."
@@ -176,7 +182,7 @@ def covariance(self:PredictedCells, space, project):
     if len(self) < 2: return None
     return self.kept.once(('covariance', space), lambda: covariance_of(self.projected(space, project)))
 
-# %% ../../nbs/61_scoring.collect.ipynb #111e9bf0
+# %% ../../nbs/61_scoring.collect.ipynb #015fe4b2
 @patch
 def in_space(self:PredictedCells,
     space:str,
@@ -187,12 +193,14 @@ def in_space(self:PredictedCells,
     drawn = self.drawn(n)
     return self.kept.once(('space', space, len(drawn)), lambda: project(drawn))
 
+# %% ../../nbs/61_scoring.collect.ipynb #a701ae50
 @patch
 def points(self:PredictedCells, space, project, n) -> Points:
     "Drawn cells in a space, ready for distances."
     cells = self.in_space(space, project, n)
     return self.kept.once(('points', space, len(cells)), lambda: points_of(cells))
 
+# %% ../../nbs/61_scoring.collect.ipynb #111e9bf0
 @patch
 def within(self:PredictedCells,
     names, # Keys of `FUNCTIONS`
@@ -231,6 +239,12 @@ def means_of_pairs(
     within = pred.within(names, true.kernel_scale(i, space), space, project, n)
     return true.pairs(i, space).means(pred.points(space, project, n).some(slice(n)), halves, within)
 
+# %% ../../nbs/61_scoring.collect.ipynb #b6af9ad9
+def distribution_status(score, pairs):
+    "What is said of a score: whether there is one, and whether predicted cells lie in a clump."
+    if dispersion(None, None, pairs[0]['root']) < CLUMPED: return 'little_variance'
+    return 'ok' if np.isfinite(score.value) else 'few_cells'
+
 # %% ../../nbs/61_scoring.collect.ipynb #fc3c49e0
 def distribution_scores(
     true:TrueCells,
@@ -253,11 +267,6 @@ def distribution_scores(
             scores[m.name] = Scored(values[0], float(np.mean(values[1:])))
             why[m.name] = distribution_status(scores[m.name], pairs)
     return scores, why
-
-def distribution_status(score, pairs):
-    "What is said of a score: whether there is one, and whether predicted cells lie in a clump."
-    if dispersion(None, None, pairs[0]['root']) < CLUMPED: return 'little_variance'
-    return 'ok' if np.isfinite(score.value) else 'few_cells'
 
 # %% ../../nbs/61_scoring.collect.ipynb #4de7b3b7
 DE_SPACES = 'de', 'de_own'
@@ -313,6 +322,17 @@ def tests_of_part(
     return done[n.pred], true.tests(i, part, n.true)
 
 # %% ../../nbs/61_scoring.collect.ipynb #d2c8e6f5
+def score_of_tests(metric, pred, true):
+    "One score; missing where the prediction was not tested in the space of the metric."
+    return metric(pred[metric.space], true) if metric.space in pred else np.nan
+
+def de_score_of(metric, tests):
+    "The score by one metric, from the tests of all cells and of the two halves."
+    values = [np.nan if found is None else score_of_tests(metric, *found) for found in tests]
+    whole, first, second = values
+    return Scored(whole, first if tests[2] is None else (first + second)/2)
+
+# %% ../../nbs/61_scoring.collect.ipynb #da608509
 def scores_by(metrics, references, tests):
     "metric -> its score; metrics that differ by references that are one and the same have one."
     known = {}
@@ -322,16 +342,7 @@ def scores_by(metrics, references, tests):
         return known[key]
     return {m.name: once(m) for m in metrics}
 
-def de_score_of(metric, tests):
-    "The score by one metric, from the tests of all cells and of the two halves."
-    values = [np.nan if found is None else score_of_tests(metric, *found) for found in tests]
-    whole, first, second = values
-    return Scored(whole, first if tests[2] is None else (first + second)/2)
-
-def score_of_tests(metric, pred, true):
-    "One score; missing where the prediction was not tested in the space of the metric."
-    return metric(pred[metric.space], true) if metric.space in pred else np.nan
-
+# %% ../../nbs/61_scoring.collect.ipynb #58048974
 def de_status(metric, references, score, not_tested):
     "What is said of a score; `not_tested` where there was nothing to be tested against."
     if metric.space not in references: return not_tested
@@ -410,14 +421,15 @@ def no_controls(measured, rows):
     groups, at = np.unique(measured.group, return_inverse=True)
     return Shared(np.full((len(groups), measured.task.store.n_genes), np.nan), at)
 
-# %% ../../nbs/61_scoring.collect.ipynb #3d8fc937
+# %% ../../nbs/61_scoring.collect.ipynb #e7aa7a73
 def place_of(
     measured, # A `Measured`
     prediction, # A `Prediction`
     n_pred, # Cells that are predicted so far for each tested condition
 ) -> int: # None for a prediction of controls
     "The tested condition that is predicted. Raises InputError for another one, and for one that is there already."
-    i, code = measured.row.get((prediction.fold, int(prediction.condition))), prediction.condition
+    i = measured.row.get((prediction.fold, int(prediction.condition)))
+    code = prediction.condition
     if i is None and not measured.design.is_control[code]:
         raise InputError(f'fold {prediction.fold} does not test the condition {code}; '
                          f'predict `task.test_conditions({prediction.fold})`')
@@ -427,6 +439,7 @@ def place_of(
 
 def titled(measured, code): return titles(measured.task.conditions, [code])[0]
 
+# %% ../../nbs/61_scoring.collect.ipynb #3d8fc937
 def checked_cells(
     measured, # A `Measured`
     prediction, # A `Prediction`
@@ -539,6 +552,14 @@ class State:
             raise InputError(f'{title} is predicted after conditions of its state; predict it before them')
         self.own = pred
 
+# %% ../../nbs/61_scoring.collect.ipynb #f4ec35c5
+def need_all(measured, n_pred, partial):
+    "Raise InputError where a condition has no prediction and needs one."
+    missing = titles(measured.task.conditions, measured.condition[n_pred == 0])
+    if missing and not partial:
+        raise InputError(f"conditions without a prediction ({len(missing)}): {'; '.join(missing[:5])}; "
+                         'predict each condition that the task tests')
+
 # %% ../../nbs/61_scoring.collect.ipynb #c2185053
 RELEASED = 8 # Conditions after which free memory is handed back: half a GB at 20,000 genes
 
@@ -548,7 +569,9 @@ def collect(
     partial:bool=False, # Let conditions go without a prediction; by default that is an error
 ) -> Comparison: # Raises InputError for a prediction that is missing, given twice, or does not fit
     "Reduce `predictions` to profiles and to scores of cells, beside the measured ones."
-    measured, out, state = true.measured, nothing_collected(true), State(None)
+    measured = true.measured
+    out = nothing_collected(true)
+    state = State(None)
     with one_thread() as n_threads, Workers(n_threads) as workers:
         for n, p in enumerate(predictions):
             if n % RELEASED == 0: release_memory()
@@ -568,10 +591,3 @@ def collect(
     release_memory()
     need_all(measured, out.n_pred, partial)
     return out
-
-def need_all(measured, n_pred, partial):
-    "Raise InputError where a condition has no prediction and needs one."
-    missing = titles(measured.task.conditions, measured.condition[n_pred == 0])
-    if missing and not partial:
-        raise InputError(f"conditions without a prediction ({len(missing)}): {'; '.join(missing[:5])}; "
-                         'predict each condition that the task tests')

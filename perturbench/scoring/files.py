@@ -117,12 +117,13 @@ def _are_clear(obs, columns):
     return once and not obs[columns.perturbation].isna().any()
 
 # %% ../../nbs/68_scoring.files.ipynb #1c67bcc8
-DOSE = '{:.6g}' # Doses that agree to six digits are one
-
 def _key(task, covariates, dose, label):
     "By what conditions are matched; None for controls."
     parts = frozenset(split_name(label, task.naming['control'], task.naming['sep']))
     return (tuple(covariates), dose, parts) if parts else None
+
+# %% ../../nbs/68_scoring.files.ipynb #fd56f9f8
+DOSE = '{:.6g}' # Doses that agree to six digits are one
 
 def _tested(task):
     "The code of each tested condition, by its key."
@@ -132,6 +133,7 @@ def _tested(task):
         found[_key(task, covariates, DOSE.format(row[dose]) if dose else '', row['perturbation'])] = code
     return found
 
+# %% ../../nbs/68_scoring.files.ipynb #7bda25fc
 def _controls(task):
     "The code of the controls of each state that is tested, by its covariates."
     tested = task.design.state[task.test_conditions()]
@@ -160,6 +162,13 @@ def read_doses(
     return Doses(text, faults)
 
 # %% ../../nbs/68_scoring.files.ipynb #9f80e67b
+def _labels(asked, labels):
+    "The label of each row, with the controls called as in the truth."
+    naming = asked.task.naming
+    if asked.patterns: labels = relabel(labels, asked.patterns, naming['control'], naming['sep'])
+    return np.asarray(labels.astype(str))
+
+# %% ../../nbs/68_scoring.files.ipynb #e5cc005f
 class Matched(NamedTuple):
     "What the rows of a file predict."
     codes:np.ndarray # The condition of each row, -1 for controls, -2 for what is not tested
@@ -168,12 +177,7 @@ class Matched(NamedTuple):
     empty:list # Labels that name no perturbation, as text
     faults:list # Of doses
 
-def _labels(asked, labels):
-    "The label of each row, with the controls called as in the truth."
-    naming = asked.task.naming
-    if asked.patterns: labels = relabel(labels, asked.patterns, naming['control'], naming['sep'])
-    return np.asarray(labels.astype(str))
-
+# %% ../../nbs/68_scoring.files.ipynb #dcbecd82
 def match(
     asked:Asked,
     obs:pd.DataFrame, # Of a file
@@ -219,7 +223,8 @@ def said_of_conditions(
 ) -> Said:
     "What the conditions of a file give rise to."
     faults, notes = list(found.faults), []
-    n, names = int(((found.codes == -1) & (found.own < 0)).sum()), '; '.join(found.strange[:5])
+    n = int(((found.codes == -1) & (found.own < 0)).sum())
+    names = '; '.join(found.strange[:5])
     if n: notes.append(f'{n:,} control cells are ignored: the truth tests nothing in their states')
     if found.empty: notes.append(f"labels that name no perturbation are left out: {'; '.join(found.empty[:5])}")
     if found.strange and terms.intersection:
@@ -257,10 +262,12 @@ def _is_large(X, blocks):
     stored = blocks.source.data.shape[0] if hasattr(blocks.source, 'indptr') else int(np.prod(X.shape))
     return in_file(X) and 8*stored > IN_MEMORY
 
+# %% ../../nbs/68_scoring.files.ipynb #251aa6e2
 def see(blocks:Blocks, check:ValueCheck):
     "Show all of a matrix to `check`."
     for first, block in blocks: check.add(first, block)
 
+# %% ../../nbs/68_scoring.files.ipynb #f1dcd23e
 def hold(
     X, # A matrix, in memory or in a file
     rows:np.ndarray, # bool: those to hold
@@ -286,6 +293,7 @@ def logged(block, values:str): # CSR
     "`block` on the log scale, from which `values` may be away: 'counts'."
     return block if values == 'lognorm' else normalise(ad.AnnData(block)).X
 
+# %% ../../nbs/68_scoring.files.ipynb #d91ecb05
 class Values(NamedTuple):
     "What one pass over predicted cells finds."
     copied:np.ndarray # For each cell the measured cell that it is, a row of the truth; -1 where it is none
@@ -305,7 +313,8 @@ def look_through(
     sums, below, least = np.zeros(blocks.shape[1]), 0, 0.
     for first, block in blocks:
         sums += np.asarray(block.sum(0)).ravel()
-        below, least = below + int((block.data < 0).sum()), min(least, float(block.data.min(initial=0)))
+        below = below + int((block.data < 0).sum())
+        least = min(least, float(block.data.min(initial=0)))
         found.append(asked.originals.copied(logged(block, asked.terms.values)))
         enough.append(np.diff(block.indptr) >= LEAST)
         if asked.terms.values == 'lognorm': meter.add(first, block.maximum(0) if below else block)
@@ -322,15 +331,17 @@ def no_chance(
     "Whether there are more copies than chance makes."
     return (n > 0) & (n >= np.minimum(SURE, SHARE*np.asarray(of)))
 
-class Judged(NamedTuple):
-    "What is to be said of predicted values."
-    refused:list # Why they cannot be scored
-    notes:list
-
+# %% ../../nbs/68_scoring.files.ipynb #a2fe9a7e
 def _are_oracle(asked, found, sure, names):
     "Whether all cells that can be recognised are perturbed cells of the truth, under their own names."
     can_be = found.enough & asked.originals.once[found.copied]
     return sure.sum() >= can_be.sum() and (names[sure] == asked.names[found.copied[sure]]).all()
+
+# %% ../../nbs/68_scoring.files.ipynb #1c4075da
+class Judged(NamedTuple):
+    "What is to be said of predicted values."
+    refused:list # Why they cannot be scored
+    notes:list
 
 def judge_copies(
     asked:Asked,
@@ -340,7 +351,8 @@ def judge_copies(
     "Whether predicted cells are measured ones."
     copied = found.copied
     sure = (copied >= 0) & asked.originals.once[copied]
-    mine, given = sure & ~asked.is_control[copied], sure & asked.is_control[copied]
+    mine = sure & ~asked.is_control[copied]
+    given = sure & asked.is_control[copied]
     n = int(mine.sum())
     notes = [f'{given.sum():,} predicted cells are control cells of the truth, unchanged'] if given.any() else []
     if not no_chance(n, len(mine)): return Judged([], notes)
@@ -376,6 +388,7 @@ def some_rows(
     if rows.dtype == bool: rows = np.flatnonzero(rows)
     return Blocks(blocks, rows if blocks.rows is None else blocks.rows[rows], blocks.columns)
 
+# %% ../../nbs/68_scoring.files.ipynb #bb23ec13
 def judge(
     asked:Asked,
     X, # Predicted cells in the truth's genes: a matrix or `Blocks`
@@ -411,7 +424,8 @@ def see_controls(
     codes, at, n = np.unique(own[own >= 0], return_inverse=True, return_counts=True)
     copied, sums = np.zeros(len(codes), int), np.zeros((len(codes), X.shape[1]))
     for first, block in some_rows(X, own >= 0):
-        cells, state = logged(block, asked.terms.values), at[first:first + block.shape[0]]
+        cells = logged(block, asked.terms.values)
+        state = at[first:first + block.shape[0]]
         found = asked.originals.copied(cells)
         copied += np.bincount(state[(found >= 0) & asked.originals.once[found]], minlength=len(codes))
         members = sparse.csr_matrix((np.ones(len(state)), (state, np.arange(len(state)))), (len(codes), len(state)))
@@ -439,6 +453,14 @@ def is_their_mean(
     return bool((mean > 0).sum() >= LEAST and np.isclose(known, mean, rtol=SAME, atol=SAME**2).all(1).any())
 
 # %% ../../nbs/68_scoring.files.ipynb #a7ef1569
+def _said_of_controls(asked, seen, these, said):
+    "The note on the controls of some states, as a list of none or one."
+    if not these.any(): return []
+    names = [', '.join(state_names(asked.task, code)) for code in seen.codes[these]]
+    where = '' if these.all() else f" of {'; '.join(names[:5])}"
+    return [f'{seen.n[these].sum():,} control cells{where} {said}']
+
+# %% ../../nbs/68_scoring.files.ipynb #10c91b40
 class Used(NamedTuple):
     "The control cells of a file that are used."
     own:np.ndarray # Of each cell the code of the controls of its state; -1 where it is not used, and for others
@@ -450,13 +472,6 @@ _COPIES = ('are not used: {:,} of them are cells of the truth, whatever they are
            '_own are undefined there')
 _MEANS = ('are not used: their mean is that of controls of the truth, and no prediction; metrics in _own are '
           'undefined there')
-
-def _said_of_controls(asked, seen, these, said):
-    "The note on the controls of some states, as a list of none or one."
-    if not these.any(): return []
-    names = [', '.join(state_names(asked.task, code)) for code in seen.codes[these]]
-    where = '' if these.all() else f" of {'; '.join(names[:5])}"
-    return [f'{seen.n[these].sum():,} control cells{where} {said}']
 
 def judge_controls(
     asked:Asked,
@@ -491,6 +506,7 @@ class Placed(NamedTuple):
         "The rows that may be scored: of conditions that are tested, and of controls of their states."
         return (self.codes >= 0) | (self.own >= 0)
 
+# %% ../../nbs/68_scoring.files.ipynb #eb197124
 def place(
     asked:Asked,
     adata:ad.AnnData, # Predicted cells
@@ -518,6 +534,7 @@ class Predicted:
     refused:list=field(default_factory=list) # Why its values cannot be scored
     notes:list=field(default_factory=list)
 
+# %% ../../nbs/68_scoring.files.ipynb #331c7035
 def judged_cells(
     asked:Asked,
     X, # Of the rows that may be scored, in the truth's genes: CSR or `Blocks`
@@ -586,6 +603,7 @@ def look_at_all(
     if faults or len(refused) == len(sources): _refuse(faults, refused)
     return looked
 
+# %% ../../nbs/68_scoring.files.ipynb #6d448d8f
 def read_again(
     source, # An h5ad file, or an AnnData, with which nothing is wrong
     asked:Asked,
@@ -631,6 +649,7 @@ def by_condition(
         for mine in piece:
             yield int(codes[mine[0]]), here[mine if in_memory else np.searchsorted(rows, mine)]
 
+# %% ../../nbs/68_scoring.files.ipynb #dd1d6874
 def stream(
     X, # Predicted cells: CSR or `Blocks`
     codes:np.ndarray, # The condition of each; below 0 for none
@@ -639,6 +658,7 @@ def stream(
     "A prediction for each condition that has cells."
     for code, cells in by_condition(X, codes): yield Prediction(code, logged(cells, values).toarray())
 
+# %% ../../nbs/68_scoring.files.ipynb #51596611
 def tested_codes(
     task,
     codes:np.ndarray, # The condition of each row; below 0 for none
@@ -646,6 +666,7 @@ def tested_codes(
     "The condition of each row, where it is tested."
     return np.where(np.isin(codes, task.test_conditions()), codes, -1)
 
+# %% ../../nbs/68_scoring.files.ipynb #28f7698e
 def with_controls(
     task,
     codes:np.ndarray, # The condition of each row; below 0 for none
@@ -675,7 +696,9 @@ def task_id_of(
 ) -> str:
     "A hash of what is asked."
     measured = evaluation.measured
-    task, true, trained = evaluation.task, measured.true(), evaluation.task.cells('train')
+    task = evaluation.task
+    true = measured.true()
+    trained = evaluation.task.cells('train')
     conditions = task.conditions.loc[measured.condition, label_columns(task.conditions)].values.tolist()
     known = [hash_of(true.mean, true.control[:], measured.controls(0).mean[:])]
     if len(trained): known.append(hash_of(trained.means(), trained.n))
@@ -805,7 +828,9 @@ def score_all(
     challenge:Challenge=None, # On the same task, where it is scored
 ) -> FileScores:
     "The scores of all files and baselines."
-    task, task_id, notes = evaluation.task, task_id_of(evaluation), asked.terms.notes
+    task = evaluation.task
+    task_id = task_id_of(evaluation)
+    notes = asked.terms.notes
     refused = {name: p.refused for name, p in looked.items() if p.refused}
     todo = {name: partial(_score_file, evaluation, task_id, name, sources[name], p, asked, challenge)
             for name, p in looked.items() if name not in refused}

@@ -47,7 +47,7 @@ def same_genes(
     shared, others = order[:N_SHARED], order[N_SHARED:]
     return SameGenes(shared, rng('genes', len(order)).permutation(others)[:N_DRAWN])
 
-# %% ../../nbs/67b_scoring.genes.ipynb #50a65c04
+# %% ../../nbs/67b_scoring.genes.ipynb #0067b3db
 def _picked(same, observed, error):
     "The genes that are kept of some conditions: row, gene and why, each gene of a row once."
     per_row = [np.tile(same.shared, (len(observed), 1)), np.tile(same.drawn, (len(observed), 1)),
@@ -56,6 +56,7 @@ def _picked(same, observed, error):
              for why, genes in zip(CHOSEN, per_row)]
     return pd.concat(parts, ignore_index=True).drop_duplicates(['row', 'gene']).sort_values('row', kind='stable')
 
+# %% ../../nbs/67b_scoring.genes.ipynb #e07163cf
 def _size(error): return np.sqrt(np.square(error).mean(1))
 
 def _of_conditions(measured, compared, i, same):
@@ -70,6 +71,7 @@ def _of_conditions(measured, compared, i, same):
     numbers = {name: values.astype(np.float32) for name, values in numbers.items()}
     return pd.DataFrame(dict(place=places, gene=gene, chosen=at.chosen.to_numpy(), **numbers))
 
+# %% ../../nbs/67b_scoring.genes.ipynb #50a65c04
 def gene_table(
     measured:Measured,
     compared:Comparison,
@@ -105,6 +107,7 @@ def over_seeds(
     how = dict(chosen='first', observed='first', se='first', predicted='mean', rmse='mean', rmse_doubled='mean')
     return both.groupby([*_keys(both), 'gene'], sort=False, dropna=False, observed=True).agg(how).reset_index()
 
+# %% ../../nbs/67b_scoring.genes.ipynb #92b5352f
 def of_conditions(
     tables, # From `gene_table`, one a seed
 ) -> pd.DataFrame: # Names of the condition, rmse, rmse_doubled: means over seeds

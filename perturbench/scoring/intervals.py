@@ -226,18 +226,19 @@ def _term(
         scale, df = scale*n/np.maximum(n - 1, 1), df*np.maximum(n - 1, 1)
     return _Term(factors, (scale*part**2).sum(axes), df.reshape(-1))
 
-# %% ../../nbs/64_scoring.intervals.ipynb #2a3ecdbf
-class _Variance(NamedTuple):
-    "The variance of the mean of each column."
-    value: np.ndarray
-    df: np.ndarray # Degrees of freedom
-
+# %% ../../nbs/64_scoring.intervals.ipynb #ab1872ee
 def _terms(added, present) -> list:
     "The `_Term` of each set of factors, single ones first."
     factors, terms = range(len(present)), []
     for k in range(1, len(present) + 1):
         terms += [_term(added, present, some) for some in itertools.combinations(factors, k)]
     return terms
+
+# %% ../../nbs/64_scoring.intervals.ipynb #2a3ecdbf
+class _Variance(NamedTuple):
+    "The variance of the mean of each column."
+    value: np.ndarray
+    df: np.ndarray # Degrees of freedom
 
 def _variance(
     terms, # From `_terms`
@@ -262,12 +263,13 @@ def _shares(
     change = np.where(np.isfinite(change), change, 0).sum(1).swapaxes(1, 2)
     return (1 - n_groups)/n_groups*change/np.maximum(np.isfinite(x).sum((0, 1)), 1)
 
-# %% ../../nbs/64_scoring.intervals.ipynb #d7f88c23
+# %% ../../nbs/64_scoring.intervals.ipynb #ad9f1552
 class _Controls(NamedTuple):
     "The variance that control cells make."
     alone: _Term # Through what all perturbations share
     crossed: _Term # Through what perturbations do not share
 
+# %% ../../nbs/64_scoring.intervals.ipynb #1495b51c
 def _added_up(
     terms, # A `_Term` of each state
 ) -> _Term:
@@ -276,6 +278,7 @@ def _added_up(
     df = _ratio(variance**2, sum(term.variance**2/term.df for term in terms), 1)
     return _Term(terms[0].factors, variance, df)
 
+# %% ../../nbs/64_scoring.intervals.ipynb #d7f88c23
 def _of_controls(
     layout:_Layout, # Of perturbations alone
     state, # Of each condition, a code
@@ -313,6 +316,13 @@ def _not_redrawn(
     "Which columns have scores that were not computed with other controls."
     return (np.isfinite(x) & ~np.isfinite(redrawn).any(-1)).any((0, 1))
 
+# %% ../../nbs/64_scoring.intervals.ipynb #2a47db46
+def _cubes(added, axis) -> np.ndarray: # Of each column
+    "Sum of the third powers of what the levels of a factor add."
+    others = tuple(other for other in range(added.ndim - 1) if other != axis)
+    total = added.sum(others)
+    return (total*total*total).sum(0)
+
 # %% ../../nbs/64_scoring.intervals.ipynb #c5e3fbfa
 class Error(NamedTuple):
     "A mean and what is known of its error, each a number or an array."
@@ -320,12 +330,6 @@ class Error(NamedTuple):
     se: float # Standard error; missing with fewer than two perturbations (or states, where they are drawn), or controls
     df: float # Degrees of freedom
     skew: float # Skewness of the mean
-
-def _cubes(added, axis) -> np.ndarray: # Of each column
-    "Sum of the third powers of what the levels of a factor add."
-    others = tuple(other for other in range(added.ndim - 1) if other != axis)
-    total = added.sum(others)
-    return (total*total*total).sum(0)
 
 def _error(
     layout:_Layout,
@@ -409,12 +413,13 @@ class Resamples:
         "How often the scores of a combination and seed are in each resample."
         return _weights(self.layout, self.n_seeds, self.n, self.seed)
 
-# %% ../../nbs/64_scoring.intervals.ipynb #a9c34f76
+# %% ../../nbs/64_scoring.intervals.ipynb #e92f539f
 @patch
 def grid(self:Resamples, values) -> _Grid: # Conditions x seeds x columns, and the shape of the columns
     "`values` in one form. Raises InputError where they have other conditions or seeds."
     return _grid(values, self.layout.member.shape[1], self.n_seeds)
 
+# %% ../../nbs/64_scoring.intervals.ipynb #a9c34f76
 @patch
 def totals(self:Resamples, values) -> np.ndarray: # Resamples x columns
     "The sum of each column in each resample; what is missing adds nothing."
@@ -427,6 +432,7 @@ def counts(self:Resamples, values) -> np.ndarray: # Resamples x columns
     grid = self.grid(values)
     return _counts(self.layout, self.weights, np.isfinite(grid.values)).reshape(self.n, *grid.shape)
 
+# %% ../../nbs/64_scoring.intervals.ipynb #4d334217
 @patch
 def means(self:Resamples,
     values, # Conditions x seeds x columns (or without columns, or one a condition); missing ones have no weight
@@ -434,6 +440,7 @@ def means(self:Resamples,
     "The mean of each column in each resample."
     return _ratio(self.totals(values), self.counts(values), np.nan)
 
+# %% ../../nbs/64_scoring.intervals.ipynb #1ac3eb5d
 @patch
 def mean(self:Resamples, values): # As for `means`
     "The mean of each column."
@@ -458,6 +465,7 @@ def _controls(self:Resamples, grid, redrawn): # None where no scores are redrawn
     found = _of_controls(self.layout, self.state, grid.values, redrawn)
     return found._replace(alone=found.alone._replace(variance=found.alone.variance + unknown))
 
+# %% ../../nbs/64_scoring.intervals.ipynb #265848a6
 @patch
 def error(self:Resamples,
     values, # As for `means`
@@ -468,6 +476,7 @@ def error(self:Resamples,
     found = _error(self.layout, grid.values, self._controls(grid, redrawn))
     return Error(*(v.reshape(grid.shape)[()] for v in found))
 
+# %% ../../nbs/64_scoring.intervals.ipynb #e7314bd2
 @patch
 def interval(self:Resamples,
     values, # As for `means`
@@ -584,7 +593,7 @@ def _sentence(
     if pair.p_holm < 1 - level: return f'{pair.a} is better than {pair.b} by {by}'
     return f'{pair.a} and {pair.b}: no difference that this screen can show, {by}'
 
-# %% ../../nbs/64_scoring.intervals.ipynb #c5ed31bc
+# %% ../../nbs/64_scoring.intervals.ipynb #a74a369d
 def _redrawn_gain(
     redrawn, # Conditions x seeds x models x groups, or None
     better:str,
@@ -593,6 +602,7 @@ def _redrawn_gain(
     if redrawn is None: return None
     return np.stack([_pairs(np.asarray(x, float), better).gain for x in np.moveaxis(redrawn, -1, 0)], -1)
 
+# %% ../../nbs/64_scoring.intervals.ipynb #c5ed31bc
 def compare_models(
     values, # Conditions x models, a DataFrame or an array; or conditions x seeds x models
     better:str, # 'lower' or 'higher'
@@ -664,7 +674,7 @@ def _ratio_draws(gains:_Gains, scale:_Scale, resamples:Resamples) -> _Draws:
     linear = _ratio(top - scale.value*bottom, n, np.nan)/scale.below
     return _Draws(np.where(scale.known, ratio, 0), np.where(scale.known, linear, 0))
 
-# %% ../../nbs/64_scoring.intervals.ipynb #af4fa860
+# %% ../../nbs/64_scoring.intervals.ipynb #a5fafa08
 def _linear(
     gains:_Gains,
     scale:_Scale,
@@ -672,6 +682,7 @@ def _linear(
     "What each score adds to the error of the ratio."
     return np.where(scale.known, (gains.top - scale.value*gains.bottom)/scale.below, 0)
 
+# %% ../../nbs/64_scoring.intervals.ipynb #4d7f6f80
 def _redrawn_linear(
     redrawn, # `_Gains` without each group of controls, or None
     scale:_Scale,
@@ -681,6 +692,7 @@ def _redrawn_linear(
     groups = range(redrawn.top.shape[-1])
     return np.stack([_linear(_Gains(redrawn.top[..., g], redrawn.bottom[..., g]), scale) for g in groups], -1)
 
+# %% ../../nbs/64_scoring.intervals.ipynb #af4fa860
 def _stretch(
     gains:_Gains,
     scale:_Scale,
@@ -695,7 +707,7 @@ def _stretch(
     resampled = -ndtri((1 - level)/2)*np.nanstd(linear, axis=0)
     return _ratio(crossed, resampled, 1)
 
-# %% ../../nbs/64_scoring.intervals.ipynb #bc2916fd
+# %% ../../nbs/64_scoring.intervals.ipynb #74e8c602
 class Calibrated(NamedTuple):
     "A score on the scale from a null (0) to a duplicate (1), each a number or an array."
     value: float
@@ -703,6 +715,7 @@ class Calibrated(NamedTuple):
     hi: float
     status: str # 'ok'; 'no_range' where null and duplicate cannot be told apart; 'few_controls' where not redrawn
 
+# %% ../../nbs/64_scoring.intervals.ipynb #bc2916fd
 def calibrated(
     null, # Scores of what knows nothing: conditions x 1 (x columns) where it has no seeds
     model, # Scores of the model, as for `Resamples.means`

@@ -49,13 +49,14 @@ def halve(
     halves[rng('halves', *keys).permutation(len(rows))] = np.arange(len(rows)) % 2
     return halves, False
 
-# %% ../../nbs/60_scoring.measured.ipynb #ec83b9ea
+# %% ../../nbs/60_scoring.measured.ipynb #0fcbaba7
 def label_columns(
     conditions, # The table of the conditions of a task
 ) -> list:
     "The columns that say which condition it is: covariates, perturbation and dose."
     return list(conditions.columns[:conditions.columns.get_loc('state')])
 
+# %% ../../nbs/60_scoring.measured.ipynb #0600e10e
 def titles(
     conditions, # The table of the conditions of a task
     codes, # Which of them
@@ -63,6 +64,7 @@ def titles(
     "What conditions are called in a message."
     return [', '.join(map(str, row)) for row in conditions.loc[codes, label_columns(conditions)].to_numpy()]
 
+# %% ../../nbs/60_scoring.measured.ipynb #ec83b9ea
 def state_names(
     task, # A `Task`
     code, # Of a condition
@@ -225,7 +227,7 @@ def training_centre(
         if mine.any(): out[k] = means[mine].mean(0)
     return out
 
-# %% ../../nbs/60_scoring.measured.ipynb #a93349c3
+# %% ../../nbs/60_scoring.measured.ipynb #d3798a5c
 def singles_of(
     tested:Tested,
 ) -> dict: # Place of each double -> the codes of its two parts; None for one that was not measured
@@ -241,6 +243,7 @@ def singles_of(
         found[i] = [single.get((tested.state[i], part, doses[part])) for part in np.flatnonzero(doses)]
     return found
 
+# %% ../../nbs/60_scoring.measured.ipynb #a93349c3
 def half_means(
     task, # A `Task`
     codes, # Conditions
@@ -261,7 +264,8 @@ def target_genes(
     codes, # Conditions
 ) -> np.ndarray: # Conditions x genes, bool; None where no condition acts on a gene of the screen
     "The genes that conditions act on."
-    place, named = {gene: j for j, gene in enumerate(task.genes)}, task.naming.get('targets') or {}
+    place = {gene: j for j, gene in enumerate(task.genes)}
+    named = task.naming.get('targets') or {}
     out = np.zeros((len(codes), len(place)), bool)
     for i, doses in enumerate(task.design.perturbation[codes]):
         for part in np.flatnonzero(doses):
@@ -314,7 +318,9 @@ class Measured(Tested):
         gene_sets=None, # Sets x genes, from `read_gene_sets`, for metrics of sets
     ):
         super().__init__(task)
-        self.metrics, self.sets, self.kept = list(metrics), gene_sets, Kept()
+        self.metrics = list(metrics)
+        self.sets = gene_sets
+        self.kept = Kept()
         self.wanted = {what for m in self.metrics
                        for what in (m.space, m.space.removesuffix('_own'), m.kind, *m.needs)}
 
@@ -345,13 +351,14 @@ def wanted_moments(self:Measured,
     if of_cells and (self.wants('de') or self.wants('foldchange')): wanted.append('var')
     return [name for name in MOMENTS if name in wanted]
 
-# %% ../../nbs/60_scoring.measured.ipynb #1e520dcc
+# %% ../../nbs/60_scoring.measured.ipynb #9092f52a
 @patch
 def control_rows(self:Measured, fold, state, half) -> np.ndarray:
     "The store rows of the controls of a state."
     cells = self.kept.once(('control cells', fold, half), lambda: self.task.controls('test', fold, half))
     return cells.rows[self.design.state[cells.codes] == state]
 
+# %% ../../nbs/60_scoring.measured.ipynb #1e520dcc
 @patch
 def controls(self:Measured,
     half:int, # 0 = A, 1 = B
@@ -391,7 +398,7 @@ def few_controls(self:Measured) -> np.ndarray: # A truth value for each conditio
     def few(i): return len(self.control_rows(self.fold[i], self.state[i], 1)) < FEWEST_CONTROLS
     return self.kept.once('few controls', lambda: np.array([few(i) for i in range(len(self))], bool))
 
-# %% ../../nbs/60_scoring.measured.ipynb #e3df2728
+# %% ../../nbs/60_scoring.measured.ipynb #e57ed2c6
 @patch(as_prop=True)
 def centre(self:Measured) -> Shared: # Conditions x genes; missing where training saw no perturbation of the state
     "The mean of the training perturbations of each condition's state."
@@ -400,11 +407,13 @@ def centre(self:Measured) -> Shared: # Conditions x genes; missing where trainin
 @patch
 def _centre(self:Measured):
     groups, at = np.unique(self.group, return_inverse=True)
-    fold, out = groups % self.task.n_folds, np.empty((len(groups), self.task.store.n_genes))
+    fold = groups % self.task.n_folds
+    out = np.empty((len(groups), self.task.store.n_genes))
     for f in np.unique(fold):
         out[fold == f] = training_centre(self.task, f, groups[fold == f]//self.task.n_folds)
     return Shared(out, at)
 
+# %% ../../nbs/60_scoring.measured.ipynb #e3df2728
 @patch
 def parts(self:Measured,
     half:int, # Of the controls, and of the cells of the parts
@@ -443,6 +452,7 @@ def side(self:Measured,
     return Profiles(m.mean, control.mean, m.var, m.zeros, m.linear, control.linear, centre, parts,
                     self.sets, control.mean, control.linear, self.task.scale)
 
+# %% ../../nbs/60_scoring.measured.ipynb #528c1e43
 @patch
 def true(self:Measured,
     part='whole', # Or one of `HALVES` or `THIRDS`
@@ -468,7 +478,8 @@ def noise(self:Measured,
 
 @patch
 def _noise(self:Measured, part, half):
-    control, n = self._controls(half, part, ('var',)), [len(self.cells(i, part)) for i in range(len(self))]
+    control = self._controls(half, part, ('var',))
+    n = [len(self.cells(i, part)) for i in range(len(self))]
     return noise_of(self.moments(part, ('var',)).var, n, control.var[:], control.n)
 
 # %% ../../nbs/60_scoring.measured.ipynb #32af5e74

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['QUICK', 'PROFILES', 'TABLES', 'REFERENCES', 'MISSING', 'REDRAWN', 'WITHOUT', 'asked', 'metrics_of', 'Extras',
-           'can_be_taken', 'ranks_of', 'arguments', 'blocks_of', 'accuracy_scores', 'Base', 'reference_of_all',
+           'can_be_taken', 'ranks_of', 'arguments', 'blocks_of', 'accuracy_scores', 'reference_of_all', 'Base',
            'bases_of', 'distance_of', 'StatePairs', 'ranks_of_state', 'rank_scores', 'status_of', 'same_values',
-           'score', 'in_rows', 'Round', 'rounds', 'of_profiles', 'score_rounds', 'score_round', 'score_redrawn',
+           'in_rows', 'score', 'Round', 'rounds', 'of_profiles', 'score_round', 'score_rounds', 'score_redrawn',
            'with_redrawn']
 
 # %% ../../nbs/62_scoring.profiles.ipynb #7af18fea
@@ -95,7 +95,7 @@ def arguments(
     if 'weights' in metric.needs or 'weights_same' in metric.needs: return dict(weights=weights[i])
     return {}
 
-# %% ../../nbs/62_scoring.profiles.ipynb #b583df15
+# %% ../../nbs/62_scoring.profiles.ipynb #b5cbe9b8
 def blocks_of(
     rows, # Positions, ascending
     n_genes:int,
@@ -107,6 +107,7 @@ def blocks_of(
         together = some[-1] - some[0] < len(some)
         yield slice(some[0], some[-1] + 1) if together else some
 
+# %% ../../nbs/62_scoring.profiles.ipynb #b583df15
 def accuracy_scores(
     metrics, # Metrics of the kind 'accuracy'
     pred:Profiles,
@@ -126,13 +127,8 @@ def accuracy_scores(
             for m in mine: values[m.name][i] = m(p, t, **arguments(m, sides, i, weights, sums))
     return values
 
-# %% ../../nbs/62_scoring.profiles.ipynb #65c0937b
+# %% ../../nbs/62_scoring.profiles.ipynb #c26a6e63
 REFERENCES = dict(delta='control', delta_own='own', centred='centre')
-
-class Base(NamedTuple):
-    "A space whose rows are made, and what is seen from it."
-    space:str
-    views:dict # Space -> `View`
 
 def reference_of_all(side, space, rows):
     "The one reference of some rows of a side; None where they have several, or the space has no reference."
@@ -140,6 +136,12 @@ def reference_of_all(side, space, rows):
     shared = getattr(side, REFERENCES[space])
     at = shared.at[rows]
     return shared[rows][0] if (at == at[0]).all() else None
+
+# %% ../../nbs/62_scoring.profiles.ipynb #65c0937b
+class Base(NamedTuple):
+    "A space whose rows are made, and what is seen from it."
+    space:str
+    views:dict # Space -> `View`
 
 def bases_of(
     metrics, # Metrics of ranks that are made of distances
@@ -156,17 +158,19 @@ def bases_of(
         else: others.append(Base(space, {space: View(l1=l1)}))
     return others + ([Base('average', levels)] if levels else [])
 
-# %% ../../nbs/62_scoring.profiles.ipynb #6351d87f
+# %% ../../nbs/62_scoring.profiles.ipynb #2787a703
 def distance_of(metric):
     "The kind of distance that a rank is made of; None where it takes rows."
     return next((k for k in metric.needs if k in DISTANCES), None)
 
+# %% ../../nbs/62_scoring.profiles.ipynb #6351d87f
 class StatePairs:
     "All distances of the predictions and truths of a state in one space, over all genes and without targets."
     def __init__(self, base, pred, true, rows, targets):
         self.base, self.sides, self.rows = base, (true, pred), rows
         self.hit = np.zeros(0, int) if targets is None else np.flatnonzero(targets[rows].any(0))
-        self.kept, self.n_genes = {}, pred.sets.shape[0] if base.space.startswith('sets') else pred.mean.shape[1]
+        self.kept = {}
+        self.n_genes = pred.sets.shape[0] if base.space.startswith('sets') else pred.mean.shape[1]
 
     def _pairs(self, genes):
         true, pred = [lambda some, side=side: side.rows(self.base.space, self.rows, some) for side in self.sides]
@@ -263,6 +267,17 @@ def same_values(
     other = {m.name: m.name.replace('_own', '') for m in own}
     return {name: twin for name, twin in other.items() if twin in names}
 
+# %% ../../nbs/62_scoring.profiles.ipynb #737fc689
+def in_rows(order, values, known, predicted, groups):
+    "The scores as a table, sorted by row."
+    def in_state(which): return np.bincount(groups[which], minlength=groups.max(initial=0) + 1)[groups]
+    n = len(groups)
+    status = [status_of(m, values[m.name], known[m.space], in_state(known[m.space])) for m in order]
+    status = np.where(predicted, status, 'not_predicted')
+    by_row = {'value': np.array([values[m.name] for m in order]).T.ravel(), 'status': status.T.ravel()}
+    return pd.DataFrame({'row': np.repeat(np.arange(n), len(order)), 'metric': np.tile([m.name for m in order], n),
+                         **by_row, 'n_candidates': np.repeat(in_state(predicted), len(order))})
+
 # %% ../../nbs/62_scoring.profiles.ipynb #b49dc73e
 def score(
     pred:Profiles, # Predicted, with the controls that they are compared with (half A); rows of NaN where there is none
@@ -276,7 +291,8 @@ def score(
     "The scores of each row of `pred`. Raises InputError for an unknown metric, and for what the profiles lack."
     if protocol not in PROTOCOLS:
         raise InputError(f"the protocol '{protocol}' is not known{nearest(protocol, PROTOCOLS)}")
-    groups, order = np.unique(np.asarray(groups), return_inverse=True)[1], asked(metrics)
+    groups = np.unique(np.asarray(groups), return_inverse=True)[1]
+    order = asked(metrics)
     if metrics is None: order = [m for m in order if can_be_taken(m, pred, Extras(weights, targets))]
     spaces = list(dict.fromkeys(['average', *(m.space for m in order)]))
     predicted, measured = pred.known(spaces), true.known(spaces)
@@ -288,15 +304,6 @@ def score(
     values |= rank_scores([m for m in new if m.kind == 'rank'], pred, true, groups, known, ties, targets)
     values |= {name: values[other] for name, other in again.items()}
     return in_rows(order, values, known, predicted['average'], groups)
-
-def in_rows(order, values, known, predicted, groups):
-    "The scores as a table, sorted by row."
-    def in_state(which): return np.bincount(groups[which], minlength=groups.max(initial=0) + 1)[groups]
-    n, status = len(groups), [status_of(m, values[m.name], known[m.space], in_state(known[m.space])) for m in order]
-    status = np.where(predicted, status, 'not_predicted')
-    by_row = {'value': np.array([values[m.name] for m in order]).T.ravel(), 'status': status.T.ravel()}
-    return pd.DataFrame({'row': np.repeat(np.arange(n), len(order)), 'metric': np.tile([m.name for m in order], n),
-                         **by_row, 'n_candidates': np.repeat(in_state(predicted), len(order))})
 
 # %% ../../nbs/62_scoring.profiles.ipynb #a010d1e6
 class Round(NamedTuple):
@@ -316,7 +323,7 @@ def rounds(
     if 'weights' in m.needs: return [Round(a, b), Round(b, a)]
     return [Round(a, None, b), Round(b, None, a)] if halves else [Round('whole')]
 
-# %% ../../nbs/62_scoring.profiles.ipynb #e08d1e7e
+# %% ../../nbs/62_scoring.profiles.ipynb #8a72b0c0
 def of_profiles(
     measured, # A `Measured`
     metrics, # `Metric`s
@@ -327,6 +334,14 @@ def of_profiles(
         return m.kind in ('accuracy', 'rank') and (m.space != 'interaction' or measured.doubles.any())
     return [m for m in metrics if there(m)]
 
+# %% ../../nbs/62_scoring.profiles.ipynb #6c1c1857
+def score_round(measured, names, pred, part):
+    "The scores of one round."
+    weights = None if part.weights is None else measured.weights(part.weights)
+    return score(pred(part.replicate), measured.true(part.truth), measured.group, names, measured.task.protocol,
+                 weights, measured.targets)
+
+# %% ../../nbs/62_scoring.profiles.ipynb #e08d1e7e
 def score_rounds(
     measured, # A `Measured`
     metrics, # `Metric`s
@@ -340,12 +355,6 @@ def score_rounds(
         each = [score_round(measured, names, pred, part) for part in plan]
         tables.append(each[0].assign(value=np.mean([table.value for table in each], axis=0)))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
-
-def score_round(measured, names, pred, part):
-    "The scores of one round."
-    weights = None if part.weights is None else measured.weights(part.weights)
-    return score(pred(part.replicate), measured.true(part.truth), measured.group, names, measured.task.protocol,
-                 weights, measured.targets)
 
 # %% ../../nbs/62_scoring.profiles.ipynb #f1ba7a34
 REDRAWN = ('cosine_logfc', 'cosine_logfc_own', 'pearson_logfc', 'pearson_logfc_own', 'cosine_rank_logfc',

@@ -30,7 +30,7 @@ STRATA = {
                             'without its noise',
 }
 
-# %% ../../nbs/66_scoring.strata.ipynb #d16f7625
+# %% ../../nbs/66_scoring.strata.ipynb #97ec15fc
 def _means(
     sums, # Over cells, ... x genes
     n, # The number of these cells, ...
@@ -39,6 +39,7 @@ def _means(
     n = n[..., None]
     return np.divide(sums, n, out=np.full_like(sums, np.nan), where=n > 0)
 
+# %% ../../nbs/66_scoring.strata.ipynb #d16f7625
 class _Sums(NamedTuple):
     "Sums over groups of cells."
     sums:np.ndarray # Of log-normalised expression, float64, groups x genes
@@ -263,7 +264,9 @@ def _of_state(
     at, # Places of tested conditions of one state and fold
 ) -> dict: # effect_size, distance_to_training, and efficacy where conditions act on genes of the screen
     "What the cells of some conditions say of them."
-    task, fold, state = measured.task, int(measured.fold[at[0]]), int(measured.state[at[0]])
+    task = measured.task
+    fold = int(measured.fold[at[0]])
+    state = int(measured.state[at[0]])
     cells = quarters(task, task.cells('test', fold), measured.condition[at])
     control = _control_rows(task, fold, state)
     found = dict(effect_size=effect_size(cells, _sums(task.store, control).mean))
@@ -273,6 +276,7 @@ def _of_state(
         found['efficacy'] = efficacy(task, rows, np.concatenate(control), measured.targets[at])
     return found
 
+# %% ../../nbs/66_scoring.strata.ipynb #40c87d3d
 def strata(
     measured:Measured, # The measured side of a task
 ) -> pd.DataFrame: # A column for each covariate, perturbation (and dose), and those of `STRATA`
@@ -357,7 +361,7 @@ def _numbered(
                          'leave one, and see that strata have all columns that tell conditions apart')
     return scores
 
-# %% ../../nbs/66_scoring.strata.ipynb #026e0d3b
+# %% ../../nbs/66_scoring.strata.ipynb #0adf5e94
 class _Places(NamedTuple):
     "Where scores stand in a `Cube`, an array for each of its axes."
     condition:np.ndarray
@@ -365,6 +369,7 @@ class _Places(NamedTuple):
     model:np.ndarray
     metric:np.ndarray
 
+# %% ../../nbs/66_scoring.strata.ipynb #026e0d3b
 class Cube:
     """The scores of a task as arrays, conditions x seeds x models x metrics; `redrawn` has the groups of controls last.
     `few` says by which metrics nothing should be judged, since controls are few."""
