@@ -157,6 +157,7 @@ def metrics():
     from perturbench.scoring.evaluation import metric_table
     _print_table(metric_table()[['name', 'kind', 'better', 'best', 'source', 'about']].to_dict('records'))
 
+# %% ../nbs/80_cli.ipynb #4f56f334
 def _split_text(split):
     "The options of a split in one line; a list of states by its length."
     def text(value): return f'{len(value)} states' if isinstance(value, list) else value
@@ -252,7 +253,8 @@ def prepare(
     from perturbench.data.preprocess import prepare
     from perturbench.data.h5ad import read_h5ad
     _check_output(out, file)
-    notes, keys = [], dict(dose_key=dose_key, batch_key=batch_key, replicate_key=replicate_key)
+    notes = []
+    keys = dict(dose_key=dose_key, batch_key=batch_key, replicate_key=replicate_key)
     named = [key for key in (perturbation_key, *covariate_keys, *keys.values()) if key]
     adata = read_h5ad(file, backed=True, keys=named, notes=notes)
     screen = prepare(adata, perturbation_key, covariate_keys, control, values, _sep(sep), keep=keep, out=out,
@@ -324,6 +326,7 @@ def _long_rows(board):
     def written(value): return f'{value:.4g}' if value == value else '' # it may be missing
     return shown.assign(**{name: shown[name].astype(float).map(written) for name in numbers}).to_dict('records')
 
+# %% ../nbs/80_cli.ipynb #f77d5b5d
 def _print_published(board):
     "Print what others published of the screens of a leaderboard, beside what was found here."
     from perturbench.bench.paper import beside_published
@@ -332,6 +335,7 @@ def _print_published(board):
     print('published numbers, which were not measured here, beside ours:\n')
     _print_table(found.fillna('').to_dict('records'))
 
+# %% ../nbs/80_cli.ipynb #370ba8bd
 def _name_files(files):
     "Print where files are; those of a folder by its name."
     home = min((file.parent for file in files), key=lambda folder: len(folder.parts))
@@ -396,6 +400,7 @@ RunsPerGpu = Annotated[int, typer.Option(min=1, help='Runs that share a GPU.')]
 TimeLimit = Annotated[Optional[str], typer.Option(help='Of each run: 90s, 30m, 2h.')]
 MemoryLimit = Annotated[Optional[str], typer.Option(help='Of each run: 500MB, 8GB.')]
 
+# %% ../nbs/80_cli.ipynb #a9c8a11b
 def _show_plan(grid, out, threads):
     "Print what a grid would take and its runs; raises InputError that names the screens that have to be fetched first."
     from perturbench.bench.batch import dry_runs, not_fetched
@@ -408,6 +413,7 @@ def _show_plan(grid, out, threads):
               for name in lacking]
     if faults: raise InputError('\n'.join(faults))
 
+# %% ../nbs/80_cli.ipynb #4f78c6d1
 @app.command()
 def run(
     out:Out,
@@ -437,6 +443,7 @@ def _read_budget(text):
     if isinstance(budget, (str, dict)): return budget
     raise InputError(f"the budget '{text}' is neither quick nor full nor a mapping such as {{max_epochs: 20}}")
 
+# %% ../nbs/80_cli.ipynb #fe1af125
 @app.command()
 def tune(
     task:Annotated[str, typer.Option('--task', help='A built-in task, or a prepared h5ad file.')],
@@ -503,6 +510,7 @@ def runs(
         if remove: take_away(out, found)
     if remove: print(f'{len(found)} runs removed', file=sys.stderr)
 
+# %% ../nbs/80_cli.ipynb #978d1581
 @app.command()
 def repeat(run_dir:Annotated[Path, typer.Argument(help='The folder of a run: OUT/runs/TASK/LABEL/RUN_ID.')]):
     "Do a run once more, and say whether its numbers are the same; status 1 where they differ with the same versions."

@@ -40,6 +40,7 @@ def games_of(
     mean = np.where(seen.any(0), np.where(seen, filled, 0).sum(0)/n, np.nan)
     return Games(task, question, sign*filled, np.maximum(sign*(known.best - mean), 0))
 
+# %% ../../nbs/73c_bench.across.ipynb #3ac568c8
 def share_won(
     values, # Conditions x models; more is better
 ) -> np.ndarray: # Models x models: from 0 to 1; missing where two share no condition
@@ -52,9 +53,6 @@ def share_won(
     return np.where(n > 0, np.where(known, won, 0).sum(0)/np.maximum(n, 1), np.nan)
 
 # %% ../../nbs/73c_bench.across.ipynb #6ed05da3
-RIDGE = 1e-3
-ELO, MEAN = 400/np.log(10), 1000
-
 def weights_of(
     games, # `Games`
 ) -> np.ndarray: # One each, of sum 1
@@ -62,6 +60,7 @@ def weights_of(
     counts = pd.Series([one.task for one in games]).value_counts()
     return np.array([1/counts[one.task]/len(counts) for one in games])
 
+# %% ../../nbs/73c_bench.across.ipynb #e4a5b53c
 def won_in_all(
     games, # `Games` of the same models
     weights, # From `weights_of`
@@ -71,6 +70,9 @@ def won_in_all(
     known = np.isfinite(shares)
     total = (known*weights[:, None, None]).sum(0)
     return np.where(total > 0, (np.where(known, shares, 0)*weights[:, None, None]).sum(0)/np.maximum(total, 1e-12), .5)
+
+# %% ../../nbs/73c_bench.across.ipynb #00c713cd
+RIDGE = 1e-3
 
 def bradley_terry(
     won, # Models x models: games that the row has won against the column, or shares of them
@@ -90,9 +92,19 @@ def bradley_terry(
         if np.abs(step).max() < 1e-10: break
     return strength - strength.mean()
 
+# %% ../../nbs/73c_bench.across.ipynb #c139590c
+ELO, MEAN = 400/np.log(10), 1000
+
 def elo(strength): return MEAN + ELO*strength
 
 # %% ../../nbs/73c_bench.across.ipynb #2079d08c
+def _strengths(games, screens, times):
+    "Strengths where each screen counts so many times."
+    count = dict(zip(dict.fromkeys(screens), times))
+    weights = weights_of(games)*[count[screen] for screen in screens]
+    return bradley_terry(won_in_all(games, weights/weights.sum()))
+
+# %% ../../nbs/73c_bench.across.ipynb #4f4d0da7
 FEWEST_SCREENS = 6
 
 class Range(NamedTuple):
@@ -100,12 +112,6 @@ class Range(NamedTuple):
     lo:np.ndarray # One a model
     hi:np.ndarray
     is_interval:bool # Of 95 %; else the range with each screen left out
-
-def _strengths(games, screens, times):
-    "Strengths where each screen counts so many times."
-    count = dict(zip(dict.fromkeys(screens), times))
-    weights = weights_of(games)*[count[screen] for screen in screens]
-    return bradley_terry(won_in_all(games, weights/weights.sum()))
 
 def ranges_of(
     games, # `Games`
@@ -260,6 +266,7 @@ def ranked(
     figure = rank_figure(names, ranks[:, order], found.groups, [kinds.get(name, 'model') for name in names])
     return dict(figure=figure, critical=found.text, mean=dict(zip(labels, ranks.mean(0))))
 
+# %% ../../nbs/73c_bench.across.ipynb #fedd4cf9
 def across(
     games, # `Games` of the same models
     screens, # Of each, its screen
@@ -270,8 +277,11 @@ def across(
     n_tasks, n_screens = len({one.task for one in games}), len(set(screens))
     if n_tasks < FEWEST_TASKS or len(labels) < 2: return None
     won = won_in_all(games, weights_of(games))
-    strength, about, saved = bradley_terry(won), ranges_of(games, screens), improvable(games)
-    order, share = np.argsort(-strength, kind='stable'), (won.sum(1) - won.diagonal())/(len(labels) - 1)
+    strength = bradley_terry(won)
+    about = ranges_of(games, screens)
+    saved = improvable(games)
+    order = np.argsort(-strength, kind='stable')
+    share = (won.sum(1) - won.diagonal())/(len(labels) - 1)
     ranks = ranked(games, screens, labels, kinds)
     rows = [dict(label=labels[i], kind=kinds.get(labels[i], 'model'), strength=round(elo(strength[i])),
                  lo=round(elo(about.lo[i])), hi=round(elo(about.hi[i])), wins=round(100*share[i]),

@@ -92,12 +92,14 @@ def _streams(out, err):
     printed = dict(stdout=_sound(out.getvalue()), stderr=_sound(err.getvalue()))
     return [new_output('stream', name=name, text=text) for name, text in printed.items() if text]
 
+# %% ../../nbs/71_bench.batch.ipynb #a9859c0d
 def _error_output(error):
     "An exception as a notebook output."
     from nbformat.v4 import new_output
     trace = [_sound(line) for line in traceback.format_exception(error)]
     return new_output('error', ename=type(error).__name__, evalue=_sound(str(error)), traceback=trace)
 
+# %% ../../nbs/71_bench.batch.ipynb #9f0fb50a
 class _Ran(NamedTuple):
     "What came of a cell."
     outputs:list # Of a notebook
@@ -109,7 +111,9 @@ def _run_cell(
 ) -> _Ran:
     "Run `source`."
     from nbformat.v4 import new_output
-    out, err, shown = io.StringIO(), io.StringIO(), shell.display_pub.outputs
+    out = io.StringIO()
+    err = io.StringIO()
+    shown = shell.display_pub.outputs
     shown.clear()
     with redirect_stdout(out), redirect_stderr(err): result = shell.run_cell(source, store_history=False)
     outputs = _streams(out, err) + [new_output('display_data', data=_as_text(one['data'])) for one in shown]
@@ -184,6 +188,7 @@ def _mappings(node):
         if isinstance(node, yaml.MappingNode): yield node
         left += _inside(node)
 
+# %% ../../nbs/71_bench.batch.ipynb #63a92401
 def _refuse_repeated(node):
     "Raise a YAMLError where a mapping under `node` has a key twice."
     for mapping in _mappings(node):
@@ -275,6 +280,7 @@ def _under(placed):
     keys = [_Placed(key, f'the key of {at}', depth + 1) for key in value if isinstance(key, str)]
     return keys + [_Placed(entry, f'{at}.{key}' if at else str(key), depth + 1) for key, entry in value.items()]
 
+# %% ../../nbs/71_bench.batch.ipynb #a030b367
 def _faults_of(placed):
     "What is wrong with a value itself."
     value, at, _ = placed
@@ -402,6 +408,12 @@ def _shaped(
     return _DEFAULTS | {key: raw[key] for key in known if _fits(key, raw[key])}
 
 # %% ../../nbs/71_bench.batch.ipynb #11c0986c
+def _read_seed(seed):
+    "A whole number."
+    if type(seed) is int: return seed # a bool is none
+    raise InputError(f'the seed {seed!r} is not a whole number')
+
+# %% ../../nbs/71_bench.batch.ipynb #35c30616
 def _entries(
     raw:dict, # From `_shaped`
     key:str, # Of a list
@@ -414,11 +426,7 @@ def _entries(
     made = [_tried(read, entry, faults) for entry, sentences in zip(raw[key], odd) if not sentences]
     return [entry for entry in made if entry is not None]
 
-def _read_seed(seed):
-    "A whole number."
-    if type(seed) is int: return seed # a bool is none
-    raise InputError(f'the seed {seed!r} is not a whole number')
-
+# %% ../../nbs/71_bench.batch.ipynb #28f975f7
 def _twice(kind, names, remedy):
     "A fault for each of `names` that occurs more than once."
     return [f"the {kind} '{name}' occurs {n} times; {remedy}" for name, n in Counter(names).items() if n > 1]
@@ -426,7 +434,8 @@ def _twice(kind, names, remedy):
 # %% ../../nbs/71_bench.batch.ipynb #f0f59ef9
 def _read_budget(budget):
     "The Budget of any value; raises InputError."
-    faults, entries = odd_values(budget, 'budget'), budget.items() if isinstance(budget, dict) else []
+    faults = odd_values(budget, 'budget')
+    entries = budget.items() if isinstance(budget, dict) else []
     odd = [(key, value) for key, value in entries if isinstance(value, (list, dict))]
     faults += [f"the budget's '{key}' is {kind_of(value)}; give one value" for key, value in odd]
     if faults: raise InputError('; '.join(faults))
@@ -438,12 +447,14 @@ def _content(grid):
     if grid is None: return _parsed(DEFAULT_GRID)
     return grid if isinstance(grid, dict) else _load_yaml(grid)
 
+# %% ../../nbs/71_bench.batch.ipynb #36acf1c9
 def _labels(models, tuning, presets):
     "What the models of a grid are called, those that are searched for or published as well."
     tuned = [f'{model.label}{SUFFIX}' for model in models if tuning and space_of(model.name, model.options)]
     published = [f'{model.label}{PUBLISHED}' for model in models if presets]
     return [model.label for model in models] + tuned + published
 
+# %% ../../nbs/71_bench.batch.ipynb #185bb026
 def read_grid(
     grid=None, # The path of a YAML file, its content as a mapping, or None for the built-in grid
     base=None, # Paths of screens start here; by default at the grid file
@@ -455,7 +466,8 @@ def read_grid(
     tasks = _entries(raw, 'tasks', lambda entry: read_task(entry, base), faults)
     models = _entries(raw, 'models', _read_model, faults)
     seeds = _entries(raw, 'seeds', _read_seed, faults)
-    budget, tuning = _tried(_read_budget, raw['budget'], faults), _tried(read_tuning, raw['tune'], faults)
+    budget = _tried(_read_budget, raw['budget'], faults)
+    tuning = _tried(read_tuning, raw['tune'], faults)
     cluster = _tried(read_cluster, raw['cluster'], faults)
     protocol = raw['protocol']
     if protocol not in PROTOCOLS: faults.append(f"the protocol '{protocol}' is not known{nearest(protocol, PROTOCOLS)}")
@@ -484,6 +496,7 @@ def _run_home(spec, out):
     "The folder of a run that is whole."
     return run_home(out, spec.task.name, spec.label, spec.run_id)
 
+# %% ../../nbs/71_bench.batch.ipynb #0bb94f66
 def _runs_of(
     task:TaskSpec,
     task_id:str, # Of the task once it is open
@@ -537,6 +550,7 @@ class SearchSpec:
         alone = replace(self.grid, models=[tuned], presets=False)
         return _runs_of(self.task, self.search.task_id, alone, self.search.threads)
 
+# %% ../../nbs/71_bench.batch.ipynb #9cb8f8c6
 def searches_of(
     grid:Grid,
     out, # The folder of results, where the tasks are opened
@@ -555,8 +569,6 @@ def searches_of(
     return specs
 
 # %% ../../nbs/71_bench.batch.ipynb #903cf329
-def _literal(path): return str(path).replace('{', '{{').replace('}', '}}')
-
 def _parameters(
     spec:RunSpec,
     out, # The folder of results
@@ -566,6 +578,9 @@ def _parameters(
     return dict(task=asdict(spec.task), model=spec.model, options=spec.options, label=spec.label, seed=spec.seed,
                 budget=asdict(spec.budget), protocol=spec.protocol, threads=spec.threads, out=str(Path(out).resolve()),
                 folder=str(folder.resolve()))
+
+# %% ../../nbs/71_bench.batch.ipynb #9655289d
+def _literal(path): return str(path).replace('{', '{{').replace('}', '}}')
 
 def _attempt(
     spec:RunSpec,
@@ -579,7 +594,8 @@ def _attempt(
     register_engine()
     attempt.mkdir(parents=True)
     engine = dict(kernel_name='python3') if isolate else dict(engine_name='perturbench')
-    goal, parameters = attempt.resolve()/'notebook.ipynb', _parameters(spec, out, attempt)
+    goal = attempt.resolve()/'notebook.ipynb'
+    parameters = _parameters(spec, out, attempt)
     with staying(), redirect_stdout(log), redirect_stderr(log):
         papermill.execute_notebook(_literal(notebook_path()), _literal(goal), parameters, progress_bar=False, **engine)
 
@@ -613,6 +629,7 @@ def _failed_home(spec, out):
     "Where what is left of a run that failed is kept."
     return Path(out)/'failed'/spec.task.name/spec.label/spec.run_id
 
+# %% ../../nbs/71_bench.batch.ipynb #cc59d07e
 def _write_log(folder, text): (folder/'log').write_text(text, encoding='utf-8', errors='backslashreplace')
 
 def _write_failure(
@@ -630,6 +647,7 @@ def _write_failure(
         for path in own_files(attempt): os.replace(path, goal/path.name)
         _write_log(goal, log)
 
+# %% ../../nbs/71_bench.batch.ipynb #6fffca15
 def forget_failure(
     spec:RunSpec, # With its run_id
     out, # The folder of results
@@ -775,16 +793,16 @@ def check_places(
     raise InputError(f'{fault}; move it, or choose another folder with -o')
 
 # %% ../../nbs/71_bench.batch.ipynb #986bb82c
-TRIES = 2 # Processes that may end during a run before it counts as failed
-
 def _name_of(spec): return f'{spec.task.name} / {spec.label} / seed {spec.seed}'
 def _claim_on(spec): return f'run {_name_of(spec)} / {spec.run_id}'
 
+# %% ../../nbs/71_bench.batch.ipynb #f4559939
 def _written_since(path, begun):
     "Whether the file `path` was written after `begun`, a time."
     try: return path.stat().st_mtime >= begun
     except OSError: return False
 
+# %% ../../nbs/71_bench.batch.ipynb #2c170dc6
 @dataclass(frozen=True)
 class How:
     "How the runs of a batch are done."
@@ -793,7 +811,6 @@ class How:
     force:bool=False # Do again what was whole before
     begun:float=0. # When the batch began
 
-# %% ../../nbs/71_bench.batch.ipynb #2c170dc6
 def _outcome_of(
     spec:RunSpec,
     how:How,
@@ -804,6 +821,8 @@ def _outcome_of(
     return 'failed' if _written_since(_failed_home(spec, how.out)/'log', how.begun) else ''
 
 # %% ../../nbs/71_bench.batch.ipynb #364afb0a
+TRIES = 2 # Processes that may end during a run before it counts as failed
+
 def _fail(spec, out, why):
     "Write down why a run failed that could not say so itself."
     _write_failure(spec, out, _failed_home(spec, out), f'{why}\n')
@@ -842,6 +861,7 @@ class Batch:
     outcome:Outcome
     is_job:bool = False # Whether it is one of those that a batch has submitted
 
+# %% ../../nbs/71_bench.batch.ipynb #438b8eac
 def _settle(
     batch:Batch,
     spec:RunSpec, # A run that ended
@@ -943,6 +963,7 @@ def _search(
     if found.note: print(f'note: {spec.label} on {spec.task.name}: {found.note}', file=sys.stderr, flush=True)
     return spec.runs(found.options)
 
+# %% ../../nbs/71_bench.batch.ipynb #1013cd24
 def _search_all(
     batch:Batch,
     searches:list, # SearchSpecs
@@ -1123,6 +1144,7 @@ def _before_its_search(spec, out):
     found = found_before(search_home(out, spec.task.name, spec.label), described(spec.search), spec.tuning.trials)
     return spec.runs(found.options if found else {}), found is not None
 
+# %% ../../nbs/71_bench.batch.ipynb #353a2670
 def _planned(spec, state): # What is shown of a run
     return dict(task=spec.task.name, model=spec.label, seed=spec.seed, run_id=spec.run_id, state=state)
 

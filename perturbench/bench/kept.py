@@ -34,6 +34,7 @@ def matching(
         runs = [run for run in runs if wanted in (None, run[name])]
     return sorted(runs, key=lambda run: (run['task'], run['model'], run['seed'], run['run_id']))
 
+# %% ../../nbs/73_bench.kept.ipynb #e58b7161
 def folder_of(
     out, # A folder of results
     run:dict, # What its run.json says
@@ -41,6 +42,7 @@ def folder_of(
     "Where a run is."
     return run_home(out, run['task'], run['model'], run['run_id'])
 
+# %% ../../nbs/73_bench.kept.ipynb #d055fb0e
 def listed(
     out, # A folder of results
     runs:list, # From `matching`
@@ -65,13 +67,6 @@ def take_away(
         drop_empty(home.parent, home.parents[1])
 
 # %% ../../nbs/73_bench.kept.ipynb #d1582ede
-class Repeated(NamedTuple):
-    "A run beside its repetition."
-    equal:bool # Whether all scores are the same bits
-    largest:float # The largest difference, relative to scores above 1; missing where statuses or rows differ
-    where:str # The metric and condition that it is at; or what differs
-    versions:dict # Package -> (then, now), of those that differ
-
 def _changed(
     about:dict, # What run.json says
 ) -> dict:
@@ -79,6 +74,7 @@ def _changed(
     then, now = about['versions'], versions()
     return {name: (then.get(name), version) for name, version in now.items() if then.get(name) != version}
 
+# %% ../../nbs/73_bench.kept.ipynb #daa0d3f6
 def _beside(
     before, # Scores that are kept
     after, # Those of the repetition, rows in the same order
@@ -91,13 +87,22 @@ def _beside(
     worst = int(np.argmax(apart)) # a value that is missing on one side alone counts as the largest
     return float(apart[worst]), f'{before.metric[worst]} of {before.perturbation[worst]}'
 
+# %% ../../nbs/73_bench.kept.ipynb #85262b1e
+class Repeated(NamedTuple):
+    "A run beside its repetition."
+    equal:bool # Whether all scores are the same bits
+    largest:float # The largest difference, relative to scores above 1; missing where statuses or rows differ
+    where:str # The metric and condition that it is at; or what differs
+    versions:dict # Package -> (then, now), of those that differ
+
 # %% ../../nbs/73_bench.kept.ipynb #8fa4eb8e
 def repeat(
     run_dir, # OUT/runs/<task>/<label>/<run_id>
 ) -> Repeated: # Raises InputError where the run, or its task, is not whole
     "Do a run once more, and say whether its numbers are the same. Nothing in its folder changes."
     run_dir = Path(run_dir)
-    about, out = read_run(run_dir, hashed=('scores.parquet',)), run_dir.resolve().parents[3]
+    about = read_run(run_dir, hashed=('scores.parquet',))
+    out = run_dir.resolve().parents[3]
     if about.get('definitions', 1) != DEFINITIONS:
         raise InputError(f'{run_dir} was scored with other definitions of the metrics; `perturbench rescore OUT` first')
     home = out/'tasks'/about['task_id']

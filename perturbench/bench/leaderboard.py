@@ -10,12 +10,12 @@ __all__ = ['STATUSES', 'COLUMNS', 'COLLAPSE', 'COSTS', 'PAIRS', 'PRIMARY', 'FAMI
            'levels', 'headlines', 'Order', 'page_order', 'decimals', 'Shown', 'cells', 'fit_mark', 'left_out', 'facts',
            'text_table', 'summary_text', 'print_tables', 'chance', 'plot_board', 'said_of', 'extra_of', 'cheapest',
            'Conditions', 'condition_scores', 'behind', 'all_games', 'together', 'file_name', 'Family', 'families_of',
-           'page_task', 'page', 'published_marks', 'KeptGenes', 'rises_when_doubled', 'write_genes', 'beaten_by_none',
+           'page_task', 'page', 'published_marks', 'rises_when_doubled', 'KeptGenes', 'write_genes', 'beaten_by_none',
            'more_flags', 'genes_in', 'hardware_of', 'write_board', 'Results', 'Placed', 'meet', 'as_folders',
            'read_results', 'references_of', 'write_report']
 
 # %% ../../nbs/74_bench.leaderboard.ipynb #a3efbf40
-import itertools, os, re, shutil, sys
+import os, re, shutil, sys
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
@@ -338,12 +338,14 @@ def _rows(
 ) -> pd.DataFrame:
     "The rows of all metrics, one after the other, the best model of each first."
     order = _by_place(columns['mean'], _signs(cube.metrics), partial)
-    model, metric = order.ravel(), np.repeat(np.arange(len(cube.metrics)), len(cube.models))
+    model = order.ravel()
+    metric = np.repeat(np.arange(len(cube.metrics)), len(cube.models))
     rows = pd.DataFrame({'model': [cube.models[number] for number in model]}
                         | {name: values[model, metric] for name, values in columns.items()})
     rows['metric'] = [cube.metrics[number] for number in metric]
     return rows[rows.n_conditions > 0].reset_index(drop=True)
 
+# %% ../../nbs/74_bench.leaderboard.ipynb #70b9f23c
 def compare(
     scores, # Of one task, from `tidy_scores`
     references=None, # Scores of the task's references, from `tidy_scores`
@@ -433,6 +435,7 @@ def _of_each_task(
     if 'task' in scores: yield from scores.groupby('task', observed=True)
     elif len(scores): yield _ASSUMED['task'], scores
 
+# %% ../../nbs/74_bench.leaderboard.ipynb #9085208f
 def _merged(
     said:list, # What `remarks` says of each task
 ) -> dict:
@@ -443,6 +446,7 @@ def _merged(
         for name in ('notes', 'candidates', 'scope'): whole[name] |= one[name]
     return whole
 
+# %% ../../nbs/74_bench.leaderboard.ipynb #23253f51
 def leaderboard(
     scores, # Score tables of all runs, one above the other
     runs=None, # run_id, task, task_id, model, seed, COLLAPSE and COSTS (memory in MB); both are missing without
@@ -513,6 +517,7 @@ def answers(
         tables.append(answers_of(board[board.task == task], Cube(tidy_scores(rows)), controls))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=ANSWERS)
 
+# %% ../../nbs/74_bench.leaderboard.ipynb #3e4f5398
 def named_in(
     runs, # A row a run, with `name` and `options` where they are known; or None
 ) -> dict: # Label -> (name of the model, options)
@@ -520,6 +525,7 @@ def named_in(
     if runs is None or 'name' not in runs: return {}
     return {row.model: (row.name_, row.options) for row in runs.rename(columns=dict(name='name_')).itertuples()}
 
+# %% ../../nbs/74_bench.leaderboard.ipynb #25c9c569
 def verdicts(
     found, # From `answers`
     of, # From `entries`
@@ -580,6 +586,7 @@ def decimals(
     top = np.abs(known or [0]).max()
     return int(np.clip(2 - np.floor(np.log10(top)), 2, 6)) if top > 0 else 3
 
+# %% ../../nbs/74_bench.leaderboard.ipynb #912661ef
 def _number(value, digits):
     "`value` as text; what rounds to 0 has no minus sign."
     return f'{round(value, digits) + 0.:.{digits}f}'
@@ -744,7 +751,8 @@ def summary_text(
 ) -> str:
     "The facts, the verdict and the ranks of a task as plain text."
     rows = board.attrs.get('answers', {}).get(task, [])
-    part, of = pd.DataFrame(rows, columns=ANSWERS), board.attrs.get('entries', {})
+    part = pd.DataFrame(rows, columns=ANSWERS)
+    of = board.attrs.get('entries', {})
     if not rows: return text_table(board, task, width)
     left = left_out(board[(board.task == task) & board.metric.isin(HEADLINES)])
     said = short_text(part, {label: of[label] for label in part.model.unique()}, width)
@@ -786,13 +794,15 @@ def _panel(
     intervals(ax, models, values('mean'), values('lo'), values('hi'), colours, chance(metric), reasons)
     label(ax, metric.name, f'{metric.better} is better')
 
+# %% ../../nbs/74_bench.leaderboard.ipynb #0286150f
 def plot_board(
     board, # From `leaderboard`
     task, # Its name
 ): # Picture
     "A figure of the leaderboard of `task`: models x metrics, with intervals."
     from perturbench.plots import figure
-    shown, (models, metrics) = cells(board, task), page_order(board[board.task == task])
+    shown = cells(board, task)
+    models, metrics = page_order(board[board.task == task])
     metrics = headlines(metrics)
     n_cols = min(3, len(metrics))
     n_rows = -(-len(metrics)//n_cols)
@@ -851,13 +861,15 @@ def extra_of(
     rows = [(model, [text(model, metric) for metric in metrics]) for model in models]
     return dict(metrics=[METRICS[metric] for metric in metrics], rows=rows)
 
+# %% ../../nbs/74_bench.leaderboard.ipynb #a70983b1
 def cheapest(
     part, # The rows of one task
     found, # Its answers
 ) -> str: # Empty where costs or ranks are not known
     "Which models nothing beats in cost and rank together, in a sentence."
     first = part.drop_duplicates('model').set_index('model')
-    seconds, middle = seconds_of(first), middle_ranks(found[found.judged.astype(bool)])
+    seconds = seconds_of(first)
+    middle = middle_ranks(found[found.judged.astype(bool)])
     labels = [label for label in middle.index if seconds.get(label, np.nan) > 0]
     on_front = front([seconds[label] for label in labels], [-middle[label] for label in labels])
     best = sorted((seconds[label], label) for label, yes in zip(labels, on_front) if yes)
@@ -933,6 +945,7 @@ def _null_scores(references, metric, name, conditions):
     known = pd.Series(rows.value.to_numpy(float), _titles(rows, keys))
     return known[~known.index.duplicated()].reindex(conditions).to_numpy()
 
+# %% ../../nbs/74_bench.leaderboard.ipynb #5df7674a
 def all_games(
     scores, # Score tables of all runs
     references, # The references of each task, by its name
@@ -944,13 +957,15 @@ def all_games(
     judged = found[found.judged.astype(bool)].groupby('task').question.unique()
     for task, rows in _of_each_task(scores):
         if task not in judged: continue
-        conditions, nulls = condition_scores(rows, labels), board[board.task == task].groupby('metric').null.first()
+        conditions = condition_scores(rows, labels)
+        nulls = board[board.task == task].groupby('metric').null.first()
         for key in judged[task]:
             metric = QUESTIONS[key].metric
             null = _null_scores(references.get(task), metric, nulls.get(metric), conditions.names)
             out.append(games_of(str(task), key, metric, conditions.scores[key].T, null))
     return out
 
+# %% ../../nbs/74_bench.leaderboard.ipynb #19a52ce0
 def together(
     scores, # Score tables of all runs
     references, # The references of each task, by its name
@@ -995,6 +1010,7 @@ def _answers_of(board, task):
     part = board[board.task == task]
     return without_ranks(part) if rows is None else pd.DataFrame(rows, columns=ANSWERS)
 
+# %% ../../nbs/74_bench.leaderboard.ipynb #a234c2a1
 def page_task(
     board, # From `leaderboard`
     task, # Its name
@@ -1003,7 +1019,9 @@ def page_task(
     beside=None, # file, links, published and marks of the task
 ) -> dict: # The variables of page.html for a task
     "What the page shows of `task`."
-    part, found, attrs = board[board.task == task], _answers_of(board, task), board.attrs
+    part = board[board.task == task]
+    found = _answers_of(board, task)
+    attrs = board.attrs
     of = attrs.get('entries') or entries(board.model.unique())
     reasons = {(model, metric): why for where, model, metric, why in attrs.get('reasons', ()) if where == task}
     beside = beside or dict(file='', links=[], published=[], marks={})
@@ -1078,6 +1096,7 @@ def _published_rows(table, task):
     return [dict(model=row.model, metric=row.metric, ours=digits3(row.ours), published=digits3(row.published),
                  source=row.source, differs=row.differs) for row in table[table.task == task].itertuples()]
 
+# %% ../../nbs/74_bench.leaderboard.ipynb #71a8665a
 def _on_axis(published, ours):
     "A published correlation on our calibrated axis; None where that cannot be said."
     span, mean = ours.duplicate_mean - ours.null_mean, ours['mean']
@@ -1085,6 +1104,7 @@ def _on_axis(published, ours):
     if ours.calibrated_status != 'ok' or not (half > 0 and mean > 0): return None
     return (published*half/mean - ours.null_mean)/span
 
+# %% ../../nbs/74_bench.leaderboard.ipynb #71e1b123
 def published_marks(
     table, # From a function of the leaderboard: task, model, metric, published, differs; or None
     part, # The rows of a leaderboard that are of one task
@@ -1099,11 +1119,6 @@ def published_marks(
     return marks
 
 # %% ../../nbs/74_bench.leaderboard.ipynb #757e4169
-class KeptGenes(NamedTuple):
-    "What the runs of a model have kept of genes."
-    file:str # That the page loads, as it names it
-    rises:str # Why more is said of the model: its error falls when its effects are doubled; empty where it does not
-
 def rises_when_doubled(
     tables, # From `gene_table`, one a seed
 ) -> str: # Empty where it does not, beyond noise
@@ -1115,10 +1130,17 @@ def rises_when_doubled(
             f'{digits3(found.rmse_doubled.mean())} (95 % interval of the difference {digits3(change.lo)} to '
             f'{digits3(change.hi)})')
 
+# %% ../../nbs/74_bench.leaderboard.ipynb #b32166a4
 def _gene_titles(table):
     "The name of the condition of each row, as other tables have it."
     keys = sorted(set(table) - {'perturbation', 'gene', 'chosen', *NUMBERS}) + ['perturbation']
     return _titles(table, [key for key in keys if table[key].notna().any()])
+
+# %% ../../nbs/74_bench.leaderboard.ipynb #d49fb432
+class KeptGenes(NamedTuple):
+    "What the runs of a model have kept of genes."
+    file:str # That the page loads, as it names it
+    rises:str # Why more is said of the model: its error falls when its effects are doubled; empty where it does not
 
 def write_genes(
     out, # The folder of the page
@@ -1131,7 +1153,8 @@ def write_genes(
         for label in rows.model.unique():
             tables = [table for table in genes(task, label) if len(table)]
             if not tables: continue
-            table, file = over_seeds(tables), f'{DATA}/{file_name(task)}.{file_name(label)}.js'
+            table = over_seeds(tables)
+            file = f'{DATA}/{file_name(task)}.{file_name(label)}.js'
             text = genes_script(number, str(label), gene_rows(table, _gene_titles(table)))
             with atomic_path(out/file) as part: part.write_text(text, encoding='utf-8')
             found.setdefault(task, {})[str(label)] = KeptGenes(file, rises_when_doubled(tables))
@@ -1149,6 +1172,7 @@ def beaten_by_none(
     return (f'in no question that is judged ({asked}) is it shown to be better than {control}, which is told nothing '
             'of the perturbation')
 
+# %% ../../nbs/74_bench.leaderboard.ipynb #9d37668c
 def more_flags(
     kept, # From `write_genes`
     found, # From `answers`
@@ -1162,6 +1186,7 @@ def more_flags(
             flags.setdefault(task, {}).setdefault(label, []).append(('no better than its control', reason))
     return Remark(flags)
 
+# %% ../../nbs/74_bench.leaderboard.ipynb #54cfe31a
 def genes_in(
     runs, # A row a run, with its `home`
 ): # As `write_genes` takes it
@@ -1201,6 +1226,17 @@ def _with_answers(board, scores, runs, notes):
                         folder_notes=list(notes))
     return found
 
+# %% ../../nbs/74_bench.leaderboard.ipynb #b62c15e8
+def _beside(board, published, homes, out):
+    "What the page has of each task beside its answers: task -> file, links, published and marks."
+    said = published(board) if published else None
+    def of_task(task):
+        marks = published_marks(said, board[board.task == task])
+        return dict(file=f'{DATA}/{file_name(task)}.js', links=_links(task, homes.get(task), out),
+                    published=_published_rows(said, task), marks=marks)
+    return {task: of_task(task) for task in board.task.unique()}
+
+# %% ../../nbs/74_bench.leaderboard.ipynb #026ca409
 def _write_data(out, scores, board, compared, strata, known, homes, genes):
     "Write what is behind the rows of each task; the paths of the files."
     paths = []
@@ -1211,6 +1247,21 @@ def _write_data(out, scores, board, compared, strata, known, homes, genes):
         paths.append(out/DATA/f'{file_name(task)}.js')
         with atomic_path(paths[-1]) as part: part.write_text(data_script(number, data), encoding='utf-8')
     return paths
+
+# %% ../../nbs/74_bench.leaderboard.ipynb #1aa133c6
+def _write_figures(out, board):
+    "Draw a figure of each task; their paths."
+    paths = {out/'figures'/f'{file_name(task)}.png': task for task in board.task.unique()}
+    for path, task in paths.items():
+        with atomic_path(path) as part: plot_board(board, task).savefig(part, dpi=150, metadata={'Software': None})
+    return list(paths)
+
+# %% ../../nbs/74_bench.leaderboard.ipynb #11d41a38
+def _write_front(out, html, tables):
+    "Write the page and the tables, the first of them last."
+    with atomic_path(out/'leaderboard.html') as part: part.write_text(html, encoding='utf-8')
+    for name, table in reversed(tables.items()):
+        with atomic_path(out/name) as part: table.to_csv(part, index=False, lineterminator='\n')
 
 # %% ../../nbs/74_bench.leaderboard.ipynb #f2cff95e
 def write_board(
@@ -1228,28 +1279,23 @@ def write_board(
     """Write leaderboard.csv, comparisons.csv, strata.csv, questions.csv, leaderboard.html with leaderboard_data/ and
     figures/ into `out`. Raises InputError where nothing is scored."""
     if len(scores) == 0: raise InputError('there are no scores to make a leaderboard of; see that a run finished')
-    out, board, known = Path(out), leaderboard(scores, runs, references), known or {}
-    compared, strata = comparisons(scores), levels(scores, known)
+    out = Path(out)
+    known = known or {}
+    board = leaderboard(scores, runs, references)
+    compared = comparisons(scores)
+    strata = levels(scores, known)
     found = _with_answers(board, scores, runs, notes)
-    tasks, said = list(board.task.unique()), published(board) if published else None
-    beside = {task: dict(file=f'{DATA}/{file_name(task)}.js', links=_links(task, (homes or {}).get(task), out),
-                         published=_published_rows(said, task),
-                         marks=published_marks(said, board[board.task == task])) for task in tasks}
     joint = together(scores, references or {}, board, found, screens or {})
     board.attrs['together'] = joint['verdict'] if joint else []
     kept = write_genes(out, board, genes) if genes else {}
     board.attrs['flags'] = more_flags(kept, found, board.attrs['controls'])
-    html = page(board, compared, known, beside, joint)
-    tables = {'leaderboard.csv': board, 'comparisons.csv': _pair_table(compared), 'strata.csv': strata,
-              'questions.csv': found}
+    html = page(board, compared, known, _beside(board, published, homes or {}, out), joint)
     data = _write_data(out, scores, board, compared, strata, known, _run_homes(runs, out), kept)
     data += [out/one.file for of_task in kept.values() for one in of_task.values()]
-    figures = {out/'figures'/f'{file_name(task)}.png': task for task in tasks}
-    for path, task in figures.items():
-        with atomic_path(path) as part: plot_board(board, task).savefig(part, dpi=150, metadata={'Software': None})
-    with atomic_path(out/'leaderboard.html') as part: part.write_text(html, encoding='utf-8')
-    for name, table in reversed(tables.items()):
-        with atomic_path(out/name) as part: table.to_csv(part, index=False, lineterminator='\n')
+    figures = _write_figures(out, board)
+    tables = {'leaderboard.csv': board, 'comparisons.csv': _pair_table(compared), 'strata.csv': strata,
+              'questions.csv': found}
+    _write_front(out, html, tables)
     return board, [*(out/name for name in tables), out/'leaderboard.html', *figures, *data]
 
 # %% ../../nbs/74_bench.leaderboard.ipynb #3a5d4565
@@ -1286,7 +1332,8 @@ def _left_out(
     wanted, # Those of its runs that are reported
 ) -> list: # Sentences
     "What a report says of the other runs, and of its own version."
-    notes, version = [f'left out: {fault}' for fault in found.faults], _version(wanted[0])
+    notes = [f'left out: {fault}' for fault in found.faults]
+    version = _version(wanted[0])
     reported = {id(run) for run in wanted}
     others = [run for run in found.runs if id(run) not in reported and _version(run) != version]
     if others: notes.append(f'left out: runs of other versions of perturbench, {_versions_in(others)}')
@@ -1333,6 +1380,7 @@ def _refuse_two_ids(placed):
                          'their screens, splits or genes differ, and runs of them cannot be compared; report the '
                          'folders apart')
 
+# %% ../../nbs/74_bench.leaderboard.ipynb #a10df2b8
 def meet(
     placed:list, # `Placed` runs of several folders
 ) -> list: # The same, without copies, each task under one name
@@ -1372,6 +1420,7 @@ def _coded(column):
     if pa.types.is_dictionary(kind): column = column.cast(kind.value_type)
     return column.dictionary_encode() if pa.types.is_string(kind) or pa.types.is_dictionary(kind) else column
 
+# %% ../../nbs/74_bench.leaderboard.ipynb #6089c1c4
 def _scores_of(folder, run):
     "The score table of a run, with what its run.json says."
     path = Path(folder)/'runs'/run['at']/run['model']/run['run_id']/'scores.parquet'
@@ -1383,6 +1432,7 @@ def _scores_of(folder, run):
     columns = {name: table[name] for name in kept} | constant
     return pa.table({name: _coded(column) for name, column in columns.items()})
 
+# %% ../../nbs/74_bench.leaderboard.ipynb #15ae20e4
 _AT_A_TIME = 200 # Tables that are made one, since thousands of small ones take several times their size
 
 def _joined(tables):
@@ -1449,6 +1499,7 @@ def _task_folders(folders, runs):
     places = {task: [folder/'tasks'/task_id for folder in folders] for task, task_id in ids.items()}
     return {task: next((place for place in some if place.exists()), some[0]) for task, some in places.items()}
 
+# %% ../../nbs/74_bench.leaderboard.ipynb #d8a4c4bf
 def write_report(
     out, # A folder of results, or several that make one board
     only=None, # The run ids to report; by default all
@@ -1467,6 +1518,7 @@ def write_report(
     with in_turn(goal, 'the report'), _one_thread():
         references = {name: references_of(task) for name, task in tasks.items()}
         known = {name: conditions_of(Evaluation(task, 'rmse_average').measured) for name, task in tasks.items()}
-        there, screens = {task: homes[task] for task in tasks}, {name: str(t.spec.screen) for name, t in tasks.items()}
+        there = {task: homes[task] for task in tasks}
+        screens = {name: str(t.spec.screen) for name, t in tasks.items()}
         return write_board(results.scores, results.runs, goal, references, known, results.notes + lost, there,
                            published, screens, genes_in(results.runs))

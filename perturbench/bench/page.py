@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AXIS', 'MANY_CALLS', 'UNITS', 'LOADER', 'GENES', 'MOST_CONDITIONS', 'percent', 'Mark', 'mark_of', 'digits3', 'Cell',
-           'cell_of', 'flags_of', 'front', 'seconds_of', 'counted', 'cost_texts', 'costs_of', 'without_ranks',
+           'cell_of', 'flags_of', 'front', 'seconds_of', 'costs_of', 'counted', 'cost_texts', 'without_ranks',
            'head_of', 'row_of', 'table_of', 'as_json', 'data_script', 'genes_script', 'metric_rows', 'stratum_rows',
            'gene_rows', 'breakable', 'render']
 
@@ -29,6 +29,7 @@ def percent(
     "Where a score stands on the axis."
     return round(100*(min(max(score, AXIS[0]), AXIS[1]) - AXIS[0])/(AXIS[1] - AXIS[0]))
 
+# %% ../../nbs/73d_bench.page.ipynb #1b66a3ca
 class Mark(NamedTuple):
     "A dot with its interval, in percent of the axis."
     lo:int
@@ -53,6 +54,7 @@ def digits3(
     if value is None or not np.isfinite(value): return ''
     return f'{value + 0.:.3g}' if abs(value) >= 5e-4 or value == 0 else f'{value:.1e}'
 
+# %% ../../nbs/73d_bench.page.ipynb #d4d49f95
 def _interval(mean, lo, hi, show):
     "A number with its interval as text."
     if not np.isfinite(mean): return ''
@@ -60,6 +62,7 @@ def _interval(mean, lo, hi, show):
 
 def _two(value): return f'{round(value, 2) + 0.:.2f}'
 
+# %% ../../nbs/73d_bench.page.ipynb #ba1b9c9f
 class Cell(NamedTuple):
     "What is shown of a model and a question; empty where there is nothing to say."
     rank:str='' # '1-3'
@@ -71,6 +74,7 @@ class Cell(NamedTuple):
     note:str=''
     published:tuple=() # Where published scores stand, in percent of the axis
 
+# %% ../../nbs/73d_bench.page.ipynb #7b81e998
 def cell_of(
     row, # Of answers
     reason:str='', # Why there is no mean, should there be none
@@ -78,23 +82,26 @@ def cell_of(
 ) -> Cell:
     "A row of answers as a cell."
     if not np.isfinite(row.mean): return Cell(note=reason or 'undefined')
-    mark, sign = mark_of(row), 1 if METRICS[row.metric].better == 'higher' else -1
+    mark = mark_of(row)
+    sign = 1 if METRICS[row.metric].better == 'higher' else -1
     score = _interval(row.calibrated, row.calibrated_lo, row.calibrated_hi, _two) if mark else ''
     note = f'{row.n_undefined:.0f} of {row.n_conditions:.0f} undefined' if row.n_undefined else ''
     if row.calibrated_status == 'above_one': note = ', '.join(filter(None, [note, 'nearer than a replicate']))
     rank = rank_text(row.rank_lo, row.rank_hi).replace('-', '–') if row.judged else ''
     value = row.calibrated if mark else sign*row.mean
-    raw, hollow = _interval(row.mean, row.lo, row.hi, digits3), tuple(map(percent, published))
+    raw = _interval(row.mean, row.lo, row.hi, digits3)
+    hollow = tuple(map(percent, published))
     return Cell('' if rank == '–' else rank, bool(row.judged and row.rank_lo == 1), mark, score, raw,
                 float(f'{value:.3g}'), note, hollow)
 
 # %% ../../nbs/73d_bench.page.ipynb #deeeba73
-MANY_CALLS = .25 # Share of unchanged genes that are called, from which on it is said
-
 def _mean(part, label, metric):
     "The mean of a model by a metric; missing where it has none."
     found = part['mean'][(part.model == label) & (part.metric == metric)]
     return float(found.iloc[0]) if len(found) else np.nan
+
+# %% ../../nbs/73d_bench.page.ipynb #d17dcdd7
+MANY_CALLS = .25 # Share of unchanged genes that are called, from which on it is said
 
 def _counted(n): return f"{n} condition{'' if n == 1 else 's'}"
 
@@ -138,6 +145,7 @@ def front(
     beaten = (no_worse & better & known[:, None]).any(0)
     return known & ~beaten
 
+# %% ../../nbs/73d_bench.page.ipynb #b1fcdf07
 def seconds_of(
     first, # Rows of a leaderboard, one a model, by label
 ) -> pd.Series: # Missing where none is known
@@ -145,6 +153,16 @@ def seconds_of(
     parts = first[['fit_seconds', 'predict_seconds', 'tuning_seconds']].astype(float)
     return parts.sum(axis=1, min_count=1)
 
+# %% ../../nbs/73d_bench.page.ipynb #529712c2
+def costs_of(
+    first, # Rows of a leaderboard, one a model, by label
+) -> pd.DataFrame: # seconds, memory (MB) and parameters; missing where they are not known
+    "What is shown of costs."
+    memory, parameters = (first.get(name, np.nan) for name in ('peak_memory', 'n_parameters'))
+    known = dict(seconds=seconds_of(first), memory=memory, parameters=parameters)
+    return pd.DataFrame(known, index=first.index).astype(float)
+
+# %% ../../nbs/73d_bench.page.ipynb #fffd6825
 UNITS = {'G': 1e9, 'M': 1e6, 'k': 1e3}
 
 def counted(
@@ -155,6 +173,7 @@ def counted(
     unit = next((unit for unit, size in UNITS.items() if number >= size), '')
     return f'{number/UNITS.get(unit, 1):.3g}{unit}'
 
+# %% ../../nbs/73d_bench.page.ipynb #ae77c0e1
 def cost_texts(
     costs, # seconds, memory and parameters
 ) -> list: # Empty where they are not known
@@ -162,14 +181,6 @@ def cost_texts(
     seconds = f'{costs.seconds:.1f}' if costs.seconds >= 1 else f'{costs.seconds:.2g}'
     shown = [seconds, f'{costs.memory:.0f}', counted(costs.parameters)]
     return [text if np.isfinite(value) else '' for text, value in zip(shown, costs)]
-
-def costs_of(
-    first, # Rows of a leaderboard, one a model, by label
-) -> pd.DataFrame: # seconds, memory (MB) and parameters; missing where they are not known
-    "What is shown of costs."
-    memory, parameters = (first.get(name, np.nan) for name in ('peak_memory', 'n_parameters'))
-    known = dict(seconds=seconds_of(first), memory=memory, parameters=parameters)
-    return pd.DataFrame(known, index=first.index).astype(float)
 
 # %% ../../nbs/73d_bench.page.ipynb #90382158
 def without_ranks(
@@ -214,6 +225,7 @@ def row_of(
     return dict(label=label, kind=entry.kind, parent=entry.parent, text=entry.text, cells=cells, flags=flags,
                 costs=cost_texts(costs.loc[label]))
 
+# %% ../../nbs/73d_bench.page.ipynb #95d7a1bb
 def table_of(
     board, # From a leaderboard, one task
     found, # Answers of the task
@@ -226,15 +238,16 @@ def table_of(
     "The table of a task."
     first = board.drop_duplicates('model').set_index('model')
     mine = {label: of[label] for label in map(str, first.index)}
-    reasons, said, more, costs = reasons or {}, said or {}, more or {}, costs_of(first)
+    reasons = reasons or {}
+    said = said or {}
+    more = more or {}
+    costs = costs_of(first)
     def flags(label): return flags_of(label, board, found, said.get(label, {}), more.get(label, ()))
     rows = [row_of(label, found, of, reasons, costs, flags(label), published or {}) for label in in_order(found, mine)]
     return dict(head=head_of(found, set(board.metric)), models=[row for row in rows if row['kind'] != 'baseline'],
                 baselines=[row for row in rows if row['kind'] == 'baseline'])
 
 # %% ../../nbs/73d_bench.page.ipynb #6f9d798c
-LOADER, GENES = 'perturbenchTask', 'perturbenchGenes' # The functions of the page that such files call
-
 def _plain(value):
     "A value as JSON holds it: numbers with four digits, None for what is missing."
     if isinstance(value, (float, np.floating)): return float(f'{value:.4g}') if isfinite(value) else None
@@ -244,12 +257,16 @@ def _plain(value):
     if isinstance(value, np.bool_): return bool(value)
     return int(value) if isinstance(value, np.integer) else value
 
+# %% ../../nbs/73d_bench.page.ipynb #724173cc
 def as_json(
     value, # Any nesting of dicts, lists, arrays and values
 ) -> str: # Without a character that would end a script element
     "`value` as JSON that may stand in a page."
     text = json.dumps(_plain(value), ensure_ascii=False, separators=(',', ':'), allow_nan=False)
     return text.replace('<', '\\u003c').replace('\u2028', '\\u2028').replace('\u2029', '\\u2029')
+
+# %% ../../nbs/73d_bench.page.ipynb #49f8edf7
+LOADER, GENES = 'perturbenchTask', 'perturbenchGenes' # The functions of the page that such files call
 
 def data_script(
     number:int, # Of the task on the page
@@ -282,6 +299,7 @@ def metric_rows(
         out[name] = dict(kind=metric.kind, text=metric.text, better=metric.better, fit=rows.fit.iloc[0], rows=values)
     return out
 
+# %% ../../nbs/73d_bench.page.ipynb #73fb7ff1
 def stratum_rows(
     strata, # From `by_stratum`, one task
 ) -> list: # A dict for each metric and level
@@ -293,8 +311,6 @@ def stratum_rows(
     return out
 
 # %% ../../nbs/73d_bench.page.ipynb #75ceba55
-MOST_CONDITIONS = 200
-
 def _digits(values):
     "Numbers with three digits."
     return [float(f'{value:.3g}') for value in values]
@@ -305,6 +321,9 @@ def _condition(name, rows, number):
     numbers = {column: _digits(rows[column]) for column in ('observed', 'se', 'predicted')}
     return dict(name=name, rmse=first.rmse, doubled=first.rmse_doubled, gene=[number[gene] for gene in rows.gene],
                 **numbers)
+
+# %% ../../nbs/73d_bench.page.ipynb #f7427714
+MOST_CONDITIONS = 200
 
 def gene_rows(
     table, # From `over_seeds`
@@ -327,6 +346,7 @@ def _lines_of(path):
     lines = (line.strip() for line in path.read_text(encoding='utf-8').splitlines())
     return '\n'.join(line for line in lines if line and not line.startswith('//'))
 
+# %% ../../nbs/73d_bench.page.ipynb #5b1442f6
 def breakable(
     name,
 ): # HTML
@@ -334,6 +354,7 @@ def breakable(
     from markupsafe import Markup
     return Markup('_<wbr>').join(str(name).split('_'))
 
+# %% ../../nbs/73d_bench.page.ipynb #515ea534
 def render(
     **variables, # Of the template
 ) -> str: # HTML

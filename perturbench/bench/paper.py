@@ -77,12 +77,14 @@ def beside_published(
 def _plan(name):
     "A screen with the layout of a published one and no expression."
     layout = LAYOUTS[name]
-    values, keys = [sorted(values) for values in layout.covariates.values()], list(layout.covariates)
+    values = [sorted(values) for values in layout.covariates.values()]
+    keys = list(layout.covariates)
     singles = [f'p{i:03}' for i in range(layout.singles)]
     doubles = ['+'.join(pair) for pair in islice(combinations(singles, 2), layout.doubles)]
     states, absent = list(product(*values)), []
     if layout.own_lists:
-        place, lists = keys.index(layout.own_lists), values[keys.index(layout.own_lists)]
+        place = keys.index(layout.own_lists)
+        lists = values[keys.index(layout.own_lists)]
         absent = [(state, single) for state in states for i, single in enumerate(singles)
                   if lists[i % len(lists)] != state[place]]
     return planned(states, singles + doubles, set(absent), covariate_keys=tuple(keys))
@@ -141,14 +143,17 @@ class Hours(NamedTuple):
     def plus(self, other): return Hours(self.least + other.least, self.most + other.most)
     def times(self, n): return Hours(self.least*n, self.most*n)
 
+# %% ../../nbs/75_bench.paper.ipynb #53eb5594
 def _seconds(row, n_cells, genes): return n_cells*row.seconds_a_cell*genes/row.genes
 
+# %% ../../nbs/75_bench.paper.ipynb #581b6a3e
 def _training(model, options, size, budget) -> Hours:
     "One training."
     once = _seconds(_cost('train', model, options), size.train, size.genes)/3600
     if hasattr(model_class(model), 'fit'): return Hours(once, once)
     return Hours(once*min(budget.patience + 1, budget.max_epochs), once*budget.max_epochs)
 
+# %% ../../nbs/75_bench.paper.ipynb #eab79cf1
 def _scoring(model, options, size) -> Hours:
     "One prediction of what is tested, and its scores."
     rows = [_cost('predict', model, options), _cost('score')]
@@ -177,9 +182,6 @@ def _parts(grid, task) -> list: # Of Parts
                     for name, label, options in grid.models if space_of(name, options)]
 
 # %% ../../nbs/75_bench.paper.ipynb #96deb6ec
-GB = 1e9
-_BATCH = 4_000 # Cells, of the trainings that were measured
-
 def _gain() -> float:
     "Seconds of a training on a GPU over those on one thread, of the one model that was measured on both."
     table = costs()
@@ -187,16 +189,22 @@ def _gain() -> float:
     cpu = _cost('train', gpu.model, gpu.options)
     return gpu.seconds_a_cell/gpu.genes/(cpu.seconds_a_cell/cpu.genes)
 
+# %% ../../nbs/75_bench.paper.ipynb #25090eea
 def _disk(stage, size) -> float:
     "MB of the file, or folder, that a stage writes."
     layout = LAYOUTS[MEASURED]
     return _cost(stage).disk_mb*size.cells*size.genes/layout.cells/layout.genes
 
+# %% ../../nbs/75_bench.paper.ipynb #04c14213
+GB = 1e9
+_BATCH = 4_000 # Cells, of the trainings that were measured
+
 def _row(task, part, size, budget) -> dict:
     "What a part takes."
     n, row = part.runs + part.trials, _cost('train', part.model, part.options)
     training = _training(part.model, part.options, size, budget).times(n)
-    hours, wider = training.plus(_scoring(part.model, part.options, size).times(n)), size.genes/row.genes
+    hours = training.plus(_scoring(part.model, part.options, size).times(n))
+    wider = size.genes/row.genes
     is_trained = not hasattr(model_class(part.model), 'fit')
     steps = n*budget.max_epochs*-(-size.train//budget.batch_size) if is_trained else 0
     memory = _disk('open', size) + row.memory_mb*wider*(budget.batch_size/_BATCH if is_trained else 1)
@@ -204,6 +212,7 @@ def _row(task, part, size, budget) -> dict:
                 least_hours=hours.least, most_hours=hours.most, gpu_hours=training.most*_gain()*is_trained,
                 memory_gb=memory*1e6/GB, disk_gb=part.runs*row.disk_mb*wider*1e6/GB)
 
+# %% ../../nbs/75_bench.paper.ipynb #86130935
 def estimate(
     grid, # A Grid, or what `read_grid` takes
 ) -> pd.DataFrame: # A row a task and model; tasks whose size is not recorded have none

@@ -7,7 +7,7 @@ __all__ = ['SUFFIX', 'preset_of', 'published_models']
 
 # %% ../../nbs/70d_bench.presets.ipynb #2471039f
 from ..data.lookalikes import PREFIX
-from ..models.zoo import MODELS, presets
+from ..models.zoo import presets
 
 # %% ../../nbs/70d_bench.presets.ipynb #730ad912
 def preset_of(

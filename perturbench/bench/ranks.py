@@ -122,6 +122,13 @@ def step_down(
     return out
 
 # %% ../../nbs/73a_bench.ranks.ipynb #85dd8ab3
+def _square(pairs, values, n, empty):
+    "What is known of pairs as a table, the same on both sides."
+    out = np.full((n, n), empty)
+    out[pairs.a, pairs.b] = out[pairs.b, pairs.a] = values
+    return out
+
+# %% ../../nbs/73a_bench.ranks.ipynb #be8b63c4
 LEVEL = .95
 
 class Ranks(NamedTuple):
@@ -130,12 +137,6 @@ class Ranks(NamedTuple):
     hi:np.ndarray
     p:np.ndarray # Models x models: of the difference, for all pairs together
     better:np.ndarray # Models x models, bool: whether the row is significantly better than the column
-
-def _square(pairs, values, n, empty):
-    "What is known of pairs as a table, the same on both sides."
-    out = np.full((n, n), empty)
-    out[pairs.a, pairs.b] = out[pairs.b, pairs.a] = values
-    return out
 
 def rank_ranges(
     values, # Scores, conditions x seeds x models
@@ -186,6 +187,7 @@ def _beat_control(better, models, controls):
     return [bool(better[place[model], place[controls[model]]]) if controls.get(model) in place else None
             for model in models]
 
+# %% ../../nbs/73a_bench.ranks.ipynb #70d54c9b
 def _ranks_of(cube, k, is_judged, controls):
     "The ranks of the models of a cube by its metric `k`, as columns."
     if not is_judged: return dict(rank_lo=np.nan, rank_hi=np.nan, n_ranked=0, judged=False, beats_control=None)
@@ -194,6 +196,7 @@ def _ranks_of(cube, k, is_judged, controls):
     return dict(rank_lo=found.lo, rank_hi=found.hi, n_ranked=int(np.isfinite(found.lo).sum()), judged=True,
                 beats_control=_beat_control(found.better, cube.models, controls))
 
+# %% ../../nbs/73a_bench.ranks.ipynb #2b48cba5
 def ranks_of_task(
     cube:Cube, # Of the headline metrics
     unfit, # Names of the metrics that cannot judge models on this screen
@@ -210,6 +213,7 @@ def ranks_of_task(
     columns = ['question', 'metric', 'model', 'rank_lo', 'rank_hi', 'n_ranked', 'judged', 'beats_control']
     return pd.DataFrame(columns=columns)
 
+# %% ../../nbs/73a_bench.ranks.ipynb #8f49e657
 def answers_of(
     board, # The rows of a leaderboard that are of one task
     cube:Cube, # Of its headline metrics

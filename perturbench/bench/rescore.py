@@ -44,6 +44,7 @@ def opened(
     return Run(task, about['name'], about['model'], about['options'], about['seed'], Budget(**about['budget']),
                about['threads'], Path(out), home, moves=False)
 
+# %% ../../nbs/72_bench.rescore.ipynb #576efb83
 def rescore_run(
     about:dict, # What run.json says
     evaluation:Evaluation, # Of the task of the run

@@ -315,6 +315,7 @@ def own_files(
     found = [path for path in Path(folder).iterdir() if _OWN.fullmatch(path.name) and not path.is_dir()]
     return sorted(found, key=lambda path: (path.name != 'run.json', path.name))
 
+# %% ../../nbs/70_bench.runs.ipynb #f45de059
 def drop_empty(
     *folders, # Need not be there
 ):
@@ -323,6 +324,7 @@ def drop_empty(
         try: Path(folder).rmdir()
         except OSError: pass
 
+# %% ../../nbs/70_bench.runs.ipynb #62dab0c8
 def clear_run(
     folder, # Of a run
 ):
@@ -385,11 +387,13 @@ def hardware() -> dict: # cpu and gpu; empty where there is none, or it has no n
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ''
     return dict(cpu=named[0] if named else platform.processor() or platform.machine(), gpu=gpu)
 
+# %% ../../nbs/70_bench.runs.ipynb #cdf5e4f5
 def versions() -> dict: # Package -> version
     "What numbers may depend on."
     return dict(perturbench=__version__, torch=torch.__version__, numpy=np.__version__,
                 python=platform.python_version())
 
+# %% ../../nbs/70_bench.runs.ipynb #34131f37
 def _described(
     run:Run, # Scored
 ) -> dict:
@@ -401,6 +405,7 @@ def _described(
     collapse = {name: None if value != value else value for name, value in run.collapse.items()} # JSON has no nan
     return {**kept, **collapse, **run.costs, 'hardware': hardware(), 'versions': versions()}
 
+# %% ../../nbs/70_bench.runs.ipynb #a6dd4065
 @patch
 def save(self:Run,
     scores:pd.DataFrame, # What `Run.score` returned
@@ -461,6 +466,7 @@ def _file_fault(
     except FileNotFoundError: return f'{name} is lost'
     except OSError as e: return os_fault(e, name, 'read')
 
+# %% ../../nbs/70_bench.runs.ipynb #22c3440f
 def _file_faults(
     folder:Path, # Of a run
     files:dict, # Name -> size and sha256
@@ -490,17 +496,18 @@ def read_run(
     return about
 
 # %% ../../nbs/70_bench.runs.ipynb #c47b7011
-class Survey(NamedTuple):
-    "The runs of a folder of results."
-    runs:list # What `read_run` gives of each that is whole, by path
-    faults:list # A sentence for each other
-
 def _holds_run(
     folder:Path,
 ) -> bool:
     "Whether a run was written into `folder`."
     if folder.is_dir() and re.fullmatch('[0-9a-f]{12}', folder.name): return True
     return bool({path.name for path in own_files(folder)} - {'log', 'notebook.ipynb'}) # names others use too
+
+# %% ../../nbs/70_bench.runs.ipynb #8a5a58ad
+class Survey(NamedTuple):
+    "The runs of a folder of results."
+    runs:list # What `read_run` gives of each that is whole, by path
+    faults:list # A sentence for each other
 
 def survey(
     out, # The folder of results

@@ -8,7 +8,6 @@ __all__ = ['EXECUTORS', 'Cluster', 'read_cluster', 'Jobs', 'submit']
 # %% ../../nbs/70c_bench.slurm.ipynb #3323bf4d
 import os
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import NamedTuple
 from .workers import read_amounts
 from ..core import InputError, nearest

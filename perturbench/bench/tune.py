@@ -7,7 +7,7 @@ __all__ = ['CALIBRATED', 'PUBLISHED', 'RUNGS', 'FEWEST_TRIALS', 'ROUND', 'REPEAT
            'without_tested', 'Objective', 'objective_of', 'bounded', 'Judge', 'Judged', 'Search', 'Trial', 'rungs_of',
            'is_behind', 'judge_of', 'try_out', 'suggested', 'space_of', 'search_home', 'read_trial', 'described',
            'claim', 'importance', 'plot_search', 'trial_table', 'Tuned', 'to_repeat', 'Beside', 'beside_defaults',
-           'SearchFailed', 'Choice', 'chosen', 'found_before', 'tune', 'tuning_of', 'kept_defaults', 'Tuning',
+           'Choice', 'SearchFailed', 'chosen', 'found_before', 'tune', 'tuning_of', 'kept_defaults', 'Tuning',
            'read_tuning']
 
 # %% ../../nbs/70b_bench.tune.ipynb #8ded405c
@@ -49,6 +49,7 @@ def _halves(
         half[mine] = np.arange(len(mine)) % 2
     return half
 
+# %% ../../nbs/70b_bench.tune.ipynb #7c2f792b
 class Views(NamedTuple):
     "A task as a search sees it."
     train:Task # Without what is tested
@@ -101,13 +102,16 @@ class _OnScale(NamedTuple):
     has_range:np.ndarray # Whether the replicate is better than the null, beyond noise
     off:np.ndarray # How far each condition moves the mean, conditions x metrics
 
+# %% ../../nbs/70b_bench.tune.ipynb #bf71fccf
 class Judge:
     "Scores models by the conditions of a task that validate."
     def __init__(self,
         task, # A `Task` with one split
         objective:Objective,
     ):
-        self.views, self.objective, self.note = without_tested(task), objective, ''
+        self.views = without_tested(task)
+        self.objective = objective
+        self.note = ''
         self.evaluation = Evaluation(self.views.score, list(objective.metrics))
         if objective.name == 'calibrated': self._find_range()
 
@@ -136,7 +140,8 @@ class Judge:
         halves = table.to_numpy(float)
         found, scale = calibrate(halves[:, None, None], self.references, metrics, table.index, drawn)
         sign = np.array([1 if METRICS[metric].better == 'higher' else -1 for metric in metrics])
-        replicate, value = scores_of(self.references, 'duplicate', metrics, table.index), found.value.ravel()
+        replicate = scores_of(self.references, 'duplicate', metrics, table.index)
+        value = found.value.ravel()
         short = scale.gain - sign*(replicate - halves) - value*scale.gain
         known = np.where(np.isfinite(short), scale.gain, np.nan)
         return _OnScale(value, drawn.interval(scale.gain[:, None]).lo > 0, short/mean_over(known, 0))
@@ -159,19 +164,23 @@ def _shares(
 @patch
 def _on_scale(self:Judge, scores):
     "The mean of calibrated scores that have a range, and how far each condition moves it."
-    found, is_judged = self._calibrated(scores), np.isin(self.objective.metrics, self.judged)
+    found = self._calibrated(scores)
+    is_judged = np.isin(self.objective.metrics, self.judged)
     value, off = found.value[is_judged], found.off[:, is_judged]
     slope = 1/(1 - np.minimum(value, 0))**2
     return float(bounded(value).mean()), off*slope/len(value)
 
+# %% ../../nbs/70b_bench.tune.ipynb #943d5c34
 @patch
 def _as_they_are(self:Judge, table):
     "The mean of a metric, or the published sum of two, and how far each condition moves it."
     weights = PUBLISHED if self.objective.name == 'perturbench' else {self.objective.name: 1.}
-    values, weight = table[list(weights)].to_numpy(float), np.array(list(weights.values()))
+    values = table[list(weights)].to_numpy(float)
+    weight = np.array(list(weights.values()))
     means = mean_over(values, 0)
     return float(sum(weight*means)), weight*(values - means)
 
+# %% ../../nbs/70b_bench.tune.ipynb #0c54ecc9
 @patch
 def scored(self:Judge,
     model, # A trained model
@@ -205,6 +214,7 @@ class Search:
     threads:int=1
     seed:int=0
 
+# %% ../../nbs/70b_bench.tune.ipynb #0ade1642
 @dataclass
 class Trial:
     "Options, and what came of them."
@@ -299,7 +309,9 @@ def try_out(
         trial.state = trial.state or 'complete'
     except Exception as e:
         said = ' '.join(str(e).split())[:_SAID]
-        trial.value, trial.state, trial.fault = None, 'failed', f'{type(e).__name__}: {said}'
+        trial.value = None
+        trial.state = 'failed'
+        trial.fault = f'{type(e).__name__}: {said}'
     trial.seconds = time.perf_counter() - start
     return trial
 
@@ -339,6 +351,12 @@ class _Given:
     def suggest_int(self, *asked, **how): return self._answer(self.trial.suggest_int, *asked, **how)
     def suggest_categorical(self, *asked, **how): return self._answer(self.trial.suggest_categorical, *asked, **how)
 
+# %% ../../nbs/70b_bench.tune.ipynb #0b32f35e
+def _seed_of(search, *keys):
+    "The seed of a training: none that a run would be given by hand."
+    return seed_of('tune', search.seed, *keys) % 2**31
+
+# %% ../../nbs/70b_bench.tune.ipynb #a19feff3
 def _asked(
     optuna,
     study, # Of Optuna
@@ -352,10 +370,7 @@ def _asked(
     answered = {name: (as_text(range_), asked.params[name]) for name, range_ in asked.distributions.items()}
     return Trial(number, options, _seed_of(search, number), answered)
 
-def _seed_of(search, *keys):
-    "The seed of a training: none that a run would be given by hand."
-    return seed_of('tune', search.seed, *keys) % 2**31
-
+# %% ../../nbs/70b_bench.tune.ipynb #40f077d3
 def suggested(
     search:Search,
     ended:list, # All trials of the rounds before
@@ -401,6 +416,7 @@ def search_home(
     "Where a search is kept."
     return Path(out)/'tuning'/task/label
 
+# %% ../../nbs/70b_bench.tune.ipynb #d804f35a
 def _write(path, about):
     with atomic_path(path) as part: part.write_text(json.dumps(about, indent=1, ensure_ascii=False), encoding='utf-8')
 
@@ -448,6 +464,12 @@ class _Job(NamedTuple):
     path:Path
     earlier:list # Trials that it is compared with; None where it is not pruned
 
+def _ended(job):
+    "The trial of a job as its file has it; None where there is none, or that of another seed."
+    found = read_trial(job.path)
+    return found if found and found.seed == job.trial.seed else None
+
+# %% ../../nbs/70b_bench.tune.ipynb #3e6bfab9
 def _work(search, job):
     "In a worker: try a trial and keep it."
     _write(job.path, asdict(try_out(search, job.trial, job.earlier)))
@@ -458,11 +480,7 @@ def _all_done(search, jobs, workers):
     shown = progress(ended, f'trials of {search.model} on {search.task}', len(jobs))
     return [job for job, answer in shown if isinstance(answer, Killed)]
 
-def _ended(job):
-    "The trial of a job as its file has it; None where there is none, or that of another seed."
-    found = read_trial(job.path)
-    return found if found and found.seed == job.trial.seed else None
-
+# %% ../../nbs/70b_bench.tune.ipynb #76b07047
 def _try_all(
     search:Search,
     jobs:list, # `_Job`s
@@ -558,6 +576,7 @@ def to_repeat(
                     key=lambda trial: (-trial.value if higher else trial.value, trial.number))
     return [trial for trial in whole if not trial.number] + others[:REPEATED]
 
+# %% ../../nbs/70b_bench.tune.ipynb #0b4a9057
 def _rounds(search, home, n_trials, higher, workers):
     "All trials, round by round."
     ended = []
@@ -568,6 +587,7 @@ def _rounds(search, home, n_trials, higher, workers):
         ended += _try_all(search, jobs, workers)
     return ended
 
+# %% ../../nbs/70b_bench.tune.ipynb #bf328ae8
 def _repeated(search, home, trials, workers):
     "The repeats of some trials, by the number of the trial."
     jobs = []
@@ -596,6 +616,7 @@ class Beside(NamedTuple):
         if self.gain <= self.se: return f'{said}, which is within the standard error, {self.se:.3g}'
         return f"{said}, but worse in {', '.join(self.worse)} by more than a standard error"
 
+# %% ../../nbs/70b_bench.tune.ipynb #dc06b9e6
 def _gained(trial, defaults, column, higher):
     "How much better the repeats of a trial are than those of the defaults: an `Error`."
     first = defaults[0].conditions
@@ -616,23 +637,25 @@ def beside_defaults(
     return Beside(trial[0].number, float(found.mean), float(found.se), worse)
 
 # %% ../../nbs/70b_bench.tune.ipynb #a5346837
-class SearchFailed(InputError):
-    "No trial of a search could be trained and scored."
-    status = 1 # Of the command
+def _mean_value(trials):
+    "The mean objective of repeats; missing where one of them failed."
+    return float(np.mean([np.nan if trial.value is None else trial.value for trial in trials]))
 
+# %% ../../nbs/70b_bench.tune.ipynb #5b0e17df
 class Choice(NamedTuple):
     "The trial that a search ends with."
     number:int
     value:float # The mean objective of its repeats
     kept:str='' # Why the defaults were kept
 
-def _mean_value(trials):
-    "The mean objective of repeats; missing where one of them failed."
-    return float(np.mean([np.nan if trial.value is None else trial.value for trial in trials]))
-
 def _kept(beside):
     "Why the defaults are kept, said of the best of those that were refused."
     return str(max(beside, key=lambda one: one.gain)) if beside else 'no other trial was trained to the end'
+
+# %% ../../nbs/70b_bench.tune.ipynb #d540185a
+class SearchFailed(InputError):
+    "No trial of a search could be trained and scored."
+    status = 1 # Of the command
 
 # %% ../../nbs/70b_bench.tune.ipynb #495e797e
 def chosen(
@@ -731,6 +754,7 @@ class Tuning(NamedTuple):
     objective:str='calibrated' # As `objective_of` takes it
     seed:int=0
 
+# %% ../../nbs/70b_bench.tune.ipynb #4cab40e4
 def read_tuning(
     entry, # A mapping, or None
 ) -> Tuning: # None where there is none; raises one InputError that lists every fault

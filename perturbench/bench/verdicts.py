@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from .presets import SUFFIX as PUBLISHED
-from .ranks import ANSWERS, ENOUGH, FEWEST, QUESTIONS
+from .ranks import ENOUGH, FEWEST, QUESTIONS
 from .tune import SUFFIX as TUNED
 from ..models.zoo import MODELS
 from ..scoring.evaluation import METRICS
@@ -88,7 +88,8 @@ def controls_of(
     named=None, # As for `entries`
 ) -> dict: # Label -> that of its control; models without one are absent
     "Which row is the control of which."
-    blind, found = {label for label in of if _is_blind(label, *(named or {}).get(label, (label, {})))}, {}
+    blind = {label for label in of if _is_blind(label, *(named or {}).get(label, (label, {})))}
+    found = {}
     for label in sorted(blind):
         begun = [other for other in of if other != label and label.startswith(other)]
         model = of[label].parent or max(begun, key=len, default='')
@@ -96,11 +97,6 @@ def controls_of(
     return found
 
 # %% ../../nbs/73b_bench.verdicts.ipynb #2661e95c
-MOST_NAMES = 4
-_NOUNS = dict(error='the error', direction='the direction',
-              perturbation='telling perturbations apart', cells='the cells', genes='the genes',
-              plausible='plausible cells')
-
 def listed(
     names,
     most:int=None, # Names before the rest is counted; by default all are named
@@ -111,12 +107,18 @@ def listed(
     if len(names) < 2: return ''.join(names)
     return f"{', '.join(names[:-1])} and {names[-1]}"
 
+# %% ../../nbs/73b_bench.verdicts.ipynb #5f1efa04
+_NOUNS = dict(error='the error', direction='the direction',
+              perturbation='telling perturbations apart', cells='the cells', genes='the genes',
+              plausible='plausible cells')
+
 def nouns(
     questions, # Keys of `QUESTIONS`
 ) -> str:
     "Questions as a sentence lists them."
     return listed(_NOUNS[key] for key in QUESTIONS if key in set(questions))
 
+# %% ../../nbs/73b_bench.verdicts.ipynb #169e9212
 def _scored(rows):
     "In how many conditions each model has a score; infinite where that is not known."
     return (rows.n_conditions.astype(float) - rows.n_undefined.astype(float)).fillna(np.inf)
@@ -128,6 +130,7 @@ def scored_enough(
     n = _scored(rows)
     return rows[n >= n.max()/2]
 
+# %% ../../nbs/73b_bench.verdicts.ipynb #c15a731a
 def leaders(
     rows, # Those of one question, from `answers_of`
 ) -> list: # Labels, the best mean first
@@ -149,6 +152,8 @@ def _alone(led, of):
     return [f'{_named(model, of)} is best at {nouns(keys)}' for model, keys in best.items()]
 
 # %% ../../nbs/73b_bench.verdicts.ipynb #e4880be5
+MOST_NAMES = 4
+
 def _first_baseline(some, of):
     "The first of some labels that is a baseline; None where none is."
     return next((label for label in some if label in of and of[label].kind == 'baseline'), None)
@@ -211,8 +216,10 @@ def what_cannot_be_judged(
     "Which questions this screen does not answer and why, in a sentence."
     first = answers.drop_duplicates('question').set_index('question')
     judged = first.judged.astype(bool)
-    unfit, n = first.index[first.fit == 'unfit'], _scored(answers).groupby(answers.question).max().reindex(first.index)
-    weak, rest = first.index[judged & (first.fit == 'weak')], ~judged & (first.fit != 'unfit')
+    unfit = first.index[first.fit == 'unfit']
+    n = _scored(answers).groupby(answers.question).max().reindex(first.index)
+    weak = first.index[judged & (first.fit == 'weak')]
+    rest = ~judged & (first.fit != 'unfit')
     hardly = rest & (n < FEWEST) & (n < ENOUGH*first.n_conditions.astype(float).fillna(0))
     few, said = first.index[rest & ~hardly], []
     if len(unfit): said.append(f'cannot judge {nouns(unfit)}: a replicate of the measured cells does no better than '
@@ -252,7 +259,8 @@ def in_order(
     "The order in which models are shown."
     ranked = [str(model) for model in middle_ranks(answers).index]
     rest = [label for label in of if label not in ranked]
-    labels, baselines = [], [label for label in [*ranked, *rest] if of[label].kind == 'baseline']
+    labels = []
+    baselines = [label for label in [*ranked, *rest] if of[label].kind == 'baseline']
     for label in [*ranked, *rest]:
         if of[label].kind == 'baseline' or of[label].parent: continue
         labels += [label, *(other for other in [*ranked, *rest] if of[other].parent == label)]
@@ -283,6 +291,7 @@ def _fitting(
         used += size
     return groups
 
+# %% ../../nbs/73b_bench.verdicts.ipynb #34cf38e9
 def side_by_side(
     names, # One a line
     columns, # Texts of equal number, each a column

@@ -68,6 +68,7 @@ class Limits(NamedTuple):
     seconds:float = None
     megabytes:float = None # Of memory, by a process and those it starts
 
+# %% ../../nbs/70a_bench.workers.ipynb #3a1a2f6c
 def _family(
     pid:int,
 ) -> list: # Process ids, its own first
@@ -94,6 +95,7 @@ def _broken(limits, start):
         return f'it took {has:,.0f} MB of memory, and its limit is {limits.megabytes:,.0f} MB'
     return ''
 
+# %% ../../nbs/70a_bench.workers.ipynb #17318165
 _GRACE = 10. # Seconds after which a process that does not come to look at its limit is ended all the same
 _OVER = 3 # Its exit status
 
@@ -139,6 +141,7 @@ def read_amounts(
     seconds = None if time is None else _amount(time, _TIMES, 'the time limit', '90s, 30m or 2h')
     return Limits(seconds, None if memory is None else _amount(memory, _SIZES, 'the memory limit', '500MB or 8GB'))
 
+# %% ../../nbs/70a_bench.workers.ipynb #584bd6b2
 def read_limits(
     time:str=None, # As `read_amounts` takes it
     memory:str=None, # As `read_amounts` takes it
@@ -164,6 +167,7 @@ class Killed(NamedTuple):
     def fault(self) -> str: # A clause
         return self.why or 'the worker process was killed; it may need more memory than there is'
 
+# %% ../../nbs/70a_bench.workers.ipynb #0032ebbe
 class _Call(NamedTuple):
     "What a worker does."
     do:object # A function of an item, which another process can import
@@ -206,6 +210,7 @@ class _Slot:
         if self.pool is not None: self.pool.shutdown(wait=True, kill_workers=True)
         self.pool = None
 
+# %% ../../nbs/70a_bench.workers.ipynb #ae6c1cd1
 _SLOTS = {} # Number and environment -> slot
 
 def end_workers():
@@ -213,6 +218,7 @@ def end_workers():
     for slot in _SLOTS.values(): slot.end()
     _SLOTS.clear()
 
+# %% ../../nbs/70a_bench.workers.ipynb #8deaa53f
 class _Loky:
     "Calls go to processes on this machine."
     def __init__(self,
@@ -250,7 +256,8 @@ class _Ray:
     "Calls go to a Ray cluster."
     def __init__(self, workers):
         import ray
-        self.ray, there = ray, {} if workers.address else dict(num_cpus=workers.jobs, num_gpus=workers.gpus)
+        self.ray = ray
+        there = {} if workers.address else dict(num_cpus=workers.jobs, num_gpus=workers.gpus)
         with _deaf():
             ray.init(address=workers.address, include_dashboard=None if workers.address else False, log_to_driver=False,
                      logging_level='error', **there)
@@ -267,6 +274,7 @@ class _Ray:
 
     def close(self): self.ray.shutdown()
 
+# %% ../../nbs/70a_bench.workers.ipynb #b6c542d1
 class _Dask:
     "Calls go to a Dask cluster."
     def __init__(self, workers):
@@ -334,8 +342,6 @@ def _envs(
     return [{'CUDA_VISIBLE_DEVICES': name} for name in gpus for _ in range(runs_per_gpu)]
 
 # %% ../../nbs/70a_bench.workers.ipynb #20009201
-_ENGINES = dict(ray=_Ray, dask=_Dask)
-
 def _see_that_it_answers(
     address:str, # host:port, with or without a scheme; anything else is left to the engine
 ):
@@ -343,6 +349,7 @@ def _see_that_it_answers(
     found = re.fullmatch(r'(?:\w+://)?([^/:]+):(\d+)', address)
     if found: socket.create_connection((found[1], int(found[2])), timeout=_PATIENCE).close()
 
+# %% ../../nbs/70a_bench.workers.ipynb #8bc7f93e
 def _connected(make, workers):
     "An engine of a cluster; raises InputError where it is not installed, or cannot be reached."
     try:
@@ -356,6 +363,9 @@ def _connected(make, workers):
         said = ' '.join(str(e).split())[:200]
         fault = f'no {workers.backend} cluster answers at {workers.address} ({said})'
         raise InputError(f'{fault}; see that it runs') from None
+
+# %% ../../nbs/70a_bench.workers.ipynb #e97f71c4
+_ENGINES = dict(ray=_Ray, dask=_Dask)
 
 @patch
 def _ready(self:Workers):
@@ -374,6 +384,14 @@ def close(self:Workers):
     self.engine = None
 
 # %% ../../nbs/70a_bench.workers.ipynb #1fd15c6a
+def _with_word(value, word):
+    "What came of an item, and where it was killed, why."
+    if not isinstance(value, Killed) or not word.is_file(): return value
+    why = word.read_text(encoding='utf-8')
+    remove(word)
+    return Killed(why)
+
+# %% ../../nbs/70a_bench.workers.ipynb #f98161e2
 @patch
 def each(self:Workers,
     do, # A function of an item, which another process can import
@@ -391,15 +409,9 @@ def each(self:Workers,
             call = self.busy.pop(answer)
             yield call.item, _with_word(engine.value(answer), call.word)
 
+# %% ../../nbs/70a_bench.workers.ipynb #acde1878
 @patch
 def alone(self:Workers) -> Workers:
     "The same for one item at a time, in a process that it does not share with anything."
     if self.backend != 'loky': return self
     return Workers(1, gpus=min(1, self.gpus), limits=self.limits, words=self.words, apart=True)
-
-def _with_word(value, word):
-    "What came of an item, and where it was killed, why."
-    if not isinstance(value, Killed) or not word.is_file(): return value
-    why = word.read_text(encoding='utf-8')
-    remove(word)
-    return Killed(why)
