@@ -6,7 +6,8 @@
 __all__ = ['LISTED', 'NO_ROOM', 'LONGEST', 'NO_LOCKS', 'LARGE', 'one_blas_thread', 'InputError', 'nearest', 'Registry', 'digest',
            'seed_of', 'rng', 'file_sha256', 'os_fault', 'file_name_fault', 'this_machine', 'part_name', 'is_part',
            'has_ended', 'writing_to', 'remove', 'sweep_parts', 'place_of', 'atomic_path', 'Lock', 'leave_files',
-           'release_memory', 'room_for', 'device', 'seed_torch', 'keep_kernels', 'share_out', 'BlasHold', 'progress']
+           'release_memory', 'room_for', 'passes', 'device', 'seed_torch', 'keep_kernels', 'share_out', 'BlasHold',
+           'progress']
 
 # %% ../nbs/00_core.ipynb #5bcc8b13
 import ctypes, difflib, errno, hashlib, json, mmap, os, re, shutil, socket, stat, sys, tempfile, time, uuid, weakref
@@ -386,6 +387,17 @@ def room_for(
     except OSError: return np.empty(n, dtype) # no folder for it, or no room there
     _ROOMS.add(room)
     return np.frombuffer(room, dtype)
+
+# %% ../nbs/00_core.ipynb #874b9bc6
+def passes(
+    n:int, # Things that are passed over
+    each:int, # Of them at a time, where arrays lie in files
+): # Yields slices
+    "Slices of `n` things, after each of which files are left; nothing is left for a single thing."
+    size = each if _ROOMS else max(n, 1)
+    for first in range(0, n, size):
+        yield slice(first, min(first + size, n))
+        if n > 1: leave_files()
 
 # %% ../nbs/00_core.ipynb #c1dc3a79
 def device() -> str: # As torch names it

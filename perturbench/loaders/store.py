@@ -23,7 +23,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 from scipy import sparse
-from ..core import InputError, atomic_path, leave_files, nearest, progress, share_out
+from ..core import InputError, atomic_path, nearest, passes, progress, share_out
 from ..data.features import cell_embeddings
 from ..data.blocks import canonical, place_rows, reserve
 from ..data.screen import Design, Screen
@@ -163,7 +163,7 @@ def _group_sums(first, end, indptr, indices, values, rows, ptr, out):
         for i in range(ptr[g], ptr[g + 1]):
             for k in range(indptr[rows[i]], indptr[rows[i] + 1]): total[np.uint32(indices[k])] += values[k]
 
-PASSED = 64 # Groups after which memory that cells were read into is handed back
+PASSED = 16 # Groups after which memory that cells were read into is handed back
 
 def group_sums(
     indptr, # int64, cells + 1: where the non-zeros of each cell start
@@ -174,10 +174,9 @@ def group_sums(
     out, # float64, groups x genes: overwritten
 ):
     "Write the sum of each group of cells into `out`."
-    for first in range(0, len(out), PASSED):
-        some = slice(first, first + PASSED)
-        share_out(_group_sums, len(out[some]), indptr, indices, values, rows, ptr[first:first + PASSED + 1], out[some])
-        leave_files()
+    for some in passes(len(out), PASSED):
+        ends = ptr[some.start:some.stop + 1]
+        share_out(_group_sums, len(ends) - 1, indptr, indices, values, rows, ends, out[some])
 
 # %% ../../nbs/20_loaders.store.ipynb #7b416271
 _TYPES = dict(indptr=np.int64, indices=np.int32, values=np.float32, codes=np.int32, order=np.int64, cells=None,

@@ -13,7 +13,7 @@ import torch
 from fastcore.basics import patch
 from numba import njit
 from scipy import sparse
-from ..core import InputError, leave_files
+from ..core import InputError, passes
 from .base import MODELS, ModelInfo, PerturbationModel
 
 # %% ../../nbs/32_models.baselines.ipynb #d52b9cd2
@@ -209,10 +209,8 @@ def within_variance(
     store = cells.store
     sums = np.zeros((n_groups, means.shape[1]))
     there = np.flatnonzero(cells.n)
-    for first in range(0, len(cells.rows), _PASSED):
-        some = slice(first, first + _PASSED)
+    for some in passes(len(cells.rows), _PASSED):
         _add_squares(store.indptr, store.indices, store.values, cells.rows[some], groups[cells.codes[some]], sums)
-        leave_files()
     for c in there: sums[groups[c]] -= cells.n[c]*means[c]**2
     free = np.bincount(groups[there], cells.n[there] - 1, n_groups)
     return pooled(np.maximum(sums, 0), free)
