@@ -18,7 +18,7 @@ from numba import njit
 from scipy import sparse
 from ..core import InputError, passes, share_out
 from ..data.texts import read_text
-from ..loaders.store import PASSED, prefetch
+from ..loaders.store import prefetch
 
 # %% ../../nbs/50_metrics.effects.ipynb #e1ae2eb8
 _NEAR = 16 # Size of a value up to which the series is used
@@ -158,8 +158,7 @@ def _sums(matrix, codes, n_groups, want, rows=None):
     sums = _Sums(*(np.zeros((n_groups, n_genes if name in want else 0)) for name in _Sums._fields))
     cells = (np.ascontiguousarray(matrix),) if packed is None else (packed.indptr, packed.indices, packed.values)
     add = _all_dense if packed is None else _all_sparse
-    for some in passes(n_groups, PASSED):
-        ends = groups.ptr[some.start:some.stop + 1]
+    for some, ends in passes(groups.ptr):
         share_out(add, len(ends) - 1, *cells, groups.rows, ends, *(table[some] for table in sums))
     return sums, groups.n
 

@@ -197,8 +197,6 @@ def _add_squares(
         for k in range(indptr[rows[i]], indptr[rows[i] + 1]): total[np.uint32(indices[k])] += np.float64(values[k])**2
 
 # %% ../../nbs/32_models.baselines.ipynb #7d93c3c8
-_PASSED = 2**14 # Cells after which memory that they were read into is handed back
-
 def within_variance(
     cells, # `Cells`
     means, # Their means, conditions x G
@@ -209,7 +207,8 @@ def within_variance(
     store = cells.store
     sums = np.zeros((n_groups, means.shape[1]))
     there = np.flatnonzero(cells.n)
-    for some in passes(len(cells.rows), _PASSED):
+    for _, (start, end) in passes(np.array([0, len(cells.rows)])):
+        some = slice(start, end)
         _add_squares(store.indptr, store.indices, store.values, cells.rows[some], groups[cells.codes[some]], sums)
     for c in there: sums[groups[c]] -= cells.n[c]*means[c]**2
     free = np.bincount(groups[there], cells.n[there] - 1, n_groups)
