@@ -8,12 +8,15 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from numba.core.dispatcher import Dispatcher
 from scipy import sparse, stats
 import perturbench
+from perturbench import core
 from perturbench.core import InputError
 from perturbench.data.screen import Screen
 from perturbench.data.simulate import Parameters, simulate
 from perturbench.loaders.batches import Batches, Matched, entropic_plan
 from perturbench.loaders.disk import DiskBatches, FileStore
 from perturbench.loaders.store import CellStore, upload
+from perturbench.metrics.effects import moments
+from perturbench.models.baselines import within_variance
 
 few = settings(
     max_examples=25, deadline=None, derandomize=True,
@@ -284,6 +287,25 @@ def test_an_embedding_is_that_of_the_cell_that_a_model_reads(strategy, kind, tmp
         kind(cells, features='X_sum')
 
 # Kernels
+
+@pytest.mark.parametrize('n', (1, 7, 500))
+def test_passes_over_files_give_the_same_bits(task, monkeypatch, n):
+    "Where cells lie in files they are read `n` at a time, and groups are cut."
+    cells, design, store = task.cells('train'), task.design, task.store
+    def found():
+        means = cells.means()
+        of_states = moments(store, design.state[store.codes], len(task.conditions.state.unique()))
+        of_one = moments(store, np.zeros(store.n_cells, int), 1)
+        states = design.state.max() + 1
+        return [means, of_states.mean, of_states.var, of_one.linear, of_one.zeros,
+                within_variance(cells, means, design.state, states)]
+    whole = found()
+    left = []
+    monkeypatch.setattr(core, 'PASSED', n)
+    monkeypatch.setattr(core, 'leave_files', lambda: left.append(True))
+    monkeypatch.setattr(core, '_ROOMS', {'a file'})
+    for a, b in zip(found(), whole): np.testing.assert_array_equal(a, b)
+    assert len(left) >= 3*len(cells.rows)//n
 
 def test_no_kernel_starts_threads_of_numba():
     "They take one caller at a time, or set the number of those of PyTorch."
