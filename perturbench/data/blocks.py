@@ -19,6 +19,7 @@ from fastcore.basics import patch
 from numba import get_num_threads, njit
 from scipy import sparse
 from ..core import InputError, writing_to
+from .chunks import read_part
 from .kinds import open_fault
 from .structure import form_faults, matrix_faults, parts_of, sound, stored_faults
 
@@ -71,7 +72,7 @@ def _row_lengths(indices, n_rows):
     "Non-zeros of each row of compressed columns whose row numbers are `indices`."
     lengths = np.zeros(n_rows, np.int64)
     for first in range(0, indices.shape[0], BLOCK):
-        lengths += np.bincount(indices[first:first + BLOCK], minlength=n_rows)
+        lengths += np.bincount(read_part(indices, first, first + BLOCK), minlength=n_rows)
     return lengths
 
 def _by_rows(group, shape):
@@ -86,7 +87,7 @@ def _by_rows(group, shape):
     while first < shape[1]:
         last = max(first + 1, int(np.searchsorted(indptr, indptr[first] + BLOCK, 'right')) - 1)
         a, b = indptr[first], indptr[last]
-        part = (data[a:b], indices[a:b], indptr[first:last + 1] - a)
+        part = (read_part(data, a, b), read_part(indices, a, b), indptr[first:last + 1] - a)
         part = sparse.csc_matrix(part, shape=(shape[0], last - first)).tocsr()
         place_rows(part.indptr, part.indices + np.int32(first), at, np.asarray(columns))
         place_rows(part.indptr, part.data, at, np.asarray(values))
@@ -136,7 +137,7 @@ def canonical(
 
 def _taken(array, a, b):
     "Some of an array in memory or in a file; raises InputError where the file cannot be read."
-    try: return array[a:b]
+    try: return read_part(array, a, b)
     except OSError as e:
         file = getattr(array, 'file', None)
         raise InputError(open_fault(e, 'the file' if file is None else file.filename)) from None
@@ -231,7 +232,7 @@ def __iter__(self:Blocks):
 # %% ../../nbs/08_data.blocks.ipynb #29eafa26
 def _pieces(array):
     "An array in memory or in a file, a piece at a time."
-    for first in range(0, array.shape[0], BLOCK): yield array[first:first + BLOCK]
+    for first in range(0, array.shape[0], BLOCK): yield read_part(array, first, first + BLOCK)
 
 @patch
 def flat(self:Blocks):
@@ -258,7 +259,7 @@ class _Last:
 
     def __getitem__(self, at):
         with self.lock:
-            if at != self.at: self.at, self.piece = at, self.data[at]
+            if at != self.at: self.at, self.piece = at, read_part(self.data, at.start, at.stop)
             return self.piece
 
 @patch

@@ -15,6 +15,7 @@ import numpy as np
 import zarr
 from anndata.abc import CSCDataset, CSRDataset
 from scipy import sparse
+from .chunks import read_part
 
 # %% ../../nbs/07a_data.structure.ipynb #433bbbe9
 def is_array(
@@ -148,7 +149,7 @@ def scan(
     "Look at all column numbers, a piece at a time."
     least, greatest, ascending, last = [], [-1], True, -1
     for first in range(0, indices.shape[0], PIECE):
-        piece = np.asarray(indices[first:first + PIECE])
+        piece = np.asarray(read_part(indices, first, first + PIECE))
         least.append(int(piece.min()))
         greatest.append(int(piece.max()))
         falls = first + 1 + np.flatnonzero(piece[1:] <= piece[:-1])

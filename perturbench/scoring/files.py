@@ -813,11 +813,12 @@ def _score_subjects(evaluation, task_id, files, in_memory):
     def score_large(): return {name: job() for name, job in files.items() if name not in in_memory}
     jobs = {('file', name): files[name] for name in in_memory}
     jobs |= {('reference', name): job for name, job in reference_jobs(evaluation).items()}
+    jobs['large', 'files'] = score_large # Not last, where its tables would be made while nobody else works
     for name, predictions in predicted_baselines(evaluation.task):
         jobs['baseline', name] = partial(scored, evaluation, task_id, name, predictions)
-    *scores, large = side_by_side([*jobs.values(), score_large])
-    def of(kind): return {name: o for (which, name), o in zip(jobs, scores) if which == kind}
-    return Subjects(of('file') | large, of('baseline'), named_references(evaluation, of('reference')))
+    found = dict(zip(jobs, side_by_side([*jobs.values()])))
+    def of(kind): return {name: o for (which, name), o in found.items() if which == kind}
+    return Subjects(of('file') | found['large', 'files'], of('baseline'), named_references(evaluation, of('reference')))
 
 # %% ../../nbs/68_scoring.files.ipynb #b6767979
 def score_all(

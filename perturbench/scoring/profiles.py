@@ -10,6 +10,7 @@ __all__ = ['QUICK', 'PROFILES', 'TABLES', 'REFERENCES', 'MISSING', 'REDRAWN', 'W
            'with_redrawn']
 
 # %% ../../nbs/62_scoring.profiles.ipynb #7af18fea
+from functools import partial
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from ..core import InputError, nearest
 from ..metrics.accuracy import METRICS, ranked, sums_of
 from ..metrics.effects import SMALL, Profiles
 from ..metrics.ranks import BLOCK, DISTANCES, FEW, Pairs, View, alike
+from .collect import side_by_side
 from .measured import GROUPS, HALVES, THIRDS
 from ..tasks import PROTOCOLS
 
@@ -351,8 +353,10 @@ def score_rounds(
     "Scores of profiles, averaged over their rounds."
     plans, tables, columns = {}, [], ['row', 'metric', 'value', 'status', 'n_candidates']
     for m in of_profiles(measured, metrics): plans.setdefault(tuple(rounds(m, halves)), []).append(m.name)
-    for plan, names in plans.items():
-        each = [score_round(measured, names, pred, part) for part in plan]
+    jobs = [partial(score_round, measured, names, pred, part) for plan, names in plans.items() for part in plan]
+    found = iter(side_by_side(jobs, at_rest=True))
+    for plan in plans:
+        each = [next(found) for _ in plan]
         tables.append(each[0].assign(value=np.mean([table.value for table in each], axis=0)))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
 
@@ -369,11 +373,12 @@ def score_redrawn(
     "The scores of `REDRAWN` metrics without each tenth of the held-out controls; missing where these are few."
     names = [m.name for m in of_profiles(measured, metrics) if m.name in REDRAWN]
     if not names: return pd.DataFrame(columns=['row', 'metric', *WITHOUT])
-    found = {}
-    for column, control in zip(WITHOUT, measured.controls_without()):
-        table = score(pred, measured.true().beside(control), measured.group, names, measured.task.protocol)
-        found[column] = table.value
-    return table[['row', 'metric']].assign(**found)
+    def scored_beside(control):
+        return score(pred, measured.true().beside(control), measured.group, names, measured.task.protocol)
+    tables = side_by_side([partial(scored_beside, control) for control in measured.controls_without()],
+                          at_rest=True)
+    values = {column: table.value for column, table in zip(WITHOUT, tables)}
+    return tables[0][['row', 'metric']].assign(**values)
 
 # %% ../../nbs/62_scoring.profiles.ipynb #d979fe3e
 def with_redrawn(

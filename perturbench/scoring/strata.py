@@ -10,7 +10,7 @@ __all__ = ['STRATA', 'BLOCK', 'FEWEST', 'PSEUDOCOUNT', 'CHUNK', 'TERCILES', 'Qua
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
-from ..core import InputError, nearest, one_blas_thread, rng
+from ..core import InputError, leave_files, nearest, one_blas_thread, rng
 from ..loaders.store import fixed, group_sums
 from ..metrics.accuracy import centred_ranks
 from .evaluation import METRICS # with the metrics of all rooms
@@ -240,6 +240,7 @@ def _transcripts(
     for first in range(0, len(rows), CHUNK):
         cells = task.store.dense(rows[first:first + CHUNK]).numpy()[:, genes]
         total += np.expm1(cells.astype(float)).sum(0)
+        leave_files()
     return total/max(len(rows), 1)*task.scale
 
 # %% ../../nbs/66_scoring.strata.ipynb #2fe926d7
