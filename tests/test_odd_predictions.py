@@ -14,7 +14,7 @@ from perturbench.core import InputError
 from perturbench.data.screen import Screen
 from perturbench.metrics.accuracy import METRICS, OWN
 from perturbench.predict import Prediction
-from perturbench.scoring import collect as collecting
+from perturbench.scoring import collect as collecting, profiles
 from perturbench.scoring.asked import file_task
 from perturbench.scoring.cells import MOST, MOST_AXES
 from perturbench.scoring.evaluation import Evaluation, evaluate_task
@@ -328,7 +328,10 @@ def test_neither_the_order_of_cells_nor_that_of_conditions_and_states_matters(ca
     shuffled = [p for s in states for p in (blocks[s][0], *random.sample(blocks[s][1:], len(blocks[s]) - 1))]
     same(by_condition(evaluate_task(case.task, shuffled, names)), only(case.scores, names))
 
-def test_one_thread_and_three_give_the_same_bits(case):
+@pytest.mark.parametrize('small', [profiles.SMALL, 0])
+def test_one_thread_and_three_give_the_same_bits(case, monkeypatch, small):
+    "Also where the rounds of a table are shared out, as those of a large one are."
+    monkeypatch.setattr(profiles, 'SMALL', small)
     cells = dict(case.pred)
     ways = (lambda x: x[:1], lambda x: x[:2], lambda x: np.tile(x[:1], (7, 1)), lambda x: np.tile(x, (9, 1)))
     for c, way in zip(cells, ways): cells[c] = way(cells[c])

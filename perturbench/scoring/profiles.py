@@ -6,8 +6,8 @@
 __all__ = ['QUICK', 'PROFILES', 'TABLES', 'REFERENCES', 'MISSING', 'REDRAWN', 'WITHOUT', 'asked', 'metrics_of', 'Extras',
            'can_be_taken', 'ranks_of', 'arguments', 'blocks_of', 'accuracy_scores', 'reference_of_all', 'Base',
            'bases_of', 'distance_of', 'StatePairs', 'ranks_of_state', 'rank_scores', 'status_of', 'same_values',
-           'in_rows', 'score', 'Round', 'rounds', 'of_profiles', 'score_round', 'score_rounds', 'score_redrawn',
-           'with_redrawn']
+           'in_rows', 'score', 'Round', 'rounds', 'of_profiles', 'score_round', 'results_of', 'score_rounds',
+           'score_redrawn', 'with_redrawn']
 
 # %% ../../nbs/62_scoring.profiles.ipynb #7af18fea
 from functools import partial
@@ -343,6 +343,14 @@ def score_round(measured, names, pred, part):
     return score(pred(part.replicate), measured.true(part.truth), measured.group, names, measured.task.protocol,
                  weights, measured.targets)
 
+# %% ../../nbs/62_scoring.profiles.ipynb #2684c552
+def results_of(
+    jobs, # Functions without arguments
+    measured, # A `Measured`
+) -> list: # What each of them gives
+    "Do jobs side by side where the tables of a task are large, else one after another."
+    return side_by_side(jobs) if measured.true('whole').mean.size > SMALL else [job() for job in jobs]
+
 # %% ../../nbs/62_scoring.profiles.ipynb #e08d1e7e
 def score_rounds(
     measured, # A `Measured`
@@ -354,7 +362,7 @@ def score_rounds(
     plans, tables, columns = {}, [], ['row', 'metric', 'value', 'status', 'n_candidates']
     for m in of_profiles(measured, metrics): plans.setdefault(tuple(rounds(m, halves)), []).append(m.name)
     jobs = [partial(score_round, measured, names, pred, part) for plan, names in plans.items() for part in plan]
-    found = iter(side_by_side(jobs, at_rest=True))
+    found = iter(results_of(jobs, measured))
     for plan in plans:
         each = [next(found) for _ in plan]
         tables.append(each[0].assign(value=np.mean([table.value for table in each], axis=0)))
@@ -375,8 +383,7 @@ def score_redrawn(
     if not names: return pd.DataFrame(columns=['row', 'metric', *WITHOUT])
     def scored_beside(control):
         return score(pred, measured.true().beside(control), measured.group, names, measured.task.protocol)
-    tables = side_by_side([partial(scored_beside, control) for control in measured.controls_without()],
-                          at_rest=True)
+    tables = results_of([partial(scored_beside, control) for control in measured.controls_without()], measured)
     values = {column: table.value for column, table in zip(WITHOUT, tables)}
     return tables[0][['row', 'metric']].assign(**values)
 
