@@ -462,7 +462,7 @@ def _helpers():
 os.register_at_fork(after_in_child=_helpers.cache_clear) # A child has none of them
 
 def share_out(
-    kernel, # Compiled with `nogil=True`; called with the first thing, the one past the last, and `args`
+    kernel, # Takes the first thing, the one past the last, and `args`; lets others work, as with Numba's `nogil=True`
     n:int, # Things to do
     *args,
     least:int=1, # As many of them are worth a thread, which takes a tenth of a millisecond to wake
