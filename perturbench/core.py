@@ -358,11 +358,20 @@ class Lock:
         finally: self.file.close()
 
 # %% ../nbs/00_core.ipynb #e7fc6179
-_ROOMS = weakref.WeakSet() # Files that arrays lie in
+_ROOMS = set() # Weak references to the files that arrays lie in; a `WeakSet` would run Python when one goes, and an
+# interrupt that comes then is lost
+
+def _rooms():
+    "The files that arrays lie in."
+    alive = []
+    for reference in list(_ROOMS):
+        if (room := reference()) is not None: alive.append(room)
+        else: _ROOMS.discard(reference)
+    return alive
 
 def leave_files():
     "Hand back the memory that arrays in files (`room_for`) were read into; it is read again where it is needed."
-    for room in list(_ROOMS): room.madvise(mmap.MADV_DONTNEED)
+    for room in _rooms(): room.madvise(mmap.MADV_DONTNEED)
 
 def release_memory():
     "Hand memory that is free back to the system, where the C library can be asked to, and leave files."
@@ -385,7 +394,7 @@ def room_for(
             os.posix_fallocate(f.fileno(), 0, size)
             room = mmap.mmap(f.fileno(), size)
     except OSError: return np.empty(n, dtype) # no folder for it, or no room there
-    _ROOMS.add(room)
+    _ROOMS.add(weakref.ref(room))
     return np.frombuffer(room, dtype)
 
 # %% ../nbs/00_core.ipynb #874b9bc6
@@ -396,7 +405,7 @@ def passes(
 ): # Yields a slice of the groups, and where each of these starts and the last one ends, cut to the cells of a pass
     "The cells of all groups, in passes after which files are left; one pass where nothing lies in a file."
     n = int(ptr[-1])
-    size = PASSED if _ROOMS else max(n, 1)
+    size = PASSED if _rooms() else max(n, 1)
     for first in range(0, n, size):
         last = min(first + size, n)
         groups = slice(int(np.searchsorted(ptr, first, 'right')) - 1, int(np.searchsorted(ptr, last)))

@@ -1,5 +1,5 @@
 "A store holds what scipy holds, and batches visit it fairly: any matrix, any sizes, from memory or from disk."
-import os, subprocess, sys
+import os, subprocess, sys, weakref
 from copy import copy
 from importlib import import_module
 from pkgutil import walk_packages
@@ -303,9 +303,18 @@ def test_passes_over_files_give_the_same_bits(task, monkeypatch, n):
     left = []
     monkeypatch.setattr(core, 'PASSED', n)
     monkeypatch.setattr(core, 'leave_files', lambda: left.append(True))
-    monkeypatch.setattr(core, '_ROOMS', {'a file'})
+    monkeypatch.setattr(core, '_rooms', lambda: ['a file'])
     for a, b in zip(found(), whole): np.testing.assert_array_equal(a, b)
     assert len(left) >= 3*len(cells.rows)//n
+
+def test_no_python_runs_where_a_file_is_let_go(monkeypatch):
+    "An interrupt that came in a callback would be lost."
+    monkeypatch.setattr(core, 'LARGE', 1)
+    held = core.room_for(10, np.int8)
+    for room in core._rooms():
+        assert weakref.getweakrefs(room)
+        assert all(reference.__callback__ is None for reference in weakref.getweakrefs(room))
+    assert len(held) == 10
 
 def test_no_kernel_starts_threads_of_numba():
     "They take one caller at a time, or set the number of those of PyTorch."
