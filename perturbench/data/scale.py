@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from fastcore.basics import patch
 from scipy import sparse
-from .blocks import Blocks
+from .blocks import Blocks, expm1
 
 # %% ../../nbs/09a_data.scale.ipynb #ef925fb1
 def _spread(n, n_rows=1000):
@@ -37,8 +37,6 @@ def looks_like_counts(
     return _whole_numbers(X[_spread(X.shape[0], n_rows)].data)
 
 # %% ../../nbs/09a_data.scale.ipynb #5697c932
-def _expm1(x): return np.expm1(np.minimum(x, 300.))
-
 DO = dict(
     log=np.log1p,
     twice=lambda v: np.log1p(np.log1p(v)),
@@ -47,10 +45,10 @@ DO = dict(
     root=np.sqrt,
     none=lambda v: v)
 UNDO = dict(
-    log=_expm1,
-    twice=lambda x: _expm1(_expm1(x)),
-    log2=lambda x: _expm1(x*np.log(2)),
-    log10=lambda x: _expm1(x*np.log(10)),
+    log=expm1,
+    twice=lambda x: expm1(expm1(x)),
+    log2=lambda x: expm1(x*np.log(2)),
+    log10=lambda x: expm1(x*np.log(10)),
     root=np.square,
     none=lambda x: x)
 WORDS = dict(log='log1p', twice='log1p taken twice', log2='the logarithm to the base 2',
@@ -98,8 +96,8 @@ TOO_LARGE = 12 # Of log1p of whole numbers: of larger ones nothing shows whether
 def _numbers(block):
     "The fields of a `Scale` that have an entry a cell."
     values, detected = block.data.astype(np.float64), np.diff(block.indptr)
-    linear = _expm1(values)
-    known = dict(log=lambda _: linear, twice=lambda _: _expm1(linear)) # Each exponential is taken once
+    linear = expm1(values)
+    known = dict(log=lambda _: linear, twice=lambda _: expm1(linear)) # Each exponential is taken once
     sums = {kind: _by_row(block, known.get(kind, undo)(values), np.add) for kind, undo in UNDO.items()}
     largest = _by_row(block, values, np.maximum)
     whole = _are_whole(block, values, 0) & (largest >= 2)
@@ -372,7 +370,7 @@ class Side(NamedTuple):
     @classmethod
     def of(cls, X, weight):
         "The cells `X`."
-        total = float(np.median(_row_sums(_changed(X, _expm1))))
+        total = float(np.median(_row_sums(_changed(X, expm1))))
         return cls(X, weight, weight @ X, total, weight @ np.diff(X.indptr)/X.shape[1])
 
 # %% ../../nbs/09a_data.scale.ipynb #44685ef5
@@ -432,7 +430,7 @@ def hypotheses(
     smooth:bool, # Whether theirs may be smoothed
 ) -> Hypotheses:
     "How well each scale explains the file."
-    linear = _changed(truth.X, _expm1)
+    linear = _changed(truth.X, expm1)
     fit = partial(fitted, theirs.profile, linear, truth.weight, smooth=smooth)
     rough = fit('log', _beyond(10**np.arange(-6, 6.01, .34))).factor
     others = [fit('log', _beyond(rough*np.exp(np.linspace(-.4, .4, 17))))]
@@ -454,11 +452,11 @@ def _agrees(fit, theirs, truth, smooth):
     "Whether the sums of cells are those of the scale of `fit`."
     if fit.kind in ('none', 'root'):
         own = _cv(_row_sums(_changed(theirs.X, UNDO[fit.kind])))
-        measured = _cv(_row_sums(_changed(truth.X, _expm1)))
+        measured = _cv(_row_sums(_changed(truth.X, expm1)))
         return own <= max(2*measured, .6)
-    cells = _changed(truth.X, lambda x: DO[fit.kind](fit.factor*_expm1(x)))
-    high = float(np.median(_row_sums(_changed(cells, _expm1))))
-    low = min(high, _expm1(truth.weight @ cells).sum()) if smooth else high
+    cells = _changed(truth.X, lambda x: DO[fit.kind](fit.factor*expm1(x)))
+    high = float(np.median(_row_sums(_changed(cells, expm1))))
+    low = min(high, expm1(truth.weight @ cells).sum()) if smooth else high
     return low/SLACK <= theirs.total <= high*SLACK
 
 # %% ../../nbs/09a_data.scale.ipynb #0f4f2106
@@ -472,7 +470,7 @@ def rival_scale(
     others:list, # The `Fit` of each other scale
 ) -> Fit: # None where the file lies at an end
     "Another scale that explains smoothed cells at least as well as that of the truth."
-    own = fitted(theirs.profile, _changed(truth.X, _expm1), truth.weight, 'log', [1.])
+    own = fitted(theirs.profile, _changed(truth.X, expm1), truth.weight, 'log', [1.])
     alike = abs(np.log(theirs.total/max(truth.total, 1e-12))) < .1
     if abs(own.place) < ENDS or abs(own.place - 1) < (NEAR_MEANS if alike else ENDS): return None
     as_well = [fit for fit in others if fit.error <= own.error and fit.shape >= LEAST_SHAPE]
@@ -569,7 +567,7 @@ def exact_factor(
     "The factor between the target sums of two files, where all cells of both have theirs exactly."
     own, measured = _exact(theirs.X), _exact(truth.X)
     if not len(own) == len(measured) == 1: return None
-    fit = fitted(theirs.profile, _changed(truth.X, _expm1), truth.weight, 'log', [own[0]/measured[0]])
+    fit = fitted(theirs.profile, _changed(truth.X, expm1), truth.weight, 'log', [own[0]/measured[0]])
     return fit if fit.error <= min(.6, max(1.1*same.error, .02)) else None
 
 # %% ../../nbs/09a_data.scale.ipynb #1622e24b

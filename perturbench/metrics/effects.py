@@ -9,7 +9,6 @@ __all__ = ['MOMENTS', 'SMALL', 'pseudobulk', 'Moments', 'moments', 'log_fold_cha
 # %% ../../nbs/50_metrics.effects.ipynb #7e6ba209
 from collections import Counter
 from dataclasses import dataclass, field
-from math import factorial
 from typing import NamedTuple
 import numpy as np
 import torch
@@ -17,30 +16,9 @@ from fastcore.basics import patch
 from numba import njit
 from scipy import sparse
 from ..core import InputError, passes, share_out
+from ..data.blocks import put_expm1
 from ..data.texts import read_text
 from ..loaders.store import prefetch
-
-# %% ../../nbs/50_metrics.effects.ipynb #e1ae2eb8
-_NEAR = 16 # Size of a value up to which the series is used
-_DOUBLINGS = 6 # From x/64 to x
-_TERMS = tuple(1/factorial(n) for n in range(11, 0, -1)) # Of the series, the last one first
-
-@njit(cache=True, nogil=True)
-def _expm1(values, out):
-    "Write exp(values) - 1, in float64, to the start of `out`."
-    n_far = 0
-    for j in range(len(values)):
-        x = np.float64(values[j])
-        part, total = x/2**_DOUBLINGS, 0.
-        for term in _TERMS: total = total*part + term
-        total *= part
-        for _ in range(_DOUBLINGS): total *= total + 2
-        out[j] = total
-        n_far += not abs(x) <= _NEAR
-    if not n_far: return
-    for j in range(len(values)):
-        x = np.float64(values[j])
-        if not abs(x) <= _NEAR: out[j] = np.expm1(x)
 
 # %% ../../nbs/50_metrics.effects.ipynb #417f8562
 @njit(cache=True, nogil=True)
@@ -57,7 +35,7 @@ def _add_dense(
         for j in range(len(square)): square[j] += np.float64(x[j])**2
         for j in range(len(seen)): seen[j] += x[j] != 0
         if not len(linear): continue
-        _expm1(x, raised)
+        put_expm1(x, raised)
         for j in range(len(linear)): linear[j] += raised[j]
 
 # %% ../../nbs/50_metrics.effects.ipynb #1d30adc3
@@ -81,7 +59,7 @@ def _add_sparse(
             if len(square): square[j] += x*x
             if len(seen): seen[j] += x != 0
         if not len(linear): continue
-        _expm1(values[start:stop], raised)
+        put_expm1(values[start:stop], raised)
         for k in range(start, stop): linear[np.uint32(indices[k])] += raised[k - start]
 
 # %% ../../nbs/50_metrics.effects.ipynb #75dec22a

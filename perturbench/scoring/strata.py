@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from ..core import InputError, leave_files, nearest, one_blas_thread, rng
+from ..data.blocks import expm1
 from ..loaders.store import fixed, group_sums
 from ..metrics.accuracy import centred_ranks
 from .evaluation import METRICS # with the metrics of all rooms
@@ -239,7 +240,7 @@ def _transcripts(
     total = np.zeros(len(genes))
     for first in range(0, len(rows), CHUNK):
         cells = task.store.dense(rows[first:first + CHUNK]).numpy()[:, genes]
-        total += np.expm1(cells.astype(float)).sum(0)
+        total += expm1(cells).sum(0)
         leave_files()
     return total/max(len(rows), 1)*task.scale
 
