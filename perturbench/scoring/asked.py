@@ -408,14 +408,15 @@ def rows_in_order(
     start = np.empty(len(order), np.int64)
     start[order] = np.r_[0, ends[:-1]]
     starts = np.split(start, np.cumsum([len(o) - 1 for o in indptr])[:-1])
-    totals = np.concatenate([np.asarray(layers[-1].sum(1, dtype=np.float64)).ravel() for layers in parts])
     out = {'indptr': np.r_[0, ends]}
+    if len(parts[0]) > 1: # Counts
+        out['library'] = np.concatenate([np.asarray(X.sum(1, dtype=np.float64)).ravel() for _, X in parts])[order]
     for name, arrays in arrays_of(parts).items():
         out[name] = room_for(ends[-1], np.int32 if name == 'indices' else np.float32)
         for before, at in zip(indptr, starts):
             release_memory()
             place_rows(before, arrays.pop(0), at, out[name])
-    return out | (dict(library=totals[order]) if 'counts' in out else {})
+    return out
 
 # %% ../../nbs/67_scoring.asked.ipynb #a723e7b9
 def store_of(
