@@ -97,7 +97,7 @@ def _by_rows(group, shape):
     return CompressedRows(starts, columns[:n], values[:n], shape)
 
 # %% ../../nbs/08_data.blocks.ipynb #50edb415
-_EXAMINED = weakref.WeakSet() # Matrices in files that have no faults
+_EXAMINED = set() # Weak references to matrices in files that have no faults; of a `WeakSet` see `_ROOMS` of `core`
 
 def examine(
     X, # A matrix in memory or in a file
@@ -105,11 +105,11 @@ def examine(
 ):
     "Raise InputError where the parts of `X` do not fit one another."
     is_stored = isinstance(X, (CSRDataset, CSCDataset))
-    if is_stored: faults = [] if X in _EXAMINED else stored_faults(X.group, X.shape, 'the matrix')
+    if is_stored: faults = [] if weakref.ref(X) in _EXAMINED else stored_faults(X.group, X.shape, 'the matrix')
     elif whole or getattr(X, 'format', '') != 'csr': faults = matrix_faults(X, what='the matrix')
     else: faults = form_faults(parts_of(X), X.shape, 'the matrix')
     if faults: raise InputError('; '.join(faults) + '; write or download it again')
-    if is_stored: _EXAMINED.add(X)
+    if is_stored: _EXAMINED.add(weakref.ref(X))
 
 # %% ../../nbs/08_data.blocks.ipynb #d9805887
 def _source(X):
