@@ -10,6 +10,7 @@ __all__ = ['AXIS', 'MANY_CALLS', 'UNITS', 'LOADER', 'GENES', 'MOST_CONDITIONS', 
 
 # %% ../../nbs/73d_bench.page.ipynb #d6df7ea8
 import json
+from functools import cache
 from importlib.resources import files
 from math import isfinite
 from typing import NamedTuple
@@ -355,15 +356,20 @@ def breakable(
     return Markup('_<wbr>').join(str(name).split('_'))
 
 # %% ../../nbs/73d_bench.page.ipynb #515ea534
+@cache
+def _template():
+    "What the page is made from, translated once."
+    from jinja2 import Environment
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(_lines_of(files('perturbench.bench').joinpath('page.html')))
+
 def render(
     **variables, # Of the template
 ) -> str: # HTML
     "The page."
-    from jinja2 import Environment
     from markupsafe import Markup
-    template, script = (_lines_of(files('perturbench.bench').joinpath(name)) for name in ('page.html', 'page.js'))
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    script = Markup(_lines_of(files('perturbench.bench').joinpath('page.js')))
     questions = list(QUESTIONS.values())
     titles = [*(question.title for question in questions), 'Seconds', 'Memory, MB', 'Parameters']
-    return environment.from_string(template).render(questions=questions, titles=titles, percent=percent,
-                                                    breakable=breakable, script=Markup(script), **variables)
+    return _template().render(questions=questions, titles=titles, percent=percent, breakable=breakable, script=script,
+                              **variables)
